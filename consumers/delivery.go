@@ -1,0 +1,144 @@
+package consumers
+
+import (
+	"context"
+	"strconv"
+	"time"
+
+	"github.com/idemq/idemq/idem"
+)
+
+// Message is what the engine reads of a message. Its methods return the same at
+// every call.
+type Message interface {
+	// Header returns the values of a header, its name matched without regard to
+	// case; nil where the message has none. A header without a value is one empty
+	// string.
+	Header(name string) []string
+	// Body returns the payload. It must not be changed.
+	Body() []byte
+	// Coordinates names this message among all that its broker ever had, the
+	// broker's timestamp included: a topic that was deleted and made again has the
+	// same offsets. Nil where the broker gives none.
+	Coordinates() []string
+	// ID returns the broker's optional message id, which a producer may repeat.
+	ID() string
+	// Time returns when the message was made, by its producer's or its broker's
+	// clock; zero where it has no timestamp.
+	Time() time.Time
+	// String says which message this is, for people: topic, partition and offset.
+	String() string
+}
+
+// Delivery is one message in this consumer's hands: what an adapter gives the
+// engine. The engine calls Handle from one goroutine at a time, and settles a
+// delivery once at most. Settling verbs that fail are reported and not repeated,
+// but for DeadLetter: the broker delivers again, and the token is known by then.
+type Delivery interface {
+	Message
+
+	// Handle calls the user's handler with the broker's own message.
+	Handle(ctx context.Context) error
+	// Ack tells the broker never to deliver this message again. Kafka: mark its
+	// offset.
+	Ack(ctx context.Context) error
+	// Terminate is Ack for a message that was dead-lettered.
+	Terminate(ctx context.Context) error
+	// Redeliver asks the broker to deliver the message again after a while. It is
+	// called only where Broker.Redelivers, and at drain.
+	Redeliver(ctx context.Context, after time.Duration) error
+	// DeadLetter hands a copy to the dead-letter destination and returns nil only
+	// after the destination confirmed it. It is called only where
+	// Broker.DeadLetters.
+	DeadLetter(ctx context.Context, l Letter) error
+	// Extend tells the broker that the message is still being worked on. It is
+	// called each Broker.ExtendEvery from the moment the engine has the delivery
+	// until it is settled, also while Handle runs.
+	Extend(ctx context.Context) error
+	// Final reports whether the broker will never deliver this message again,
+	// whatever becomes of this delivery.
+	Final() bool
+}
+
+// Broker describes a broker, and one consumer of it, to the engine.
+type Broker struct {
+	// Workers is how many handlers of one lane run at a time; zero is one, in order.
+	Workers int
+	// ExtendEvery is how often Delivery.Extend is called; zero is never.
+	ExtendEvery time.Duration
+	// Redelivers says that failed messages go back to the broker for their backoff,
+	// instead of being retried in place. Only where order does not matter.
+	Redelivers bool
+	// DeadLetters says that there is a dead-letter destination.
+	DeadLetters bool
+	// FewDeliveries says that the broker drops a message after a number of
+	// deliveries: then no message is held before it can be started.
+	FewDeliveries bool
+	// MaxHeld bounds the deliveries that the engine holds in all; zero is a
+	// number that fits how far it works ahead.
+	MaxHeld int
+}
+
+// Letter is what a dead-letter copy says besides the message.
+type Letter struct {
+	Token   string // empty where the message has none that is valid
+	Group   string
+	Reason  string // a short constant of package consumers
+	Err     error  // what happened
+	Attempt int    // starts so far; zero where the message was never claimed
+	Redrive int    // for the header idem.RedriveHeader
+}
+
+// Reasons of dead-lettering.
+const (
+	ReasonBudget    = "budget spent"
+	ReasonPermanent = "permanent error"
+	ReasonUnknown   = "unknown token"
+	ReasonConflict  = "token conflict"
+	ReasonToken     = "bad token"
+	ReasonRecord    = "unreadable record"
+	ReasonStale     = "stale"
+	ReasonFailed    = "failed at most once"
+	ReasonFinal     = "last delivery"
+)
+
+// Headers of a dead-letter copy, besides the token's and idem.RedriveHeader.
+const (
+	HeaderReason  = "Idempotency-Dead-Reason"
+	HeaderError   = "Idempotency-Dead-Error"
+	HeaderAttempt = "Idempotency-Dead-Attempt"
+	HeaderGroup   = "Idempotency-Dead-Group"
+	HeaderSource  = "Idempotency-Dead-Source"
+)
+
+const maxErrorLen = 1024
+
+// Headers returns the headers to set on the copy of a message that came from
+// source, in order. Values are printable ASCII, but for the token.
+func (l Letter) Headers(source string) [][2]string {
+	h := make([][2]string, 0, 8)
+	if l.Token != "" {
+		h = append(h, [2]string{idem.Header, l.Token})
+	}
+	h = append(h,
+		[2]string{idem.RedriveHeader, strconv.Itoa(l.Redrive)},
+		[2]string{HeaderReason, l.Reason},
+		[2]string{HeaderAttempt, strconv.Itoa(l.Attempt)},
+		[2]string{HeaderGroup, printable(l.Group)},
+		[2]string{HeaderSource, printable(source)},
+	)
+	if l.Err != nil {
+		h = append(h, [2]string{HeaderError, printable(l.Err.Error())})
+	}
+	return h
+}
+
+// printable keeps a header value on one line and within a sane length.
+func printable(s string) string {
+	q := strconv.QuoteToASCII(s)
+	q = q[1 : len(q)-1]
+	if len(q) > maxErrorLen {
+		q = q[:maxErrorLen] + "..."
+	}
+	return q
+}

@@ -1,0 +1,349 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/idemq/idemq/idem"
+)
+
+// drainGrace is how long, after the drain timeout, handlers whose contexts were
+// cancelled have to return, and completions to be recorded.
+const drainGrace = 2 * time.Second
+
+// ErrHandlerTimeout is the cause of a handler's context after HandlerTimeout.
+var ErrHandlerTimeout = errors.New("handler timeout")
+
+// ErrDraining is the cause of a handler's context that outlived the drain timeout.
+var ErrDraining = errors.New("consumer is shutting down")
+
+// Engine turns deliveries into settlements. An adapter makes one per consumer,
+// gives it deliveries in lanes, and translates the settling verbs.
+type Engine struct {
+	guard  *idem.Guard
+	broker Broker
+	policy Policy
+	gate   *gate
+
+	mu      sync.Mutex
+	held    map[*entry]struct{} // from Add to settlement
+	lanes   map[*Lane]struct{}
+	changed chan struct{} // closed when held shrinks
+	failure error
+	fail    context.CancelCauseFunc // starts the drain; set by Run
+	ph      *phases
+}
+
+// New makes an engine for one consumer of one broker. The guard must have a group
+// and a store.
+func New(g *idem.Guard, b Broker, p Policy) (*Engine, error) {
+	if g == nil {
+		return nil, errors.New("the guard is nil: make one with idem.New")
+	}
+	if err := g.Err(); err != nil {
+		return nil, err
+	}
+	s := g.Settings()
+	if s.Store == nil {
+		return nil, idem.ErrRedisNotEnabled
+	}
+	if s.Group == "" {
+		return nil, idem.ErrNoGroup
+	}
+	b.Workers = max(b.Workers, 1)
+	if p.atMostOnce || p.budget == 1 || b.FewDeliveries {
+		p.ahead = 1 // none
+	}
+	e := &Engine{
+		guard: g, broker: b, policy: p,
+		held: make(map[*entry]struct{}), lanes: make(map[*Lane]struct{}), changed: make(chan struct{}),
+	}
+	e.gate = newGate(e.wakeLanes)
+	return e, nil
+}
+
+// Guard returns the guard that the engine claims with.
+func (e *Engine) Guard() *idem.Guard { return e.guard }
+
+// maxHeld bounds the deliveries that are held in all.
+func (e *Engine) maxHeld() int {
+	switch {
+	case e.broker.FewDeliveries:
+		return e.broker.Workers
+	case e.broker.MaxHeld > 0:
+		return e.broker.MaxHeld
+	case e.policy.ahead > 0:
+		return e.broker.Workers + 2*(e.policy.ahead-1) + 1
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	window := 1
+	for l := range e.lanes {
+		window = max(window, l.window())
+	}
+	return e.broker.Workers + 2*window
+}
+
+// phases are the contexts of a consumer's life and end. All carry the values of
+// the context that it was run with.
+type phases struct {
+	run   context.Context // ends when the drain begins
+	ask   context.Context // ends one try later: claims without an answer are given up
+	hard  context.Context // ends after the drain timeout: handlers are cancelled
+	final context.Context // ends a little later: nothing is recorded or settled any more
+}
+
+// newPhases begins the drain at the end of ctx.
+func (e *Engine) newPhases(ctx context.Context) (*phases, func()) {
+	var ph phases
+	var ends [3]context.CancelCauseFunc
+	ph.run = ctx
+	base := context.WithoutCancel(ctx)
+	ph.ask, ends[0] = context.WithCancelCause(base)
+	ph.hard, ends[1] = context.WithCancelCause(base)
+	ph.final, ends[2] = context.WithCancelCause(base)
+	drain := e.policy.drainTimeout
+	after := [3]time.Duration{min(e.guard.Settings().Lease/3, drain), drain, drain + drainGrace}
+	var mu sync.Mutex
+	var timers []*time.Timer
+	over := false
+	stop := context.AfterFunc(ctx, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if over {
+			return
+		}
+		for i, d := range after {
+			timers = append(timers, time.AfterFunc(d, func() { ends[i](ErrDraining) }))
+		}
+	})
+	return &ph, func() {
+		stop()
+		mu.Lock()
+		defer mu.Unlock()
+		over = true
+		for _, t := range timers {
+			t.Stop()
+		}
+		for _, end := range ends {
+			end(ErrDraining)
+		}
+	}
+}
+
+// Run calls fetch, which gets deliveries from the broker and adds them to lanes
+// until its context ends, and handles them until ctx ends, fetch returns, or
+// something happens that no message may be skipped for. Then it drains: handlers
+// that have started get the drain timeout, claims that were not started are given
+// back, completions are recorded, and what is held and not handled goes back to the
+// broker. It returns nil after the end of ctx; an error says what stopped it, or
+// which handlers did not return: they keep their claims, which are renewed no more.
+//
+// Run may be called once.
+func (e *Engine) Run(ctx context.Context, fetch func(ctx context.Context) error) error {
+	run, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	ph, end := e.newPhases(run)
+	defer end()
+	e.mu.Lock()
+	if e.ph != nil {
+		e.mu.Unlock()
+		return errors.New("consumer: Run was called twice: make a new consumer")
+	}
+	e.ph, e.fail = ph, fail
+	e.mu.Unlock()
+
+	fetched := make(chan error, 1)
+	go func() { fetched <- fetch(run) }()
+	extended := make(chan struct{})
+	go func() {
+		defer close(extended)
+		e.extend(ph.final, e.allHeld)
+	}()
+
+	var fetchErr error
+	select {
+	case fetchErr = <-fetched:
+		fail(nil)
+	case <-run.Done():
+		fetchErr = <-fetched
+	}
+	if ctx.Err() == nil && fetchErr != nil {
+		e.stop(fetchErr)
+	}
+	stuck := e.drain(ph)
+	end()
+	<-extended
+
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return errors.Join(e.failure, stuck)
+}
+
+// stop begins the drain, because err must not be passed over.
+func (e *Engine) stop(err error) {
+	e.mu.Lock()
+	if e.failure == nil {
+		e.failure = err
+	}
+	fail := e.fail
+	e.mu.Unlock()
+	if fail != nil {
+		fail(err)
+	}
+}
+
+// drain waits for the lanes, and returns an error that names the messages whose
+// handlers did not return.
+func (e *Engine) drain(ph *phases) error {
+	e.wakeLanes()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for _, l := range e.allLanes() {
+			l.wg.Wait()
+		}
+	}()
+	select {
+	case <-done:
+	case <-ph.final.Done():
+	}
+	var stuck []string
+	for _, en := range e.allHeld() {
+		if en.inHandler() {
+			stuck = append(stuck, fmt.Sprintf("%s (token %q)", en.d, en.token))
+			en.abandon()
+			e.emit(en, idem.Event{Kind: idem.EventStuck, Wait: e.policy.drainTimeout})
+			continue
+		}
+		// The phases are over; a broker that has gone must not hold Run up.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ph.final), drainGrace)
+		_ = en.d.Redeliver(ctx, 0)
+		cancel()
+		e.forget(en, unsettled)
+	}
+	if len(stuck) == 0 {
+		return nil
+	}
+	slices.Sort(stuck)
+	return fmt.Errorf("consumer: handlers did not return within %v of shutdown, nor when their context was cancelled: %s", e.policy.drainTimeout, strings.Join(stuck, ", "))
+}
+
+// Room waits until the engine wants more deliveries and returns how many. At least
+// half of what it holds at most is asked for at a time, so that a fetch is worth its
+// trip.
+func (e *Engine) Room(ctx context.Context) (int, error) {
+	for {
+		limit := e.maxHeld()
+		e.mu.Lock()
+		free := limit - len(e.held)
+		changed := e.changed
+		e.mu.Unlock()
+		if free > 0 && free >= limit/2 {
+			return free, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+	}
+}
+
+// Handle handles and settles one delivery, and returns when that is done: for loops
+// that belong to the user. The error says why nothing was settled: ctx ended, or
+// something happened that no message may be skipped for.
+func (e *Engine) Handle(ctx context.Context, d Delivery) error {
+	ph, end := e.newPhases(ctx)
+	defer end()
+	l := &Lane{e: e, ctx: ctx, ph: ph, waits: ctx}
+	en := l.newEntry(d)
+	e.hold(en)
+	extending, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var wg sync.WaitGroup
+	wg.Go(func() { e.extend(extending, func() []*entry { return []*entry{en} }) })
+	en.process()
+	stop()
+	wg.Wait()
+	if en.outcome == unsettled {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		return en.failure
+	}
+	return nil
+}
+
+func (e *Engine) hold(en *entry) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.held[en] = struct{}{}
+}
+
+// forget ends the engine's part in a delivery.
+func (e *Engine) forget(en *entry, o outcome) {
+	e.mu.Lock()
+	_, held := e.held[en]
+	delete(e.held, en)
+	close(e.changed)
+	e.changed = make(chan struct{})
+	e.mu.Unlock()
+	if held {
+		en.l.settled(en, o)
+	}
+}
+
+func (e *Engine) allHeld() []*entry {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	all := make([]*entry, 0, len(e.held))
+	for en := range e.held {
+		all = append(all, en)
+	}
+	return all
+}
+
+func (e *Engine) allLanes() []*Lane {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	all := make([]*Lane, 0, len(e.lanes))
+	for l := range e.lanes {
+		all = append(all, l)
+	}
+	return all
+}
+
+func (e *Engine) wakeLanes() {
+	for _, l := range e.allLanes() {
+		l.wake()
+	}
+}
+
+// extend keeps deliveries from being delivered again, until ctx ends.
+func (e *Engine) extend(ctx context.Context, deliveries func() []*entry) {
+	if e.broker.ExtendEvery <= 0 {
+		return
+	}
+	tick := time.NewTicker(e.broker.ExtendEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			for _, en := range deliveries() {
+				_ = en.d.Extend(ctx) // the next tick tries again; at worst the broker delivers twice
+			}
+		}
+	}
+}
+
+func (e *Engine) emit(en *entry, ev idem.Event) {
+	ev.Token = en.token
+	e.guard.Emit(ev)
+}

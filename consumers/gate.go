@@ -1,0 +1,119 @@
+package consumers
+
+import (
+	"context"
+	"sync"
+)
+
+// gate keeps count of the claims that a consumer holds or asks for, so that a
+// token whose earlier processes died can be claimed with nothing beside it: what
+// dies with it then is it alone.
+type gate struct {
+	onWanted func() // solitude is asked for: lanes give back what is not started
+
+	mu      sync.Mutex
+	claims  int
+	waiting int  // for solitude
+	alone   bool // somebody has it
+	changed chan struct{}
+}
+
+func newGate(onWanted func()) *gate {
+	return &gate{onWanted: onWanted, changed: make(chan struct{})}
+}
+
+func (g *gate) signal() {
+	close(g.changed)
+	g.changed = make(chan struct{})
+}
+
+func (g *gate) shut() bool { return g.waiting > 0 || g.alone }
+
+// wanted reports whether solitude is asked for, or in use.
+func (g *gate) wanted() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.shut()
+}
+
+// tryEnter makes room for n claims, unless solitude is asked for.
+func (g *gate) tryEnter(n int) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.shut() {
+		return false
+	}
+	g.claims += n
+	return true
+}
+
+// enter waits until a claim may be made.
+func (g *gate) enter(ctx context.Context) error {
+	return g.await(ctx, func() bool {
+		if g.shut() {
+			return false
+		}
+		g.claims++
+		return true
+	})
+}
+
+// enterAlone waits until no other claim is held, and lets none be made until
+// leave.
+func (g *gate) enterAlone(ctx context.Context) error {
+	g.mu.Lock()
+	g.waiting++
+	g.signal()
+	g.mu.Unlock()
+	g.onWanted()
+	err := g.await(ctx, func() bool {
+		if g.alone || g.claims > 0 {
+			return false
+		}
+		g.alone = true
+		return true
+	})
+	g.mu.Lock()
+	g.waiting--
+	g.signal()
+	g.mu.Unlock()
+	return err
+}
+
+// leave ends what enter (or n of tryEnter), or enterAlone, began.
+func (g *gate) leave(n int, alone bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if alone {
+		g.alone = false
+	} else {
+		g.claims -= n
+	}
+	g.signal()
+}
+
+// shutting returns a channel that is closed at the gate's next change, and whether
+// solitude is asked for now.
+func (g *gate) shutting() (<-chan struct{}, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.changed, g.shut()
+}
+
+// await calls ready, with mu held, at each change until it is true.
+func (g *gate) await(ctx context.Context, ready func() bool) error {
+	for {
+		g.mu.Lock()
+		if ready() {
+			g.mu.Unlock()
+			return nil
+		}
+		changed := g.changed
+		g.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}

@@ -1,0 +1,102 @@
+package consumers
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/idemq/idemq/idem"
+)
+
+// Headers of the CloudEvents binary mode: ce_ on Kafka, ce- on NATS,
+// cloudEvents: or cloudEvents_ on AMQP.
+var cloudEventPrefixes = []string{"ce-", "ce_", "cloudEvents:", "cloudEvents_"}
+
+// errNoToken: a message names itself in no way that is trusted.
+var errNoToken = errors.New("the message has no token: let its producer stamp one, or name where it is with TokenFrom")
+
+// TokenIn returns the token in a message's header, if it has one that is valid.
+func TokenIn(m Message) (string, bool) {
+	token, found, err := headerToken(m)
+	return token, found && err == nil
+}
+
+// headerToken looks for idem.Header only.
+func headerToken(m Message) (token string, found bool, err error) {
+	values := m.Header(idem.Header)
+	switch len(values) {
+	case 0:
+		return "", false, nil
+	case 1:
+		if err := idem.CheckToken(values[0]); err != nil {
+			return "", true, fmt.Errorf("header %s: %w", idem.Header, err)
+		}
+		return values[0], true, nil
+	}
+	for _, v := range values[1:] {
+		if v != values[0] {
+			return "", true, fmt.Errorf("header %s: %w: it is there %d times, with different values", idem.Header, idem.ErrInvalidToken, len(values))
+		}
+	}
+	return headerToken(oneHeader{m, values[0]})
+}
+
+// oneHeader is a message whose token header was repeated with one value.
+type oneHeader struct {
+	Message
+	value string
+}
+
+func (m oneHeader) Header(string) []string { return []string{m.value} }
+
+// token finds a message's token: the function of TokenFrom, the header, a
+// CloudEvent's source and id, the broker's id where it is trusted, the broker's
+// coordinates.
+func (p *Policy) token(m Message) (string, error) {
+	if p.tokenFrom != nil {
+		token, err := p.tokenFrom(m)
+		if err != nil {
+			return "", fmt.Errorf("TokenFrom: %w", err)
+		}
+		if token != "" {
+			return token, idem.CheckToken(token)
+		}
+	}
+	if token, found, err := headerToken(m); found {
+		return token, err
+	}
+	if token := cloudEventToken(m); token != "" {
+		return token, nil
+	}
+	if p.trustID && m.ID() != "" {
+		return idem.TokenFor("id", m.ID()), nil
+	}
+	if c := m.Coordinates(); len(c) > 0 {
+		return idem.TokenFor(append([]string{"at"}, c...)...), nil
+	}
+	return "", errNoToken
+}
+
+func cloudEventToken(m Message) string {
+	for _, prefix := range cloudEventPrefixes {
+		source, id := m.Header(prefix+"source"), m.Header(prefix+"id")
+		if len(source) == 1 && len(id) == 1 && id[0] != "" {
+			return idem.TokenFor(source[0], id[0])
+		}
+	}
+	return ""
+}
+
+// redrive returns the number in idem.RedriveHeader; anything that is no such
+// number is zero: a stray redelivery.
+func redrive(m Message) int {
+	values := m.Header(idem.RedriveHeader)
+	if len(values) != 1 {
+		return 0
+	}
+	n, err := strconv.Atoi(values[0])
+	if err != nil || n < 0 || n > 1<<30 {
+		return 0
+	}
+	return n
+}

@@ -1,0 +1,342 @@
+package idem
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/idemq/idemq/idem/store"
+)
+
+// A batch that is on its way lets later calls queue up; what queued goes out as
+// one batch when it is back. Two batches overlap, so that the store works while
+// the network does. No call waits for a time window.
+const (
+	maxFlights = 2
+	maxBatch   = 512
+)
+
+// While the store does not answer, patient calls are sent again together, after a
+// wait that doubles between these two.
+const (
+	firstRetry = 50 * time.Millisecond
+	lastRetry  = 2 * time.Second
+)
+
+// call is an operation on its way to the store.
+type call struct {
+	before *store.Op // executed just before op, in the same trip
+	op     store.Op
+
+	// A patient call is sent again until the store answers. It is answered with
+	// the store's error when until has passed, or when the store has been out of
+	// reach (not: refused) for failOpen; zero values are no limit.
+	patient  bool
+	until    time.Time
+	failOpen time.Duration
+
+	answered func(*call) // called once, without locks held, unless abandoned
+
+	// The answer; written before answered is called.
+	reply store.Reply
+	now   time.Time // the store's clock
+	sent  time.Time // this process's clock, before it was sent last
+	err   error
+
+	// Guarded by the batcher's mutex.
+	everSent  bool
+	finished  bool
+	abandoned bool
+}
+
+// batcher sends calls to the store: many in one trip, and again while the store
+// does not answer. While nothing is under way it has no goroutine and no timer.
+type batcher struct {
+	core *core
+
+	mu      sync.Mutex
+	queue   []*call // to be sent next
+	flights int
+	outage  outage
+	full    outage // the store answers, and has no room for claims
+}
+
+// outage is a time in which the store does not answer as it should.
+type outage struct {
+	stalled  []*call // wait for the next try
+	failures int
+	since    time.Time
+	last     time.Time
+	err      error
+	refused  bool // the last try reached the store, which refused
+	timer    *time.Timer
+}
+
+func (o *outage) wait() time.Duration {
+	return min(firstRetry<<min(max(o.failures-1, 0), 10), lastRetry)
+}
+
+func (o *outage) fail(now time.Time, err error) (first bool) {
+	if first = o.failures == 0; first {
+		o.since = now
+	}
+	o.failures++
+	o.last, o.err = now, err
+	o.refused = !errors.Is(err, store.ErrUnavailable)
+	return first
+}
+
+// givesUp reports whether c has waited long enough.
+func (o *outage) givesUp(c *call, now time.Time) bool {
+	switch {
+	case !c.patient:
+		return true
+	case !c.until.IsZero() && !now.Before(c.until):
+		return true
+	}
+	return c.failOpen > 0 && !o.refused && now.Sub(o.since) >= c.failOpen
+}
+
+// submit sends calls on their way.
+func (b *batcher) submit(calls ...*call) {
+	var given []*call
+	b.mu.Lock()
+	if b.outage.failures == 0 {
+		b.queue = append(b.queue, calls...)
+	} else {
+		now := time.Now()
+		for _, c := range calls {
+			switch {
+			case !c.patient || len(b.outage.stalled) == 0 && now.Sub(b.outage.last) >= b.outage.wait():
+				b.queue = append(b.queue, c)
+			case b.outage.givesUp(c, now):
+				c.err, c.finished = b.outage.err, true
+				given = append(given, c)
+			default:
+				b.stall(&b.outage, c)
+			}
+		}
+	}
+	b.launch()
+	b.mu.Unlock()
+	for _, c := range given {
+		c.answered(c)
+	}
+}
+
+// launch starts a flight for what is queued, where one may start.
+func (b *batcher) launch() {
+	if len(b.queue) > 0 && b.flights < maxFlights {
+		b.flights++
+		go b.fly()
+	}
+}
+
+// stall keeps c for the next try and sees to it that there is one.
+func (b *batcher) stall(o *outage, c *call) {
+	o.stalled = append(o.stalled, c)
+	if o.timer == nil {
+		d := o.wait()
+		d += rand.N(d/4 + 1)
+		o.timer = time.AfterFunc(d, func() {
+			b.mu.Lock()
+			b.resume(o)
+			b.launch()
+			b.mu.Unlock()
+		})
+	}
+}
+
+// resume queues again what was stalled.
+func (b *batcher) resume(o *outage) {
+	if o.timer != nil {
+		o.timer.Stop()
+		o.timer = nil
+	}
+	b.queue = append(o.stalled, b.queue...)
+	o.stalled = nil
+}
+
+// fly sends batches until nothing is queued.
+func (b *batcher) fly() {
+	for {
+		b.mu.Lock()
+		n := min(len(b.queue), maxBatch)
+		if n == 0 {
+			b.flights--
+			b.mu.Unlock()
+			return
+		}
+		calls := slices.Clone(b.queue[:n])
+		b.queue = slices.Delete(b.queue, 0, n)
+		for _, c := range calls {
+			c.everSent = true
+		}
+		b.mu.Unlock()
+
+		batch := store.Batch{Ops: make([]store.Op, 0, n)}
+		for _, c := range calls {
+			if c.before != nil {
+				batch.Ops = append(batch.Ops, *c.before)
+			}
+			batch.Ops = append(batch.Ops, c.op)
+		}
+		sent := time.Now()
+		err := b.core.apply(&batch)
+		b.land(calls, &batch, sent, err)
+	}
+}
+
+// land hands out the answers of a batch, or keeps its calls for another try.
+func (b *batcher) land(calls []*call, batch *store.Batch, sent time.Time, err error) {
+	var given, unwanted []*call
+	var events []Event
+	now := time.Now()
+
+	b.mu.Lock()
+	if err != nil {
+		if b.outage.fail(now, err) {
+			events = append(events, Event{Kind: EventStoreDown, Err: err})
+		}
+	} else if b.outage.failures > 0 {
+		events = append(events, Event{Kind: EventStoreUp, Wait: now.Sub(b.outage.since)})
+		b.outage.failures = 0
+		b.resume(&b.outage)
+	}
+	if batch.Notice != "" {
+		events = append(events, Event{Kind: EventStoreNotice, Text: batch.Notice})
+	}
+	next := 0
+	for _, c := range calls {
+		if err != nil {
+			switch {
+			case c.abandoned:
+				unwanted = append(unwanted, c)
+			case b.outage.givesUp(c, now):
+				c.err, c.finished = err, true
+				given = append(given, c)
+			default:
+				b.stall(&b.outage, c)
+			}
+			continue
+		}
+		if c.before != nil {
+			next++
+		}
+		reply := batch.Replies[next]
+		next++
+		if errors.Is(reply.Err, store.ErrFull) {
+			if b.full.fail(now, reply.Err) {
+				events = append(events, Event{Kind: EventStoreDown, Err: reply.Err})
+			}
+			if !c.abandoned && !b.full.givesUp(c, now) {
+				b.stall(&b.full, c)
+				continue
+			}
+		} else if b.full.failures > 0 && reply.Status == store.Claimed {
+			events = append(events, Event{Kind: EventStoreUp, Wait: now.Sub(b.full.since)})
+			b.full.failures = 0
+			b.resume(&b.full)
+		}
+		if c.abandoned {
+			if reply.Status == store.Claimed {
+				unwanted = append(unwanted, c)
+			}
+			continue
+		}
+		c.reply, c.now, c.sent, c.err, c.finished = reply, batch.Now, sent, reply.Err, true
+		given = append(given, c)
+	}
+	b.mu.Unlock()
+
+	for _, e := range events {
+		b.core.opts.observers.emit(e)
+	}
+	for _, c := range given {
+		c.answered(c)
+	}
+	b.giveBack(unwanted)
+}
+
+// do submits calls and waits until all are answered, or ctx ends. Then those
+// without an answer carry the context's error, and a claim that the store makes
+// for one of them later is given back.
+func (b *batcher) do(ctx context.Context, calls ...*call) {
+	if err := context.Cause(ctx); err != nil {
+		for _, c := range calls {
+			c.err = err
+		}
+		return
+	}
+	var mu sync.Mutex
+	left := len(calls)
+	done := make(chan struct{})
+	for _, c := range calls {
+		c.answered = func(*call) {
+			mu.Lock()
+			defer mu.Unlock()
+			if left--; left == 0 {
+				close(done)
+			}
+		}
+	}
+	b.submit(calls...)
+	select {
+	case <-done:
+	case <-ctx.Done():
+		b.abandon(calls, context.Cause(ctx))
+	}
+}
+
+// abandon ends the wait for the calls that have no answer yet.
+func (b *batcher) abandon(calls []*call, err error) {
+	var unwanted []*call
+	b.mu.Lock()
+	waits := func(c *call) bool { return !c.abandoned }
+	keep := func(list []*call) []*call {
+		return slices.DeleteFunc(list, func(c *call) bool {
+			if waits(c) {
+				return false
+			}
+			if c.everSent || c.before != nil {
+				unwanted = append(unwanted, c)
+			}
+			return true
+		})
+	}
+	for _, c := range calls {
+		if !c.finished {
+			c.abandoned, c.err = true, err
+		}
+	}
+	b.queue = keep(b.queue)
+	b.outage.stalled = keep(b.outage.stalled)
+	b.full.stalled = keep(b.full.stalled)
+	b.mu.Unlock()
+	b.giveBack(unwanted)
+}
+
+// giveBack releases, uncounted, claims that may have been made for callers that
+// no longer wait for them, and carries out what was to be done before. It tries for
+// one lease; after that they have run out.
+func (b *batcher) giveBack(calls []*call) {
+	var releases []*call
+	for _, c := range calls {
+		if c.op.Kind != store.Begin {
+			continue
+		}
+		releases = append(releases, &call{
+			before:   c.before,
+			op:       store.Op{Kind: store.Release, Group: c.op.Group, Token: c.op.Token, Claim: c.op.Claim},
+			patient:  true,
+			until:    time.Now().Add(b.core.opts.lease),
+			answered: func(*call) {},
+		})
+	}
+	if len(releases) > 0 {
+		b.submit(releases...)
+	}
+}

@@ -1,0 +1,207 @@
+package idem
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/idemq/idemq/idem/store"
+)
+
+// Request asks for a claim. Only Token is needed; zero values mean the default.
+type Request struct {
+	Token string
+
+	// Payload turns fingerprints on: the same token with another payload is
+	// ErrConflict. Nil is none; what is kept is 128 bits of its SHA-256.
+	Payload []byte
+
+	// Redrive is the number that a message bears in the header RedriveHeader:
+	// higher than the record's, it makes a dead-lettered token claimable again.
+	Redrive int
+
+	// MaxExpiries refuses, with ErrNeedAlone, to claim a token whose earlier claims
+	// ended that often, or more often, by their lease running out: for claims that
+	// are made ahead, or beside others. Zero is no limit.
+	MaxExpiries int
+
+	// Patient waits for a store that does not answer, as long as the context does,
+	// under one claim id. The claim's Commit, Release and Bury then do the same.
+	// Else each is tried once, and the store's client decides how hard.
+	Patient bool
+
+	// FailOpen ends the wait of a patient request with the store's error once the
+	// store has been out of reach for this long: not when it answers and refuses.
+	// Zero is never.
+	FailOpen time.Duration
+}
+
+// ClaimOption sets a field of a Request.
+type ClaimOption = func(*Request)
+
+// WithPayload turns fingerprints on for a claim. See Request.Payload.
+func WithPayload(payload []byte) ClaimOption {
+	return func(r *Request) {
+		if payload == nil {
+			payload = []byte{}
+		}
+		r.Payload = payload
+	}
+}
+
+// WithRedrive tells the redrive number of a message. See Request.Redrive.
+func WithRedrive(n int) ClaimOption {
+	return func(r *Request) { r.Redrive = n }
+}
+
+// Begin claims a token for the guard's group. The errors are ErrDuplicate (ack the
+// message), ErrInProgress (ask again later), ErrUnknownToken, ErrConflict,
+// ErrInvalidToken, ErrSuperseded, and those of the store, after which nothing is
+// known.
+//
+// The claim is renewed until Commit, Release, or the end of ctx. Where the
+// context ends first, the claim is neither committed nor released: its lease runs
+// out. A token that is claimed in this guard and not ended is ErrInProgress
+// without a trip, also when its lease was lost: its handler may still run.
+func (g *Guard) Begin(ctx context.Context, token string, opts ...ClaimOption) (*Claim, error) {
+	c, err := g.begin(ctx, newRequest(token, opts))
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, c.drop)
+	c.mu.Lock()
+	c.stopAfter = stop
+	c.mu.Unlock()
+	return c, nil
+}
+
+// Spend marks a token as done before its handler runs: for at most once. It
+// returns a claim once per token; ErrDuplicate after that, and the other errors of
+// Begin. If the process dies before the effect, the effect is lost. The claim has
+// no lease; Attempt and Spent tell whether an earlier handler may have started
+// under the two-phase form.
+func (g *Guard) Spend(ctx context.Context, token string, opts ...ClaimOption) (*Claim, error) {
+	return g.ask(ctx, store.Spend, newRequest(token, opts))
+}
+
+// Begun is the answer to a Request: a claim, or an error as Begin gives it.
+type Begun struct {
+	Claim *Claim
+	Err   error
+}
+
+// BeginAll claims many tokens in one trip, and answers each request in its place.
+// The claims are renewed until each is ended by Commit, Release, Bury or Abandon;
+// the end of ctx ends the wait for the answers only.
+func (g *Guard) BeginAll(ctx context.Context, reqs []Request) []Begun {
+	return g.askAll(ctx, store.Begin, reqs)
+}
+
+// SpendAll is Spend for many tokens in one trip.
+func (g *Guard) SpendAll(ctx context.Context, reqs []Request) []Begun {
+	return g.askAll(ctx, store.Spend, reqs)
+}
+
+func newRequest(token string, opts []ClaimOption) Request {
+	r := Request{Token: token}
+	for _, o := range opts {
+		if o != nil {
+			o(&r)
+		}
+	}
+	return r
+}
+
+func (g *Guard) begin(ctx context.Context, req Request) (*Claim, error) {
+	return g.ask(ctx, store.Begin, req)
+}
+
+func (g *Guard) ask(ctx context.Context, kind store.Kind, req Request) (*Claim, error) {
+	b := g.askAll(ctx, kind, []Request{req})[0]
+	return b.Claim, b.Err
+}
+
+func (g *Guard) askAll(ctx context.Context, kind store.Kind, reqs []Request) []Begun {
+	out := make([]Begun, len(reqs))
+	calls := make([]*call, 0, len(reqs))
+	places := make([]int, 0, len(reqs))
+	ready := g.core.ready()
+	for i, r := range reqs {
+		err := ready
+		if err == nil {
+			err = CheckToken(r.Token)
+		}
+		if err == nil && !g.core.enter(g.run(r.Token)) {
+			err = &InProgressError{Token: r.Token, RetryAfter: g.core.opts.lease / 3}
+			g.Emit(Event{Kind: EventInProgress, Token: r.Token, Wait: g.core.opts.lease / 3})
+		}
+		if err != nil {
+			out[i].Err = err
+			continue
+		}
+		calls = append(calls, g.claimCall(kind, r))
+		places = append(places, i)
+	}
+	if len(calls) == 0 {
+		return out
+	}
+	g.core.batcher.do(ctx, calls...)
+	for i, c := range calls {
+		out[places[i]] = g.begun(ctx, c)
+	}
+	return out
+}
+
+func (g *Guard) run(token string) run { return run{g.group, token} }
+
+func (g *Guard) claimCall(kind store.Kind, r Request) *call {
+	op := store.Op{
+		Kind: kind, Group: g.group, Token: r.Token, Claim: g.core.claimID(),
+		Redrive: max(r.Redrive, 0), MaxExpiries: max(r.MaxExpiries, 0),
+	}
+	if r.Payload != nil {
+		op.Fingerprint = fingerprint(r.Payload)
+	}
+	return &call{op: op, patient: r.Patient, failOpen: r.FailOpen}
+}
+
+// begun turns an answer into a claim, or leaves the token.
+func (g *Guard) begun(ctx context.Context, c *call) Begun {
+	token, r := c.op.Token, c.reply
+	if c.err == nil && r.Status == store.Claimed {
+		g.Emit(Event{Kind: EventClaimed, Token: token, Attempt: r.Attempt})
+		return Begun{Claim: g.newClaim(ctx, c)}
+	}
+	g.core.leave(g.run(token))
+	if c.err != nil {
+		err := fmt.Errorf("idem: claim token %q: %w", token, c.err)
+		if errors.Is(err, store.ErrUnreadable) || errors.Is(err, store.ErrNewer) {
+			g.Emit(Event{Kind: EventRefused, Token: token, Err: err})
+		}
+		return Begun{Err: err}
+	}
+	switch r.Status {
+	case store.Duplicate:
+		g.Emit(Event{Kind: EventDuplicate, Token: token, Attempt: r.Attempt})
+		return Begun{Err: &DuplicateError{Token: token, At: r.At, Attempt: r.Attempt, Dead: r.Dead, Redrive: r.Redrive, Result: r.Result}}
+	case store.InProgress, store.Lost: // Lost: this very claim was given back meanwhile
+		g.Emit(Event{Kind: EventInProgress, Token: token, Wait: r.RetryAfter})
+		return Begun{Err: &InProgressError{Token: token, RetryAfter: r.RetryAfter}}
+	case store.NeedAlone:
+		return Begun{Err: fmt.Errorf("idem: token %q: %w", token, ErrNeedAlone)}
+	}
+	var err error
+	switch r.Status {
+	case store.Superseded:
+		err = fmt.Errorf("idem: token %q: instance %q: %w", token, g.core.opts.instance, ErrSuperseded)
+	case store.Unknown:
+		err = fmt.Errorf("idem: token %q: %w", token, ErrUnknownToken)
+	case store.Conflict:
+		err = fmt.Errorf("idem: token %q: %w", token, ErrConflict)
+	default:
+		err = fmt.Errorf("idem: token %q: the store gave an answer that makes no sense: status %d", token, r.Status)
+	}
+	g.Emit(Event{Kind: EventRefused, Token: token, Err: err})
+	return Begun{Err: err}
+}

@@ -1,0 +1,369 @@
+package idem
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/idemq/idemq/idem/store"
+)
+
+// Claim is the right to handle one token now. Its methods are safe for concurrent
+// use.
+type Claim struct {
+	guard    *Guard
+	id       string
+	token    string
+	attempt  int
+	spent    int
+	redrive  int
+	at       time.Time
+	oneTrip  bool // made by Spend: nothing to renew, commit or release
+	patient  bool
+	failOpen time.Duration
+
+	mu        sync.Mutex
+	deadline  time.Time // of the lease, on this process's clock
+	lost      bool
+	ended     bool
+	ending    bool // Commit, Release or Bury is under way
+	result    []byte
+	parent    context.Context
+	ctx       context.Context
+	cancel    context.CancelCauseFunc
+	stopAfter func() bool
+	derived   map[string]any
+}
+
+func (g *Guard) newClaim(ctx context.Context, answered *call) *Claim {
+	r := answered.reply
+	c := &Claim{
+		guard: g, id: answered.op.Claim, token: answered.op.Token,
+		attempt: r.Attempt, spent: r.Spent, redrive: r.Redrive, at: answered.now,
+		oneTrip: answered.op.Kind == store.Spend, patient: answered.patient, failOpen: answered.failOpen,
+		deadline: answered.sent.Add(g.core.opts.lease), parent: ctx,
+	}
+	if !c.oneTrip {
+		g.core.leases.add(c)
+	}
+	return c
+}
+
+// Token returns the claimed token.
+func (c *Claim) Token() string { return c.token }
+
+// Attempt counts the starts for this token in this group, this one included,
+// crashes included. It never goes down within the retention.
+func (c *Claim) Attempt() int { return c.attempt }
+
+// Spent returns how many of the earlier attempts count against a budget: handlers
+// that failed, and claims that ended by their lease running out.
+func (c *Claim) Spent() int { return c.spent }
+
+// Redrive returns the record's redrive number.
+func (c *Claim) Redrive() int { return c.redrive }
+
+// ClaimedAt returns when the claim was made, by the store's clock.
+func (c *Claim) ClaimedAt() time.Time { return c.at }
+
+// SetResult keeps result with the completion; later duplicates are given it. The
+// slice must not be changed after the call.
+func (c *Claim) SetResult(result []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.result = result
+}
+
+// Context is the handler's context: derived from the one that the claim was asked
+// for with, it ends when the claim ends, with cause ErrLeaseLost where the lease
+// was lost. FromContext finds the claim in it.
+func (c *Claim) Context() context.Context {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.context()
+}
+
+// context is called with mu held.
+func (c *Claim) context() context.Context {
+	if c.ctx == nil {
+		c.ctx, c.cancel = context.WithCancelCause(context.WithValue(c.parent, claimKey{}, c))
+		switch {
+		case c.lost:
+			c.cancel(ErrLeaseLost)
+		case c.ended:
+			c.cancel(nil)
+		}
+	}
+	return c.ctx
+}
+
+// Start is to be called just before the handler is: it returns the handler's
+// context, derived from ctx, or ErrLeaseLost where the lease has run out by this
+// process's clock. Then the handler must not start.
+func (c *Claim) Start(ctx context.Context) (context.Context, error) {
+	if !c.oneTrip && !time.Now().Before(c.leaseEnd()) {
+		c.lose()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ctx == nil {
+		c.parent = ctx
+	}
+	switch {
+	case c.lost:
+		return nil, fmt.Errorf("idem: token %q: attempt %d: %w before its handler started", c.token, c.attempt, ErrLeaseLost)
+	case c.ended:
+		return nil, fmt.Errorf("idem: token %q: %w", c.token, ErrClaimEnded)
+	}
+	return c.context(), nil
+}
+
+// Commit records that the message was handled. After ErrLeaseLost somebody else
+// has the message; after another error it is not known whether the completion was
+// recorded, and Commit may be called again.
+//
+// A claim whose lease ran out may still be committed, unless somebody holds it now
+// or has completed it. So that shutdown strands no finished work, an end of ctx does
+// not prevent the attempt: it takes one lease at most (a Patient claim's, as long as
+// ctx).
+func (c *Claim) Commit(ctx context.Context) error {
+	return c.end(ctx, store.Commit, false)
+}
+
+// Release gives the claim back, as to be tried again: this spends budget. The
+// message can be claimed again at once. ErrLeaseLost says that it was lost
+// before. Like Commit, it does not mind the end of ctx.
+func (c *Claim) Release(ctx context.Context) error {
+	return c.end(ctx, store.Release, true)
+}
+
+// GiveBack releases the claim without spending budget: for a message that was not
+// started, or whose failure is not its own.
+func (c *Claim) GiveBack(ctx context.Context) error {
+	return c.end(ctx, store.Release, false)
+}
+
+// Bury records that the message was handed to a dead-letter destination, and that
+// the destination confirmed it. Redeliveries are duplicates from then on, but for
+// one with a higher redrive number.
+func (c *Claim) Bury(ctx context.Context) error {
+	return c.end(ctx, store.Bury, false)
+}
+
+// Abandon stops renewing the claim and neither commits nor releases it: for a
+// handler that does not return. Its lease runs out. This guard does not claim the
+// token again.
+func (c *Claim) Abandon() {
+	c.guard.core.leases.remove(c)
+}
+
+// Retry gives the claim back and claims the token anew, in one trip: the next
+// attempt. Counted, it spends budget. Whatever the answer, this claim has ended.
+func (c *Claim) Retry(ctx context.Context, counted bool, req Request) (*Claim, error) {
+	if err := c.lock(); err != nil {
+		return nil, err
+	}
+	g := c.guard
+	req.Token = c.token
+	next := g.claimCall(store.Begin, req)
+	release := c.op(store.Release, counted)
+	next.before = &release
+	g.core.batcher.do(ctx, next)
+	c.finish(true, false) // the token stays entered, for the next claim
+	b := g.begun(ctx, next)
+	return b.Claim, b.Err
+}
+
+// CommitAll commits many claims of this guard in one trip, and answers each in its
+// place.
+func (g *Guard) CommitAll(ctx context.Context, claims []*Claim) []error {
+	return g.endAll(ctx, claims, store.Commit, false)
+}
+
+// ReleaseAll releases many claims of this guard in one trip. Counted, each spends
+// budget.
+func (g *Guard) ReleaseAll(ctx context.Context, claims []*Claim, counted bool) []error {
+	return g.endAll(ctx, claims, store.Release, counted)
+}
+
+func (c *Claim) end(ctx context.Context, kind store.Kind, counted bool) error {
+	return c.guard.endAll(ctx, []*Claim{c}, kind, counted)[0]
+}
+
+func (g *Guard) endAll(ctx context.Context, claims []*Claim, kind store.Kind, counted bool) []error {
+	errs := make([]error, len(claims))
+	calls := make([]*call, 0, len(claims))
+	places := make([]int, 0, len(claims))
+	patient := true
+	for i, c := range claims {
+		if errs[i] = c.lock(); errs[i] != nil {
+			continue
+		}
+		if c.oneTrip && kind != store.Bury {
+			c.finish(true, true)
+			continue
+		}
+		patient = patient && c.patient
+		calls = append(calls, &call{op: c.op(kind, counted), patient: c.patient})
+		places = append(places, i)
+	}
+	if len(calls) == 0 {
+		return errs
+	}
+	if !patient {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), g.core.opts.lease)
+		defer cancel()
+	}
+	g.core.batcher.do(ctx, calls...)
+	for i, call := range calls {
+		errs[places[i]] = claims[places[i]].endedBy(call)
+	}
+	return errs
+}
+
+// lock keeps a second Commit, Release or Bury out until finish.
+func (c *Claim) lock() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended || c.ending {
+		return fmt.Errorf("idem: token %q: attempt %d: %w", c.token, c.attempt, ErrClaimEnded)
+	}
+	c.ending = true
+	return nil
+}
+
+func (c *Claim) op(kind store.Kind, counted bool) store.Op {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return store.Op{
+		Kind: kind, Group: c.guard.group, Token: c.token, Claim: c.id, Attempt: c.attempt,
+		Counted: counted, Result: c.result,
+	}
+}
+
+var endVerbs = map[store.Kind]struct {
+	verb  string
+	event EventKind
+}{
+	store.Commit:  {"commit", EventCommitted},
+	store.Release: {"release", EventReleased},
+	store.Bury:    {"bury", EventBuried},
+}
+
+func (c *Claim) endedBy(answered *call) error {
+	how := endVerbs[answered.op.Kind]
+	switch {
+	case answered.err != nil:
+		c.finish(false, false)
+		return fmt.Errorf("idem: %s token %q: attempt %d: %w", how.verb, c.token, c.attempt, answered.err)
+	case answered.reply.Status == store.Lost:
+		c.lose()
+		c.finish(true, true)
+		return fmt.Errorf("idem: %s token %q: attempt %d: %w", how.verb, c.token, c.attempt, ErrLeaseLost)
+	}
+	c.finish(true, true)
+	c.guard.Emit(Event{Kind: how.event, Token: c.token, Attempt: c.attempt})
+	return nil
+}
+
+// finish undoes lock. An ended claim is not renewed, its context is over, and,
+// unless another claim follows it, its token may be claimed here again.
+func (c *Claim) finish(ended, leave bool) {
+	if ended {
+		c.guard.core.leases.remove(c)
+	}
+	c.mu.Lock()
+	c.ending, c.ended = false, ended
+	if ended && c.cancel != nil {
+		c.cancel(nil)
+	}
+	stop := c.stopAfter
+	c.mu.Unlock()
+	if ended && stop != nil {
+		stop()
+	}
+	if leave {
+		c.guard.core.leave(c.guard.run(c.token))
+	}
+}
+
+// drop ends the claim in this process only: its lease runs out in the store.
+func (c *Claim) drop() {
+	if c.lock() != nil {
+		return // it has ended, or is being ended, which goes on
+	}
+	c.finish(true, true)
+}
+
+func (c *Claim) isEnding() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ending
+}
+
+func (c *Claim) leaseEnd() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.deadline
+}
+
+// lose tells the handler that the lease is gone. The claim stays entered until it
+// is ended: its handler may still run.
+func (c *Claim) lose() {
+	c.mu.Lock()
+	first := !c.lost && !c.ended
+	if first {
+		c.lost = true
+		if c.cancel != nil {
+			c.cancel(ErrLeaseLost)
+		}
+	}
+	c.mu.Unlock()
+	if first {
+		c.guard.core.leases.remove(c)
+		c.guard.Emit(Event{Kind: EventLeaseLost, Token: c.token, Attempt: c.attempt})
+	}
+}
+
+type claimKey struct{}
+
+// FromContext returns the claim that a handler runs under.
+func FromContext(ctx context.Context) (*Claim, bool) {
+	c, ok := ctx.Value(claimKey{}).(*Claim)
+	return c, ok
+}
+
+// Derive makes a token for something that the handler of this claim sends on, from
+// the claim's token, its group and name: the same on every attempt, so that a
+// handler that runs twice sends the same token twice. Give each message of one
+// handler a name of its own.
+func (c *Claim) Derive(name string) string {
+	return TokenFor("idem derive", c.token, c.guard.group, name)
+}
+
+// DeriveFor is Derive for one message, target, which must be comparable: an error
+// if this attempt gave name to another one, because consumers would drop that as a
+// duplicate. Under WithIssuedOnly it registers the token.
+func (c *Claim) DeriveFor(ctx context.Context, name string, target any) (string, error) {
+	c.mu.Lock()
+	other, named := c.derived[name]
+	if !named {
+		if c.derived == nil {
+			c.derived = make(map[string]any)
+		}
+		c.derived[name] = target
+	}
+	c.mu.Unlock()
+	if named && other != target {
+		return "", fmt.Errorf("idem: token %q: name %q was given to another message in this attempt: give each message a name of its own", c.token, name)
+	}
+	token := c.Derive(name)
+	if c.guard.core.opts.issuedOnly {
+		if err := c.guard.Issue(ctx, token); err != nil {
+			return "", err
+		}
+	}
+	return token, nil
+}

@@ -1,0 +1,175 @@
+package idem
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Answers about a token. None of them is a failure of the store.
+var (
+	// ErrDuplicate: the message was handled, or dead-lettered, before. It is safe
+	// to ack. The error is a [*DuplicateError].
+	ErrDuplicate = errors.New("duplicate")
+	// ErrInProgress: somebody else holds the token now. Do not ack: ask again
+	// later. The error is an [*InProgressError].
+	ErrInProgress = errors.New("in progress elsewhere")
+	// ErrUnknownToken: the guard admits issued tokens only, and this one was not
+	// issued, or its registration has expired. That is never taken for a duplicate.
+	ErrUnknownToken = errors.New("unknown token")
+	// ErrConflict: the token was used for another payload: a producer's bug that
+	// would otherwise drop a message.
+	ErrConflict = errors.New("token used for another payload")
+	// ErrInvalidToken: a token has 1 to 255 bytes.
+	ErrInvalidToken = errors.New("invalid token")
+)
+
+// Answers about a claim or a process.
+var (
+	// ErrLeaseLost: the claim's lease ran out, or somebody took it over. As the
+	// cause of a handler's context it asks the handler to stop. From Commit it
+	// says that the completion was refused: another process handles the message,
+	// or has handled it.
+	ErrLeaseLost = errors.New("lease lost")
+	// ErrSuperseded: a newer process with the same instance name is at work. This
+	// one should end. Give each replica a name of its own.
+	ErrSuperseded = errors.New("superseded by a newer process of the same instance name")
+	// ErrNeedAlone answers a claim made ahead: earlier processes that claimed this
+	// token died, so it is claimed with nothing else beside it.
+	ErrNeedAlone = errors.New("token must be claimed alone")
+	// ErrClaimEnded: the claim was committed, released or buried before.
+	ErrClaimEnded = errors.New("claim has ended")
+)
+
+// Mistakes in how a guard was made.
+var (
+	// ErrRedisNotEnabled: the guard has no store. Give New a client by WithRedis,
+	// or a driver by WithStore.
+	ErrRedisNotEnabled = errors.New("redis not enabled: give idem.New a client with WithRedis, or a store with WithStore")
+	// ErrNoGroup: a consumer needs a group, so that two services never eat each
+	// other's messages. Name it with Guard.Group.
+	ErrNoGroup = errors.New("no consumer group: name one with guard.Group")
+)
+
+// DuplicateError says what is known of a token that was completed before. Some
+// stores keep less: see the driver's capabilities.
+type DuplicateError struct {
+	Token   string
+	At      time.Time // when it was completed or dead-lettered, by the store's clock; zero if unknown
+	Attempt int       // that completed it; zero if unknown
+	Dead    bool      // dead-lettered, not handled
+	Redrive int       // the record's redrive number
+	Result  []byte    // as given to Claim.SetResult
+}
+
+// Error implements error.
+func (e *DuplicateError) Error() string {
+	what := "handled"
+	if e.Dead {
+		what = "dead-lettered"
+	}
+	if e.At.IsZero() {
+		return fmt.Sprintf("idem: token %q: duplicate: already %s", e.Token, what)
+	}
+	return fmt.Sprintf("idem: token %q: duplicate: already %s at %s on attempt %d", e.Token, what, e.At.UTC().Format(time.RFC3339), e.Attempt)
+}
+
+// Is makes errors.Is(err, ErrDuplicate) true.
+func (e *DuplicateError) Is(target error) bool { return target == ErrDuplicate }
+
+// InProgressError says until when somebody else holds a token, as far as is
+// known now: the holder may finish sooner, or renew.
+type InProgressError struct {
+	Token      string
+	RetryAfter time.Duration
+}
+
+// Error implements error.
+func (e *InProgressError) Error() string {
+	return fmt.Sprintf("idem: token %q: in progress elsewhere: ask again within %s", e.Token, e.RetryAfter)
+}
+
+// Is makes errors.Is(err, ErrInProgress) true.
+func (e *InProgressError) Is(target error) bool { return target == ErrInProgress }
+
+// Done reports whether a message may be acked after Do or Begin returned err: it
+// was handled now, or before.
+func Done(err error) bool { return err == nil || errors.Is(err, ErrDuplicate) }
+
+// Permanent marks a handler's error as one that no retry will mend: a consumer
+// dead-letters the message at once. Permanent(nil) is nil.
+func Permanent(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &permanentError{err}
+}
+
+// IsPermanent reports whether err was marked by Permanent.
+func IsPermanent(err error) bool {
+	var p *permanentError
+	return errors.As(err, &p)
+}
+
+// RetryAfter marks a handler's error as not the message's fault (a service that
+// it needs is away): a consumer tries again after d and spends none of the
+// message's budget. A nil err is an error all the same: the message is not done.
+func RetryAfter(err error, d time.Duration) error {
+	if err == nil {
+		err = errors.New("not now")
+	}
+	return &retryAfterError{err, max(d, 0)}
+}
+
+// RetryDelay returns the duration that RetryAfter marked err with.
+func RetryDelay(err error) (time.Duration, bool) {
+	var r *retryAfterError
+	if errors.As(err, &r) {
+		return r.after, true
+	}
+	return 0, false
+}
+
+type permanentError struct{ err error }
+
+func (e *permanentError) Error() string { return "permanent: " + e.err.Error() }
+func (e *permanentError) Unwrap() error { return e.err }
+
+type retryAfterError struct {
+	err   error
+	after time.Duration
+}
+
+func (e *retryAfterError) Error() string {
+	return fmt.Sprintf("retry after %s: %v", e.after, e.err)
+}
+func (e *retryAfterError) Unwrap() error { return e.err }
+
+// handlerError hides, from errors.Is and errors.As, that a handler's error is
+// itself an answer of a guard: only the outer claim's own answer may settle a
+// message.
+type handlerError struct{ err error }
+
+func (e *handlerError) Error() string { return e.err.Error() }
+
+func (e *handlerError) Is(target error) bool {
+	if target == ErrDuplicate || target == ErrInProgress {
+		return false
+	}
+	return errors.Is(e.err, target)
+}
+
+func (e *handlerError) As(target any) bool {
+	switch target.(type) {
+	case **DuplicateError, **InProgressError:
+		return false
+	}
+	return errors.As(e.err, target)
+}
+
+func ofHandler(err error) error {
+	if errors.Is(err, ErrDuplicate) || errors.Is(err, ErrInProgress) {
+		return &handlerError{err}
+	}
+	return err
+}

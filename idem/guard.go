@@ -1,0 +1,191 @@
+package idem
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"fmt"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/idemq/idemq/idem/store"
+)
+
+// Guard gives out claims on tokens, for one consumer group. It is safe for
+// concurrent use, and needs no closing: it has no goroutine and no timer while no
+// claim is held and no call is under way.
+type Guard struct {
+	core  *core
+	group string
+}
+
+// Idempotent is the name that Guard had in the component that this library
+// descends from.
+type Idempotent = Guard
+
+// New makes a guard without a group. It dials nothing and reads no configuration
+// but its options; what is wrong with them is reported by Err, and by every call.
+// A guard without a store can be made, and answers ErrRedisNotEnabled.
+func New(opts ...Option) *Guard {
+	o, err := newOptions(opts)
+	c := &core{opts: o, err: err}
+	c.batcher.core = c
+	c.leases.core = c
+	var nonce [9]byte
+	_, _ = rand.Read(nonce[:]) // does not fail since Go 1.24
+	c.nonce = base64.RawURLEncoding.EncodeToString(nonce[:])
+	c.runs = make(map[run]struct{})
+	return &Guard{core: c}
+}
+
+// Group returns the same guard for one consumer group. Each group handles each
+// message once. The groups of one guard share its trips to the store, its renewals
+// and its options. Any bytes; an empty name is no group.
+func (g *Guard) Group(name string) *Guard {
+	return &Guard{core: g.core, group: name}
+}
+
+// Err reports everything that is wrong with the options, or nil. It asks no
+// store.
+func (g *Guard) Err() error { return g.core.err }
+
+// Settings is what a guard was made with.
+type Settings struct {
+	Prefix     string
+	Group      string
+	Lease      time.Duration
+	Retention  time.Duration
+	Expire     time.Duration
+	Instance   string
+	IssuedOnly bool
+	Store      store.Store // nil: none
+}
+
+// Settings returns what the guard was made with.
+func (g *Guard) Settings() Settings {
+	o := g.core.opts
+	return Settings{
+		Prefix: o.prefix, Group: g.group, Lease: o.lease, Retention: o.retention,
+		Expire: o.checkWithin(), Instance: o.instance, IssuedOnly: o.issuedOnly, Store: o.store,
+	}
+}
+
+// Emit tells the guard's observers of an event in its group. It is for consumers.
+func (g *Guard) Emit(e Event) {
+	if len(g.core.opts.observers) > 0 {
+		e.Group = g.group
+		g.core.opts.observers.emit(e)
+	}
+}
+
+// Verify asks the store whether it can be used, for readiness probes. What
+// weakens the promise without preventing work (a Redis that may forget) is told
+// to the observers as EventStoreNotice, not returned.
+func (g *Guard) Verify(ctx context.Context) error {
+	if err := g.core.ready(); err != nil {
+		return err
+	}
+	warnings, err := g.core.opts.store.Verify(ctx, g.core.opts.prefix)
+	for _, w := range warnings {
+		g.Emit(Event{Kind: EventStoreNotice, Text: w})
+	}
+	if err != nil {
+		return fmt.Errorf("idem: verify: %w", err)
+	}
+	return nil
+}
+
+func (o *Options) checkWithin() time.Duration { return time.Duration(o.expire) * time.Minute }
+
+// core is what the groups of a guard share.
+type core struct {
+	opts    *Options
+	err     error
+	nonce   string // of this guard; claim ids start with it
+	counter atomic.Uint64
+	batcher batcher
+	leases  leases
+
+	incarnation struct {
+		mu    sync.Mutex
+		drawn uint64
+	}
+
+	mu   sync.Mutex
+	runs map[run]struct{} // tokens that are asked for, held, or still being handled here
+}
+
+// run is the identity of a record within the prefix.
+type run struct{ group, token string }
+
+// ready returns what prevents any operation.
+func (c *core) ready() error {
+	if c.err != nil {
+		return c.err
+	}
+	if c.opts.store == nil {
+		return ErrRedisNotEnabled
+	}
+	return nil
+}
+
+// claimID makes an id that was never used before: 72 random bits of the guard, and
+// a count.
+func (c *core) claimID() string {
+	return c.nonce + strconv.FormatUint(c.counter.Add(1), 36)
+}
+
+// enter reserves a token in this process, until leave. Only one holder at a time:
+// a token is never started while its earlier run has not returned.
+func (c *core) enter(r run) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, held := c.runs[r]; held {
+		return false
+	}
+	c.runs[r] = struct{}{}
+	return true
+}
+
+func (c *core) leave(r run) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.runs, r)
+}
+
+// tripTimeout bounds one trip: a connection that hangs must leave time for another
+// try within the lease.
+func (c *core) tripTimeout() time.Duration { return max(c.opts.lease/3, 250*time.Millisecond) }
+
+// apply makes one trip.
+func (c *core) apply(b *store.Batch) error {
+	o := c.opts
+	ctx, cancel := context.WithTimeout(context.Background(), c.tripTimeout())
+	defer cancel()
+	b.Prefix, b.Lease, b.Retention = o.prefix, o.lease, o.retention
+	b.CheckWithin, b.IssuedOnly = o.checkWithin(), o.issuedOnly
+	if o.instance != "" {
+		n, err := c.draw(ctx)
+		if err != nil {
+			return err
+		}
+		b.Owner, b.Incarnation = o.instance, n
+	}
+	return o.store.Apply(ctx, b)
+}
+
+// draw returns this guard's incarnation, drawn from the store once.
+func (c *core) draw(ctx context.Context) (uint64, error) {
+	c.incarnation.mu.Lock()
+	defer c.incarnation.mu.Unlock()
+	if c.incarnation.drawn == 0 {
+		n, err := c.opts.store.Incarnation(ctx, c.opts.prefix, c.opts.instance)
+		if err != nil {
+			return 0, err
+		}
+		c.incarnation.drawn = n
+	}
+	return c.incarnation.drawn, nil
+}

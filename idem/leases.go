@@ -1,0 +1,124 @@
+package idem
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/idemq/idemq/idem/store"
+)
+
+// leases renews the claims of a guard, all that are due in one trip, and notices
+// those that have run out on this process's clock. A claim is in it from its Begin
+// until it is ended, abandoned or lost. It has a timer while it holds any, and no
+// goroutine in between.
+type leases struct {
+	core *core
+
+	mu    sync.Mutex
+	held  map[*Claim]renewal
+	timer *time.Timer
+}
+
+// renewal is when a claim was last renewed, on this process's clock, before the
+// request was sent; and whether one is under way.
+type renewal struct {
+	last    time.Time
+	pending bool
+}
+
+// A tick comes each sixth of the lease and renews what is older than that: so each
+// claim is renewed at least each third.
+func (l *leases) tick() time.Duration { return max(l.core.opts.lease/6, time.Millisecond) }
+
+func (l *leases) add(c *Claim) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.held == nil {
+		l.held = make(map[*Claim]renewal)
+	}
+	l.held[c] = renewal{last: c.deadline.Add(-l.core.opts.lease)}
+	if l.timer == nil {
+		l.timer = time.AfterFunc(l.tick(), l.run)
+	} else if len(l.held) == 1 {
+		l.timer.Reset(l.tick())
+	}
+}
+
+func (l *leases) remove(c *Claim) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.held, c)
+	if len(l.held) == 0 && l.timer != nil {
+		l.timer.Stop()
+	}
+}
+
+// run is one tick.
+func (l *leases) run() {
+	lease, tick := l.core.opts.lease, l.tick()
+	now := time.Now()
+	next := now.Add(tick)
+	var due, over []*Claim
+	l.mu.Lock()
+	for c, r := range l.held {
+		end := r.last.Add(lease)
+		switch {
+		case !now.Before(end):
+			over = append(over, c)
+			delete(l.held, c)
+			continue
+		case !r.pending && now.Sub(r.last) >= tick:
+			due = append(due, c)
+			r.pending = true
+			l.held[c] = r
+		}
+		if end.Before(next) {
+			next = end
+		}
+	}
+	if len(l.held) > 0 {
+		l.timer.Reset(max(time.Until(next), time.Millisecond))
+	}
+	l.mu.Unlock()
+
+	for _, c := range over {
+		c.lose()
+	}
+	for chunk := range slices.Chunk(due, maxBatch) {
+		calls := make([]*call, len(chunk))
+		for i, c := range chunk {
+			calls[i] = &call{
+				op:       c.op(store.Renew, false),
+				answered: func(answered *call) { l.renewed(c, answered) },
+			}
+			calls[i].op.Result = nil
+		}
+		l.core.batcher.submit(calls...)
+	}
+}
+
+func (l *leases) renewed(c *Claim, answered *call) {
+	l.mu.Lock()
+	r, held := l.held[c]
+	if held {
+		r.pending = false
+		if answered.err == nil && answered.reply.Status == store.OK {
+			r.last = answered.sent
+		}
+		l.held[c] = r
+	}
+	l.mu.Unlock()
+	if !held || answered.err != nil {
+		return
+	}
+	if answered.reply.Status != store.OK {
+		if !c.isEnding() { // else the renewal may have come just after the commit
+			c.lose()
+		}
+		return
+	}
+	c.mu.Lock()
+	c.deadline = answered.sent.Add(l.core.opts.lease)
+	c.mu.Unlock()
+}

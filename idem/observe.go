@@ -1,0 +1,125 @@
+package idem
+
+import (
+	"context"
+	"log/slog"
+	"time"
+)
+
+// EventKind says what happened.
+type EventKind uint8
+
+// The events. Each names the fields of Event that it fills, besides Group and
+// Token.
+const (
+	EventClaimed      EventKind = iota + 1 // a claim was made: Attempt
+	EventDuplicate                         // a token was done or dead: Attempt
+	EventInProgress                        // a token is held elsewhere: Wait
+	EventCommitted                         // a completion was recorded: Attempt
+	EventReleased                          // a claim was given back: Attempt
+	EventBuried                            // a dead-lettering was recorded: Attempt
+	EventRefused                           // unknown token, conflict, bad record, superseded: Err
+	EventLeaseLost                         // a claim's lease ran out or was taken: Attempt
+	EventStoreDown                         // the store gave no answer, or refused: Err; once per outage
+	EventStoreUp                           // the store answers again: Wait, how long it was away
+	EventStoreNotice                       // something weakens the promise: Text
+	EventRetry                             // consumers: a handler failed, its message is tried again: Attempt, Err, Wait
+	EventDeadLetter                        // consumers: a message was dead-lettered, confirmed: Attempt, Err
+	EventStale                             // consumers: a message older than the retention: Text
+	EventUnguarded                         // consumers: FailOpen handled a message without a claim: Err
+	EventUnrecorded                        // consumers: an effect could not be recorded as done: Attempt, Err
+	EventShadowed                          // consumers: shadow mode handled a message that it would have dropped or held: Err
+	EventSettleFailed                      // consumers: the broker did not take an ack; it will deliver again: Err
+	EventStuck                             // consumers: a handler did not return in time: Attempt, Wait
+	EventDropped                           // consumers: at-most-once, a failed message was acked for want of a dead-letter destination: Err
+	EventWaiting                           // consumers: something holds the consumer up: Err, Wait
+)
+
+var eventNames = [...]string{
+	EventClaimed: "claimed", EventDuplicate: "duplicate", EventInProgress: "in progress elsewhere",
+	EventCommitted: "committed", EventReleased: "released", EventBuried: "buried", EventRefused: "refused",
+	EventLeaseLost: "lease lost", EventStoreDown: "store down", EventStoreUp: "store up", EventStoreNotice: "store notice",
+	EventRetry: "retry", EventDeadLetter: "dead-lettered", EventStale: "stale", EventUnguarded: "handled without a claim",
+	EventUnrecorded: "effect not recorded", EventShadowed: "handled in shadow mode", EventSettleFailed: "settlement failed",
+	EventStuck: "handler does not return", EventDropped: "dropped", EventWaiting: "waiting",
+}
+
+// String returns the kind in words.
+func (k EventKind) String() string {
+	if int(k) < len(eventNames) && eventNames[k] != "" {
+		return eventNames[k]
+	}
+	return "unknown"
+}
+
+// Event is something that happened to a token, or to the store. See EventKind
+// for the fields that are set.
+type Event struct {
+	Kind    EventKind
+	Group   string
+	Token   string
+	Attempt int
+	Wait    time.Duration
+	Err     error
+	Text    string
+}
+
+// Observer is told of events. Observe is called on the way of the message, from
+// many goroutines at once: it must be quick and must not call the guard.
+type Observer interface {
+	Observe(Event)
+}
+
+// ObserverFunc is a function as an Observer.
+type ObserverFunc func(Event)
+
+// Observe calls f.
+func (f ObserverFunc) Observe(e Event) { f(e) }
+
+type observers []Observer
+
+func (o observers) emit(e Event) {
+	for _, x := range o {
+		x.Observe(e)
+	}
+}
+
+// logObserver writes events to a slog.Logger: what happens to every message at
+// debug level, what an operator should know at info, warn or error.
+type logObserver struct{ log *slog.Logger }
+
+func (o logObserver) Observe(e Event) {
+	level := slog.LevelDebug
+	switch e.Kind {
+	case EventStoreUp, EventRetry, EventStale, EventShadowed:
+		level = slog.LevelInfo
+	case EventRefused, EventLeaseLost, EventStoreDown, EventDeadLetter, EventSettleFailed, EventStuck, EventUnguarded, EventWaiting:
+		level = slog.LevelWarn
+	case EventStoreNotice, EventUnrecorded, EventDropped:
+		level = slog.LevelError
+	}
+	ctx := context.Background()
+	if !o.log.Enabled(ctx, level) {
+		return
+	}
+	attrs := make([]slog.Attr, 0, 6)
+	if e.Group != "" {
+		attrs = append(attrs, slog.String("group", e.Group))
+	}
+	if e.Token != "" {
+		attrs = append(attrs, slog.String("token", e.Token))
+	}
+	if e.Attempt != 0 {
+		attrs = append(attrs, slog.Int("attempt", e.Attempt))
+	}
+	if e.Wait != 0 {
+		attrs = append(attrs, slog.Duration("wait", e.Wait))
+	}
+	if e.Err != nil {
+		attrs = append(attrs, slog.Any("err", e.Err))
+	}
+	if e.Text != "" {
+		attrs = append(attrs, slog.String("text", e.Text))
+	}
+	o.log.LogAttrs(ctx, level, "idem: "+e.Kind.String(), attrs...)
+}

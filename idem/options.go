@@ -1,0 +1,181 @@
+package idem
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/idemq/idemq/idem/store"
+	"github.com/idemq/idemq/idem/store/redisstore"
+)
+
+// Defaults of the options.
+const (
+	DefaultPrefix    = "idempotent"
+	DefaultExpire    = 60 // minutes
+	DefaultRetention = 24 * time.Hour
+	DefaultLease     = 10 * time.Second
+)
+
+const (
+	minLease      = 10 * time.Millisecond // below it a garbage collection loses leases
+	maxNameLength = 255
+)
+
+// Options is what New was given. It is filled by Option functions only.
+type Options struct {
+	store      store.Store
+	prefix     string
+	expire     int
+	retention  time.Duration
+	lease      time.Duration
+	instance   string
+	issuedOnly bool
+	observers  observers
+	faults     []error
+}
+
+// Option sets one of the Options. Where two set the same thing, the later wins.
+type Option = func(*Options)
+
+// WithRedis keeps the records in Redis 7.0 or later, or Valkey 8 or later. A nil
+// client, a typed nil included, is ignored.
+func WithRedis(c redis.UniversalClient) Option {
+	return func(o *Options) {
+		if isNil(c) {
+			return
+		}
+		o.store = redisstore.New(c)
+	}
+}
+
+// WithStore keeps the records in a store of another kind.
+func WithStore(s store.Store) Option {
+	return func(o *Options) {
+		if isNil(s) {
+			o.faults = append(o.faults, errors.New("WithStore: the store is nil"))
+			return
+		}
+		o.store = s
+	}
+}
+
+// WithPrefix separates applications that share a store; the default is
+// DefaultPrefix. Any bytes. An empty prefix is ignored. Another prefix finds none
+// of the records made under the old one.
+func WithPrefix(p string) Option {
+	return func(o *Options) {
+		if p != "" {
+			o.prefix = p
+		}
+	}
+}
+
+// WithExpire sets how many minutes an issued token may wait for its Check; the
+// default is 60. Zero and less are ignored.
+func WithExpire(minutes int) Option {
+	return func(o *Options) {
+		if minutes > 0 {
+			o.expire = minutes
+		}
+	}
+}
+
+// WithRetention sets how long a handled token is remembered, counted from its
+// completion; the default is 24 hours. A redelivery after that is handled again:
+// make it longer than the broker can still redeliver. Costs the store's memory.
+func WithRetention(d time.Duration) Option {
+	return func(o *Options) { o.retention = d }
+}
+
+// WithLease sets how long a claim is held without renewal; the default is 10
+// seconds. Claims are renewed at least each third of it, all of a guard in one
+// trip. A message of a process that was killed waits for the rest of its lease; a
+// pause of the process, or a network cut, that lasts longer lets a second handler
+// start beside the first. At least 10 milliseconds.
+func WithLease(d time.Duration) Option {
+	return func(o *Options) { o.lease = d }
+}
+
+// WithInstance names this process, the same each time it is started (the name of
+// a pod of a StatefulSet): a new process takes over the claims of its dead
+// predecessor as soon as these have missed a renewal, not at the end of their
+// lease. Two processes that live at the same time must not share a name: the older
+// one is refused with ErrSuperseded where they meet.
+func WithInstance(name string) Option {
+	return func(o *Options) { o.instance = name }
+}
+
+// WithIssuedOnly makes Begin, Do and Spend admit only tokens that Token or Issue
+// registered; others are ErrUnknownToken. It costs the producer a round trip.
+func WithIssuedOnly() Option {
+	return func(o *Options) { o.issuedOnly = true }
+}
+
+// WithObserver tells obs of every event. May be given several times.
+func WithObserver(obs Observer) Option {
+	return func(o *Options) {
+		if isNil(obs) {
+			o.faults = append(o.faults, errors.New("WithObserver: the observer is nil"))
+			return
+		}
+		o.observers = append(o.observers, obs)
+	}
+}
+
+// WithLogger logs events: what happens to every message at debug level, the rest
+// above. Without it the library logs nothing.
+func WithLogger(l *slog.Logger) Option {
+	return func(o *Options) {
+		if l == nil {
+			o.faults = append(o.faults, errors.New("WithLogger: the logger is nil"))
+			return
+		}
+		o.observers = append(o.observers, logObserver{l})
+	}
+}
+
+func newOptions(opts []Option) (*Options, error) {
+	o := &Options{prefix: DefaultPrefix, expire: DefaultExpire, retention: DefaultRetention, lease: DefaultLease}
+	for _, opt := range opts {
+		if opt != nil {
+			opt(o)
+		}
+	}
+	faults := o.faults
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
+	if len(o.prefix) > maxNameLength {
+		fault("WithPrefix: %d bytes are too many, at most %d", len(o.prefix), maxNameLength)
+	}
+	if len(o.instance) > maxNameLength {
+		fault("WithInstance: %d bytes are too many, at most %d", len(o.instance), maxNameLength)
+	}
+	if limit := int(1<<63/uint64(time.Minute)) - 1; o.expire > limit {
+		fault("WithExpire: %d minutes are too many, at most %d", o.expire, limit)
+	}
+	if o.lease < minLease {
+		fault("WithLease: %v is too short, at least %v", o.lease, minLease)
+	}
+	if o.retention < o.lease {
+		fault("WithRetention: %v is shorter than the lease, %v", o.retention, o.lease)
+	}
+	if len(faults) > 0 {
+		return o, fmt.Errorf("idem: options: %w", errors.Join(faults...))
+	}
+	return o, nil
+}
+
+func isNil(v any) bool {
+	if v == nil {
+		return true
+	}
+	switch r := reflect.ValueOf(v); r.Kind() {
+	case reflect.Pointer, reflect.Map, reflect.Slice, reflect.Func, reflect.Interface, reflect.Chan:
+		return r.IsNil()
+	}
+	return false
+}

@@ -1,0 +1,50 @@
+package idem
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/idemq/idemq/idem/store"
+)
+
+// Record is what the store knows of a token in a group.
+type Record = store.Record
+
+// Inspect reads the record of a token in the guard's group, from the primary. A
+// token that was never seen has the state store.Absent, and no error.
+func (g *Guard) Inspect(ctx context.Context, token string) (Record, error) {
+	reply, err := g.single(ctx, "inspect", store.Op{Kind: store.Inspect, Group: g.group, Token: token})
+	if err != nil {
+		return Record{}, err
+	}
+	return *reply.Record, nil
+}
+
+// Forget makes the guard's group handle a token again, at its next delivery. What
+// was spent of its budget is spent no more; its attempts go on counting. Claims
+// made before are void. A token that somebody holds now is ErrInProgress.
+func (g *Guard) Forget(ctx context.Context, token string) error {
+	reply, err := g.single(ctx, "forget", store.Op{Kind: store.Forget, Group: g.group, Token: token, Claim: g.core.claimID()})
+	if err != nil {
+		return err
+	}
+	if reply.Status == store.InProgress {
+		return &InProgressError{Token: token, RetryAfter: reply.RetryAfter}
+	}
+	return nil
+}
+
+func (g *Guard) single(ctx context.Context, verb string, op store.Op) (store.Reply, error) {
+	if err := g.core.ready(); err != nil {
+		return store.Reply{}, err
+	}
+	if err := CheckToken(op.Token); err != nil {
+		return store.Reply{}, err
+	}
+	c := &call{op: op}
+	g.core.batcher.do(ctx, c)
+	if c.err != nil {
+		return store.Reply{}, fmt.Errorf("idem: %s token %q: %w", verb, op.Token, c.err)
+	}
+	return c.reply, nil
+}

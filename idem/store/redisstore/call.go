@@ -1,0 +1,309 @@
+package redisstore
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/idemq/idemq/idem/store"
+)
+
+// maxOps is how many operations one script call takes: a long script keeps
+// everybody else waiting.
+const maxOps = 1000
+
+// call is one script call: operations whose keys it may touch together.
+type call struct {
+	tag   int
+	items []item
+
+	script script
+	whole  bool // send the script's source, not its digest
+
+	before string // the epoch seen when it was sent
+}
+
+// item is one operation of a call.
+type item struct {
+	op    *store.Op
+	reply *store.Reply
+	key   string
+	ikey  string // the issued key, where the script needs it beside the other
+}
+
+// claims tells whether an operation may need room for a new record.
+func claims(k store.Kind) bool {
+	return k == store.Begin || k == store.Spend || k == store.Issue
+}
+
+// completes tells whether an answer to an operation must outlive a failover.
+func completes(k store.Kind) bool {
+	return k == store.Commit || k == store.Bury || k == store.Spend || k == store.Check
+}
+
+func (c *call) completes() bool {
+	for _, it := range c.items {
+		if completes(it.op.Kind) {
+			return true
+		}
+	}
+	return false
+}
+
+// choose sets the script.
+func (c *call) choose() {
+	c.script, c.whole = completionScript, false
+	for _, it := range c.items {
+		if claims(it.op.Kind) {
+			c.script = claimScript
+			return
+		}
+	}
+}
+
+var ownerEscapes = strings.NewReplacer("%", "%25", "|", "%7C")
+var ownerUnescapes = strings.NewReplacer("%25", "%", "%7C", "|")
+
+func ceilMilliseconds(d time.Duration) int64 {
+	return max(1, int64((d+time.Millisecond-1)/time.Millisecond))
+}
+
+// terms are the arguments that all calls of a batch have in common.
+func terms(b *store.Batch) [8]any {
+	issued := b.CheckWithin
+	only := ""
+	if b.IssuedOnly {
+		issued, only = max(issued, b.Retention), "1"
+	}
+	return [8]any{
+		max(0, b.Lease.Microseconds()),
+		strconv.FormatUint(b.Incarnation, 10) + "|" + ownerEscapes.Replace(b.Owner),
+		ceilMilliseconds(b.Retention + b.Lease),
+		ceilMilliseconds(b.Retention),
+		max(0, b.CheckWithin.Microseconds()),
+		ceilMilliseconds(issued),
+		store.CheckMemory.Milliseconds(),
+		only,
+	}
+}
+
+// pack makes KEYS and ARGV; see records.lua.
+func (c *call) pack(p *prefix, terms *[8]any, touch bool) (keys []string, args []any) {
+	var fresh string
+	c.before, fresh = p.epochs(c.tag)
+	keys = make([]string, 1, 1+2*len(c.items))
+	keys[0] = p.keys.epoch(c.tag)
+	args = make([]any, 11, 11+2*len(c.items))
+	args[0] = fresh
+	args[1] = ""
+	if touch {
+		args[1] = "1"
+	}
+	copy(args[2:], terms[:])
+	codes := make([]byte, len(c.items))
+	for i, it := range c.items {
+		keys = append(keys, it.key)
+		if it.ikey != "" {
+			keys = append(keys, it.ikey)
+		}
+		var param string
+		codes[i], param = encode(it.op)
+		args = append(args, it.op.Claim, param)
+	}
+	args[10] = codes
+	return keys, args
+}
+
+func encode(op *store.Op) (code byte, param string) {
+	switch op.Kind {
+	case store.Begin:
+		if op.Redrive <= 0 && op.Fingerprint == "" {
+			return 'b', strconv.Itoa(op.MaxExpiries)
+		}
+		return 'B', claimParam(op)
+	case store.Spend:
+		return 'S', claimParam(op)
+	case store.Commit:
+		if len(op.Result) == 0 {
+			return 'c', strconv.Itoa(op.Attempt)
+		}
+		return 'C', strconv.Itoa(op.Attempt) + "|" + string(op.Result)
+	case store.Release:
+		if op.Counted {
+			return 'R', ""
+		}
+		return 'r', ""
+	case store.Renew:
+		return 'w', ""
+	case store.Bury:
+		return 'y', ""
+	case store.Forget:
+		return 'f', ""
+	case store.Inspect:
+		return 'q', ""
+	case store.Issue:
+		return 't', ""
+	default:
+		return 'k', ""
+	}
+}
+
+func claimParam(op *store.Op) string {
+	return strconv.Itoa(max(0, op.Redrive)) + "|" + strconv.Itoa(max(0, op.MaxExpiries)) + "|" + op.Fingerprint
+}
+
+// unpack reads the script's reply into the items' replies.
+func (c *call) unpack(v []any) (now time.Time, epoch string, err error) {
+	parts := make([]string, len(v))
+	for i := range v {
+		s, ok := v[i].(string)
+		if !ok {
+			return now, "", fmt.Errorf("redisstore: part %d of a script's reply is a %T", i, v[i])
+		}
+		parts[i] = s
+	}
+	if len(parts) < 3 {
+		return now, "", fmt.Errorf("redisstore: a script's reply has %d parts", len(parts))
+	}
+	micros, err := strconv.ParseInt(parts[0], 10, 64)
+	if err != nil {
+		return now, "", fmt.Errorf("redisstore: a script's clock reads %q", parts[0])
+	}
+	now, epoch = time.UnixMicro(micros), parts[1]
+	rest := parts[2]
+	for i := range c.items {
+		var line string
+		line, rest, _ = strings.Cut(rest, "\n")
+		if err := c.items[i].read(line, parts[3:]); err != nil {
+			return now, "", err
+		}
+	}
+	return now, epoch, nil
+}
+
+// read sets the reply from a line.
+func (it *item) read(line string, stringsSent []string) error {
+	r := it.reply
+	if line == "" {
+		r.Status = store.OK
+		switch it.op.Kind {
+		case store.Begin, store.Spend:
+			*r = store.Reply{Status: store.Claimed, Attempt: 1, Redrive: max(0, it.op.Redrive)}
+		case store.Check:
+			r.Status = store.Claimed
+		}
+		return nil
+	}
+	f := fields{rest: line[1:]}
+	switch line[0] {
+	case 'k':
+		r.Status, r.Attempt, r.Spent, r.Expiries, r.Redrive = store.Claimed, f.int(), f.int(), f.int(), f.int()
+	case 'd', 'x':
+		r.Status, r.Dead = store.Duplicate, line[0] == 'x'
+		r.At, r.Attempt, r.Redrive = time.UnixMicro(f.int64()), f.int(), f.int()
+		if no := f.int(); no > 0 {
+			r.Result = []byte(f.string(stringsSent, no))
+		}
+	case 'i', 's':
+		r.Status = store.InProgress
+		if line[0] == 's' {
+			r.Status = store.Superseded
+		}
+		r.RetryAfter = time.Duration(f.int64()) * time.Microsecond
+	case 'n':
+		r.Status, r.Spent, r.Expiries, r.Redrive = store.NeedAlone, f.int(), f.int(), f.int()
+	case 'u':
+		r.Status = store.Unknown
+	case 'c':
+		r.Status = store.Conflict
+	case 'l':
+		r.Status = store.Lost
+	case 'q':
+		r.Status, r.Record = store.OK, readRecord(&f, stringsSent)
+	case '!':
+		r.Err = it.broken(f.rest)
+	default:
+		return fmt.Errorf("redisstore: a script answered %q", line)
+	}
+	if f.bad {
+		return fmt.Errorf("redisstore: a script answered %q", line)
+	}
+	return nil
+}
+
+// broken is the error for a key that holds no record. code is the reason, and
+// which of the item's keys.
+func (it *item) broken(code string) error {
+	key := it.key
+	if strings.HasSuffix(code, "2") {
+		key = it.ikey
+	}
+	switch code[:1] {
+	case "n":
+		return fmt.Errorf("redisstore: key %q: %w; update this program", key, store.ErrNewer)
+	case "t":
+		return fmt.Errorf("redisstore: key %q: %w: it is no string; see what wrote it, then delete it", key, store.ErrUnreadable)
+	}
+	return fmt.Errorf("redisstore: key %q: %w; see what wrote it, then delete it", key, store.ErrUnreadable)
+}
+
+var states = map[string]store.State{
+	"-": store.Absent, "p": store.Running, "r": store.Released, "d": store.Done, "s": store.Done, "x": store.Dead, "f": store.Forgotten,
+}
+
+func readRecord(f *fields, stringsSent []string) *store.Record {
+	rec := &store.Record{State: states[f.next()]}
+	rec.Attempt, rec.Spent, rec.Expiries, rec.Redrive = f.int(), f.int(), f.int(), f.int()
+	if at := f.int64(); at != 0 {
+		rec.At = time.UnixMicro(at)
+	}
+	rec.Lease = time.Duration(f.int64()) * time.Microsecond
+	rec.Incarnation = f.uint64()
+	rec.Expires = time.Duration(max(0, f.int64())) * time.Millisecond
+	issued := f.int()
+	rec.Issued, rec.Checked = issued > 0, issued > 1
+	no := f.int()
+	rec.Claim = f.string(stringsSent, no)
+	rec.Owner = ownerUnescapes.Replace(f.string(stringsSent, no+1))
+	rec.Fingerprint = f.string(stringsSent, no+2)
+	if result := f.string(stringsSent, no+3); result != "" {
+		rec.Result = []byte(result)
+	}
+	return rec
+}
+
+// fields reads the numbers of a line.
+type fields struct {
+	rest string
+	bad  bool
+}
+
+func (f *fields) next() string {
+	s, rest, _ := strings.Cut(f.rest, "|")
+	f.rest = rest
+	return s
+}
+
+func (f *fields) int64() int64 {
+	n, err := strconv.ParseInt(f.next(), 10, 64)
+	f.bad = f.bad || err != nil
+	return n
+}
+
+func (f *fields) int() int { return int(f.int64()) }
+
+func (f *fields) uint64() uint64 {
+	n, err := strconv.ParseUint(f.next(), 10, 64)
+	f.bad = f.bad || err != nil
+	return n
+}
+
+// string is the byte string of a number, counted from 1.
+func (f *fields) string(sent []string, no int) string {
+	if no < 1 || no > len(sent) {
+		f.bad = true
+		return ""
+	}
+	return sent[no-1]
+}

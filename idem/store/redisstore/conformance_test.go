@@ -1,0 +1,96 @@
+package redisstore_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/idemq/idemq/idem/store"
+	"github.com/idemq/idemq/idem/store/redisstore"
+	"github.com/idemq/idemq/idem/store/storetest"
+	"github.com/idemq/idemq/internal/redistest"
+)
+
+// harness runs the suite on a client.
+func harness(c redis.UniversalClient) storetest.Harness {
+	return storetest.Harness{
+		Open:  func(testing.TB) store.Store { return redisstore.New(c) },
+		Wait:  func(tb testing.TB, d time.Duration) { waitFor(tb, c, d) },
+		Lease: 60 * time.Millisecond,
+		Corrupt: func(tb testing.TB, _ store.Store, prefix, group, token string, how storetest.Corruption) {
+			corrupt(tb, c, recordKey(tb, c, prefix, group, token), how)
+		},
+	}
+}
+
+// waitFor returns when d has passed on every server's clock.
+func waitFor(tb testing.TB, c redis.UniversalClient, d time.Duration) {
+	tb.Helper()
+	ctx := context.Background()
+	wait := func(ctx context.Context, c *redis.Client) error {
+		now, err := c.Time(ctx).Result()
+		for end := now.Add(d); err == nil && !now.After(end); now, err = c.Time(ctx).Result() {
+			time.Sleep(end.Sub(now) + time.Millisecond)
+		}
+		return err
+	}
+	var err error
+	if cluster, ok := c.(*redis.ClusterClient); ok {
+		err = cluster.ForEachMaster(ctx, wait)
+	} else {
+		err = wait(ctx, c.(*redis.Client))
+	}
+	if err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// recordKey finds a record's key without knowing its tag. The suite corrupts
+// records of plain names only.
+func recordKey(tb testing.TB, c redis.UniversalClient, prefix, group, token string) string {
+	tb.Helper()
+	for tag := range 64 {
+		key := fmt.Sprintf("%s:{%d}:g:%s:%s", prefix, tag, group, token)
+		if n, err := c.Exists(context.Background(), key).Result(); err != nil {
+			tb.Fatal(err)
+		} else if n == 1 {
+			return key
+		}
+	}
+	tb.Fatalf("there is no record of prefix %q, group %q, token %q", prefix, group, token)
+	return ""
+}
+
+func corrupt(tb testing.TB, c redis.UniversalClient, key string, how storetest.Corruption) {
+	tb.Helper()
+	ctx := context.Background()
+	var err error
+	switch how {
+	case storetest.WrongType:
+		if err = c.Del(ctx, key).Err(); err == nil {
+			err = c.LPush(ctx, key, "x").Err()
+		}
+	case storetest.Garbage:
+		err = c.Set(ctx, key, "garbage", 0).Err()
+	case storetest.NewerVersion:
+		err = c.Set(ctx, key, "2p|of another shape", 0).Err()
+	}
+	if err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func TestStore(t *testing.T) { storetest.Run(t, harness(redistest.Start(t).Client(t))) }
+
+func TestHistories(t *testing.T) { storetest.Histories(t, harness(redistest.Start(t).Client(t))) }
+
+func TestStoreOnCluster(t *testing.T) {
+	storetest.Run(t, harness(redistest.StartCluster(t).Client(t)))
+}
+
+func TestHistoriesOnCluster(t *testing.T) {
+	storetest.Histories(t, harness(redistest.StartCluster(t).Client(t)))
+}

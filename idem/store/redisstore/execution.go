@@ -1,0 +1,298 @@
+package redisstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/idemq/idemq/idem/store"
+)
+
+// execution is one Apply.
+type execution struct {
+	s      *Store
+	p      *prefix
+	b      *store.Batch
+	terms  [8]any
+	notice string
+
+	unconfirmed error // replicas that did not confirm
+}
+
+func (x *execution) run(ctx context.Context) error {
+	b := x.b
+	b.Replies = slices.Grow(b.Replies[:0], len(b.Ops))[:len(b.Ops)]
+	clear(b.Replies)
+	b.Now = time.Time{}
+	x.terms = terms(b)
+	items := make([]item, len(b.Ops))
+	for i := range b.Ops {
+		op := &b.Ops[i]
+		if op.Kind < store.Begin || op.Kind > store.Check {
+			return fmt.Errorf("redisstore: operation %d: there is no kind %d", i, op.Kind)
+		}
+		items[i] = x.item(op, &b.Replies[i])
+	}
+	for _, round := range x.divide(items) {
+		if err := x.finish(ctx, round); err != nil {
+			return err
+		}
+	}
+	return x.unconfirmed
+}
+
+func (x *execution) item(op *store.Op, reply *store.Reply) item {
+	k := &x.p.keys
+	tag := k.tag(op.Token)
+	if op.Kind == store.Issue || op.Kind == store.Check {
+		return item{op: op, reply: reply, key: k.issued(tag, op.Token)}
+	}
+	it := item{op: op, reply: reply, key: k.record(tag, op.Group, op.Token)}
+	if op.Kind == store.Inspect || x.b.IssuedOnly && (op.Kind == store.Begin || op.Kind == store.Spend) {
+		it.ikey = k.issued(tag, op.Token)
+	}
+	return it
+}
+
+// divide makes calls of the items. The calls of a round touch different records and
+// may travel together; the rounds follow one another, so that operations on one record
+// keep their order whatever becomes of a call. A batch without operations is a
+// call too: it reads the clock.
+func (x *execution) divide(items []item) [][]*call {
+	var order []*call
+	if !x.s.perTag.Load() || len(items) == 0 {
+		order = []*call{{items: items}}
+	} else {
+		byTag := make(map[int]*call)
+		for _, it := range items {
+			tag := x.p.keys.tag(it.op.Token)
+			c := byTag[tag]
+			if c == nil {
+				c = &call{tag: tag}
+				byTag[tag] = c
+				order = append(order, c)
+			}
+			c.items = append(c.items, it)
+		}
+	}
+	var rounds [][]*call
+	for _, c := range order {
+		rest := c.items
+		for n := 0; n == 0 || len(rest) > 0; n++ {
+			part := &call{tag: c.tag, items: rest[:min(maxOps, len(rest))]}
+			part.choose()
+			rest = rest[len(part.items):]
+			if n == len(rounds) {
+				rounds = append(rounds, nil)
+			}
+			rounds[n] = append(rounds[n], part)
+		}
+	}
+	return rounds
+}
+
+// finish sends calls until each is answered. What was refused as a whole for a
+// reason that can be helped is sent again: without a script (with its source), at
+// maxmemory (without its claims), across slots (divided by tag).
+func (x *execution) finish(ctx context.Context, calls []*call) error {
+	for len(calls) > 0 {
+		cmds, err := x.send(ctx, calls)
+		if err != nil {
+			return err
+		}
+		var again []*call
+		for i, c := range calls {
+			err := cmds[i].Err()
+			switch {
+			case err == nil:
+				if err := x.take(c, cmds[i]); err != nil {
+					return err
+				}
+			case isNoScript(err) && !c.whole:
+				c.whole = true
+				again = append(again, c)
+			case isFull(err) && c.script == claimScript:
+				if c = c.withoutClaims(err); c != nil {
+					again = append(again, c)
+				}
+			case isCrossSlot(err) && !x.s.perTag.Swap(true):
+				return x.finishDivided(ctx, c)
+			default:
+				return failure(fmt.Sprintf("executing %d operations", len(c.items)), err)
+			}
+		}
+		calls = again
+	}
+	return nil
+}
+
+// finishDivided goes on with the only call of a round, which Redis refused because
+// it touches several slots.
+func (x *execution) finishDivided(ctx context.Context, c *call) error {
+	for _, round := range x.divide(c.items) {
+		if err := x.finish(ctx, round); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// withoutClaims answers what Redis has no room for, and returns a call with the
+// rest; nil if nothing is left.
+func (c *call) withoutClaims(err error) *call {
+	rest := &call{tag: c.tag}
+	for _, it := range c.items {
+		if claims(it.op.Kind) {
+			it.reply.Err = fmt.Errorf("redisstore: %w: %w; raise Redis' maxmemory, or shorten the retention", store.ErrFull, err)
+		} else {
+			rest.items = append(rest.items, it)
+		}
+	}
+	if len(rest.items) == 0 {
+		return nil
+	}
+	rest.choose()
+	return rest
+}
+
+// take reads the answer to a call.
+func (x *execution) take(c *call, cmd *redis.Cmd) error {
+	v, err := cmd.Slice()
+	if err != nil {
+		return fmt.Errorf("redisstore: a script's reply is no list: %w", err)
+	}
+	now, epoch, err := c.unpack(v)
+	if err != nil {
+		return err
+	}
+	if now.After(x.b.Now) {
+		x.b.Now = now
+	}
+	if notice := x.p.saw(c.tag, c.before, epoch); notice != "" {
+		x.notice = notice
+	}
+	return nil
+}
+
+// scripter is what a call is sent with: a client or a pipeline.
+type scripter interface {
+	Eval(ctx context.Context, script string, keys []string, args ...any) *redis.Cmd
+	EvalSha(ctx context.Context, sha string, keys []string, args ...any) *redis.Cmd
+}
+
+func (x *execution) queue(ctx context.Context, to scripter, c *call) *redis.Cmd {
+	keys, args := c.pack(x.p, &x.terms, x.s.replicas > 0 && c.completes())
+	if c.whole {
+		return to.Eval(ctx, c.script.source, keys, args...)
+	}
+	return to.EvalSha(ctx, c.script.sha, keys, args...)
+}
+
+// send sends calls together and returns an answer for each. An error means that
+// nothing is known of any.
+func (x *execution) send(ctx context.Context, calls []*call) ([]*redis.Cmd, error) {
+	if x.s.replicas > 0 && slices.ContainsFunc(calls, (*call).completes) {
+		return x.sendAndWait(ctx, calls)
+	}
+	if len(calls) == 1 {
+		return []*redis.Cmd{x.queue(ctx, x.s.client, calls[0])}, nil
+	}
+	return x.pipeline(ctx, x.s.client.Pipeline(), calls), nil
+}
+
+// pipeline sends calls in a pipeline. The errors of commands are theirs; Exec only
+// repeats the first.
+func (x *execution) pipeline(ctx context.Context, pipe redis.Pipeliner, calls []*call) []*redis.Cmd {
+	cmds := make([]*redis.Cmd, len(calls))
+	for i, c := range calls {
+		cmds[i] = x.queue(ctx, pipe, c)
+	}
+	_, _ = pipe.Exec(ctx)
+	return cmds
+}
+
+// sendAndWait sends calls and has each primary wait for its replicas, in the same
+// pipeline: WAIT is about the writes of its own connection. The script writes the
+// epoch key in such calls, so that a repeat that finds everything done waits too.
+// Replicas that do not confirm are noted, and the calls go on: scripts are still
+// loaded, and completions are on the primary.
+func (x *execution) sendAndWait(ctx context.Context, calls []*call) ([]*redis.Cmd, error) {
+	primaries, err := x.primaries(ctx, calls)
+	if err != nil {
+		return nil, err
+	}
+	all := make([]*redis.Cmd, len(calls))
+	for primary, indexes := range primaries {
+		pipe := primary.Pipeline()
+		waits := false
+		for _, i := range indexes {
+			all[i] = x.queue(ctx, pipe, calls[i])
+			waits = waits || calls[i].completes()
+		}
+		var wait *redis.IntCmd
+		if waits {
+			wait = redis.NewIntCmd(ctx, "wait", x.s.replicas, x.s.replicaTimeout.Milliseconds())
+			_ = pipe.Process(ctx, wait)
+		}
+		_, _ = pipe.Exec(ctx)
+		for _, i := range indexes {
+			if err := x.movedAway(ctx, all[i]); err != nil {
+				return nil, err
+			}
+			if err := all[i].Err(); isReply(err) && !isHelped(err) {
+				return all, nil // the call's own error says more than WAIT's
+			}
+		}
+		if wait != nil {
+			x.unconfirmed = errors.Join(x.unconfirmed, x.confirmed(wait))
+		}
+	}
+	return all, nil
+}
+
+// movedAway is an error if a cluster moved a call's slot: the client of one node
+// follows no redirections.
+func (x *execution) movedAway(ctx context.Context, cmd *redis.Cmd) error {
+	cluster, ok := x.s.client.(*redis.ClusterClient)
+	if !ok || !redis.HasErrorPrefix(cmd.Err(), "MOVED") && !redis.HasErrorPrefix(cmd.Err(), "ASK") {
+		return nil
+	}
+	cluster.ReloadState(ctx)
+	return fmt.Errorf("redisstore: executing operations: %w: the cluster is moving slots: %w", store.ErrUnavailable, cmd.Err())
+}
+
+// primaries groups the calls by the server that they go to.
+func (x *execution) primaries(ctx context.Context, calls []*call) (map[*redis.Client][]int, error) {
+	groups := make(map[*redis.Client][]int)
+	for i, c := range calls {
+		var primary *redis.Client
+		switch client := x.s.client.(type) {
+		case *redis.Client:
+			primary = client
+		case *redis.ClusterClient:
+			var err error
+			if primary, err = client.MasterForKey(ctx, x.p.keys.epoch(c.tag)); err != nil {
+				return nil, failure("finding a primary", err)
+			}
+		}
+		groups[primary] = append(groups[primary], i)
+	}
+	return groups, nil
+}
+
+// confirmed is nil if enough replicas have what was written.
+func (x *execution) confirmed(wait *redis.IntCmd) error {
+	n, err := wait.Result()
+	if err != nil {
+		return failure("waiting for replicas", err)
+	}
+	if int(n) < x.s.replicas {
+		return fmt.Errorf("redisstore: %w: the completions stand on the primary, and %d of %d replicas confirmed them within %v; "+
+			"they are not done until that many do: see to the replicas, or lower WithReplicas", store.ErrUnavailable, n, x.s.replicas, x.s.replicaTimeout)
+	}
+	return nil
+}

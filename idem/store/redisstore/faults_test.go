@@ -1,0 +1,415 @@
+package redisstore_test
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"reflect"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/idemq/idemq/idem/store"
+	"github.com/idemq/idemq/idem/store/redisstore"
+	"github.com/idemq/idemq/internal/redistest"
+)
+
+// TestLostReplies executes each operation twice under one claim id, as a client does
+// whose reply was lost, and once without the loss: the answers must be the same.
+func TestLostReplies(t *testing.T) {
+	server := redistest.Start(t)
+	direct := redisstore.New(server.Client(t))
+	proxy := redistest.NewProxy(t, server.Addr())
+	o := server.Options()
+	o.Addr = proxy.Addr()
+	o.MaxRetries = 1
+	c := redis.NewClient(o)
+	t.Cleanup(func() { _ = c.Close() })
+	lossy := redisstore.New(c)
+
+	begin := op(store.Begin, "t", "a")
+	again := op(store.Begin, "t", "b")
+	again.Fingerprint, again.Redrive = "fp", 3
+	counted := op(store.Release, "t", "a")
+	counted.Counted = true
+	commit := op(store.Commit, "t", "a")
+	commit.Result = []byte("a|result\nof bytes\x00")
+	spendAfterError := op(store.Spend, "t", "b")
+	cases := []struct {
+		name  string
+		setup []store.Op
+		op    store.Op
+	}{
+		{"Begin", nil, begin},
+		{"Begin after a counted release", []store.Op{begin, counted}, op(store.Begin, "t", "b")},
+		{"Begin with redrive and fingerprint", []store.Op{begin, op(store.Bury, "t", "a")}, again},
+		{"Begin in progress", []store.Op{op(store.Begin, "t", "other")}, begin},
+		{"Begin done", []store.Op{begin, commit}, op(store.Begin, "t", "b")},
+		{"Commit", []store.Op{begin}, commit},
+		{"Commit absent", nil, commit},
+		{"Commit dead", []store.Op{op(store.Begin, "t", "b"), op(store.Bury, "t", "b")}, commit},
+		{"Release", []store.Op{begin}, op(store.Release, "t", "a")},
+		{"Release counted", []store.Op{begin}, counted},
+		{"Renew", []store.Op{begin}, op(store.Renew, "t", "a")},
+		{"Bury", []store.Op{begin}, op(store.Bury, "t", "a")},
+		{"Bury spent", []store.Op{op(store.Spend, "t", "a")}, op(store.Bury, "t", "a")},
+		{"Spend", nil, op(store.Spend, "t", "a")},
+		{"Spend after an error", []store.Op{begin, counted}, spendAfterError},
+		{"Forget", []store.Op{begin, commit}, op(store.Forget, "t", "f")},
+		{"Inspect", []store.Op{begin}, op(store.Inspect, "t", "")},
+		{"Issue", nil, op(store.Issue, "t", "")},
+		{"Check", []store.Op{op(store.Issue, "t", "")}, op(store.Check, "t", "a")},
+		{"Check spent", []store.Op{op(store.Issue, "t", ""), op(store.Check, "t", "b")}, op(store.Check, "t", "a")},
+	}
+	for _, tt := range cases {
+		t.Run(tt.name, func(t *testing.T) {
+			type outcome struct {
+				reply  store.Reply
+				record store.Record
+			}
+			run := func(s store.Store, lose bool) outcome {
+				prefix := rand.Text()
+				apply(t, s, batch(prefix, tt.setup...))
+				if lose {
+					proxy.SwallowReply("evalsha")
+				}
+				got := outcome{reply: apply(t, s, batch(prefix, tt.op))[0]}
+				if lose {
+					<-proxy.Swallowed()
+				}
+				got.record = *inspect(t, s, prefix, "t")
+				for _, r := range []*store.Record{&got.record, got.reply.Record} {
+					if r != nil {
+						r.At, r.Lease, r.Expires = time.Time{}, r.Lease.Round(time.Minute), r.Expires.Round(time.Minute)
+					}
+				}
+				got.reply.At, got.reply.RetryAfter = time.Time{}, got.reply.RetryAfter.Round(time.Minute)
+				return got
+			}
+			if got, want := run(lossy, true), run(direct, false); !reflect.DeepEqual(got, want) {
+				t.Errorf("with a lost reply\n\t%+v, else\n\t%+v", got, want)
+			}
+		})
+	}
+}
+
+// TestLostReplyWithoutRetry: what is not known is an error, and the caller's
+// repeat answers it.
+func TestLostReplyWithoutRetry(t *testing.T) {
+	server := redistest.Start(t)
+	proxy := redistest.NewProxy(t, server.Addr())
+	o := server.Options()
+	o.Addr = proxy.Addr()
+	o.MaxRetries = -1
+	c := redis.NewClient(o)
+	t.Cleanup(func() { _ = c.Close() })
+	s := redisstore.New(c)
+	prefix := rand.Text()
+	apply(t, s, batch(prefix))
+	proxy.SwallowReply("evalsha")
+	b := batch(prefix, op(store.Begin, "t", "a"))
+	if err := s.Apply(context.Background(), b); !errors.Is(err, store.ErrUnavailable) {
+		t.Fatalf("a lost reply: %v", err)
+	}
+	<-proxy.Swallowed()
+	if r := apply(t, s, b)[0]; r.Status != store.Claimed || r.Attempt != 1 {
+		t.Fatalf("the repeat: %+v", r)
+	}
+}
+
+func TestUnreachable(t *testing.T) {
+	server := redistest.Start(t)
+	proxy := redistest.NewProxy(t, server.Addr())
+	o := server.Options()
+	o.Addr = proxy.Addr()
+	o.DialerRetries = 1
+	c := redis.NewClient(o)
+	t.Cleanup(func() { _ = c.Close() })
+	s := redisstore.New(c)
+	prefix := rand.Text()
+	fails := func(when string) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+		defer cancel()
+		if err := s.Apply(ctx, batch(prefix, op(store.Begin, "t", "a"))); !errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("%s: Apply: %v", when, err)
+		}
+		if _, err := s.Verify(ctx, prefix); !errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("%s: Verify: %v", when, err)
+		}
+		if _, err := s.Incarnation(ctx, prefix, "n"); !errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("%s: Incarnation: %v", when, err)
+		}
+	}
+	proxy.Cut()
+	fails("cut before first use")
+	proxy.Restore()
+	apply(t, s, batch(prefix))
+	proxy.Cut()
+	fails("cut")
+	proxy.Restore()
+	apply(t, s, batch(prefix))
+	proxy.Hold()
+	fails("held")
+	proxy.Unhold()
+	if r := apply(t, s, batch(prefix, op(store.Begin, "t", "a")))[0]; r.Status != store.Claimed || r.Attempt != 1 {
+		t.Errorf("afterwards: %+v", r)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	server := redistest.Start(t, "--requirepass", "secret")
+	admin := func() *redis.Client {
+		o := server.Options()
+		o.Password = "secret"
+		c := redis.NewClient(o)
+		t.Cleanup(func() { _ = c.Close() })
+		return c
+	}()
+	ctx := context.Background()
+	refused := func(what string, s store.Store, prefix, word string) {
+		t.Helper()
+		err := s.Apply(ctx, batch(prefix, op(store.Begin, "t", "a")))
+		if err == nil || errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), word) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	refused("no password", redisstore.New(server.Client(t)), "p", "password")
+
+	if err := admin.Do(ctx, "ACL", "SETUSER", "poor", "on", ">poor", "~mine:*", "+@all", "-config", "-info").Err(); err != nil {
+		t.Fatal(err)
+	}
+	o := server.Options()
+	o.Username, o.Password = "poor", "poor"
+	poor := redis.NewClient(o)
+	t.Cleanup(func() { _ = poor.Close() })
+	s := redisstore.New(poor)
+	refused("another's keys", s, "other", "allow the client's user")
+	apply(t, s, batch("mine", op(store.Begin, "t", "a")))
+	warnings, err := s.Verify(ctx, "mine")
+	if err != nil || len(warnings) != 1 || !strings.Contains(warnings[0], "does not allow INFO") {
+		t.Errorf("INFO is forbidden: %q, %v", warnings, err)
+	}
+
+	full := redisstore.New(admin)
+	apply(t, full, batch("p"))
+	other := redistest.Start(t, private...)
+	host, port, _ := strings.Cut(other.Addr(), ":")
+	if err := admin.Do(ctx, "REPLICAOF", host, port).Err(); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the replica", func() bool {
+		info, err := admin.Info(ctx, "replication").Result()
+		return err == nil && strings.Contains(info, "master_link_status:up")
+	})
+	refused("a replica", full, "p", "primary")
+	if _, err := full.Verify(ctx, "p"); err == nil || !strings.Contains(err.Error(), "replica") {
+		t.Errorf("Verify of a replica: %v", err)
+	}
+}
+
+func TestCameBackEmpty(t *testing.T) {
+	server := redistest.Start(t, private...)
+	c := server.Client(t)
+	a, b := redisstore.New(c), redisstore.New(server.Client(t))
+	ctx := context.Background()
+	prefixes := []string{"p", "q"}
+	notice := func(s store.Store, prefix string, token string) string {
+		t.Helper()
+		x := batch(prefix, op(store.Begin, token, "a"))
+		x.Notice = "left over"
+		apply(t, s, x)
+		return x.Notice
+	}
+	quiet := func(when string) {
+		t.Helper()
+		for _, s := range []store.Store{a, b} {
+			for _, p := range prefixes {
+				if n := notice(s, p, "t"); n != "" {
+					t.Errorf("%s, prefix %s: %s", when, p, n)
+				}
+			}
+		}
+	}
+	alarmed := func(when string) {
+		t.Helper()
+		for i, s := range []store.Store{a, b} {
+			for _, p := range prefixes {
+				if n := notice(s, p, "t"); !strings.Contains(n, "can be handled again") || !strings.Contains(n, strconv.Quote(p)) {
+					t.Errorf("%s, process %d, prefix %s: %q", when, i, p, n)
+				}
+			}
+		}
+		quiet("after the alarm, " + when)
+		if n := c.Exists(ctx, "p:{0}:d", "q:{0}:d").Val(); n != 2 {
+			t.Errorf("%s: %d descriptors were made again", when, n)
+		}
+	}
+	quiet("first contact")
+	quiet("second contact")
+	if err := c.FlushAll(ctx).Err(); err != nil {
+		t.Fatal(err)
+	}
+	alarmed("after FLUSHALL")
+	server.Restart()
+	alarmed("after a restart")
+	if n := notice(redisstore.New(c), "p", "t"); n != "" {
+		t.Errorf("a process that has seen nothing: %s", n)
+	}
+}
+
+func TestClusterNodeCameBackEmpty(t *testing.T) {
+	cluster := redistest.StartCluster(t)
+	s := redisstore.New(cluster.Client(t))
+	var ops []store.Op
+	for i := range 300 {
+		ops = append(ops, op(store.Inspect, fmt.Sprint(i), ""))
+	}
+	x := batch("p", ops...)
+	for range 2 {
+		if apply(t, s, x); x.Notice != "" {
+			t.Fatal(x.Notice)
+		}
+	}
+	if err := cluster.Nodes[2].Client(t).FlushAll(context.Background()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	if apply(t, s, x); x.Notice == "" {
+		t.Error("one node of three lost its data in silence")
+	}
+	if apply(t, s, x); x.Notice != "" {
+		t.Error("told again: ", x.Notice)
+	}
+}
+
+func TestVerify(t *testing.T) {
+	ctx := context.Background()
+	for _, tt := range []struct {
+		args  []string
+		words []string // of one warning each
+	}{
+		{[]string{"--appendonly", "yes"}, nil},
+		{[]string{"--save", ""}, []string{"saves nothing"}},
+		{[]string{"--save", "900 1"}, []string{"snapshots only"}},
+		{[]string{"--appendonly", "yes", "--appendfsync", "no"}, []string{"appendfsync no"}},
+		{
+			[]string{"--appendonly", "yes", "--maxmemory", "64mb", "--maxmemory-policy", "allkeys-lru"},
+			[]string{"allkeys-lru: at its maxmemory of 67108864 bytes"},
+		},
+		{[]string{"--save", "", "--maxmemory-policy", "volatile-ttl"}, []string{"volatile-ttl: once a maxmemory is set", "saves nothing"}},
+	} {
+		c := redistest.Start(t, tt.args...).Client(t)
+		s := redisstore.New(c)
+		for range 2 { // before and after first use
+			warnings, err := s.Verify(ctx, "p")
+			if err != nil || len(warnings) != len(tt.words) {
+				t.Fatalf("%v: %q, %v", tt.args, warnings, err)
+			}
+			for i, w := range tt.words {
+				if !strings.Contains(warnings[i], w) {
+					t.Errorf("%v: no %q in %q", tt.args, w, warnings[i])
+				}
+			}
+			if n := c.DBSize(ctx).Val(); n == 0 {
+				apply(t, s, batch("p"))
+			}
+		}
+	}
+	warnings, err := redisstore.New(redistest.StartCluster(t).Client(t)).Verify(ctx, "p")
+	if err != nil || len(warnings) != 3 {
+		t.Errorf("a cluster of three nodes that save nothing: %q, %v", warnings, err)
+	}
+}
+
+func TestVerifyChangesNothing(t *testing.T) {
+	c := redistest.Start(t, private...).Client(t)
+	if _, err := redisstore.New(c).Verify(context.Background(), "p"); err != nil {
+		t.Fatal(err)
+	}
+	if n := c.DBSize(context.Background()).Val(); n != 0 {
+		t.Errorf("Verify made %d keys", n)
+	}
+}
+
+func TestReplicas(t *testing.T) {
+	ctx := context.Background()
+	primary := redistest.Start(t, "--repl-diskless-sync-delay", "0")
+	host, port, _ := strings.Cut(primary.Addr(), ":")
+	replica := redistest.Start(t, "--replicaof", host+" "+port)
+	c := primary.Client(t)
+	await(t, "the replica", func() bool {
+		info, err := c.Info(ctx, "replication").Result()
+		return err == nil && strings.Contains(info, "state=online")
+	})
+	s := redisstore.New(c, redisstore.WithReplicas(1, 100*time.Millisecond))
+	want(t, s, "p", store.Claimed, op(store.Begin, "t", "a"))
+	want(t, s, "p", store.OK, op(store.Commit, "t", "a"))
+
+	want(t, s, "p", store.Claimed, op(store.Begin, "u", "a"))
+	replica.Pause()
+	commit := batch("p", op(store.Commit, "u", "a"))
+	// The second finds the token done and must not take that for an answer, not
+	// on a connection that has written nothing either.
+	for range 2 {
+		if err := s.Apply(ctx, commit); !errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "0 of 1 replicas") {
+			t.Fatalf("while the replica is away: %v", err)
+		}
+	}
+	other := redisstore.New(primary.Client(t), redisstore.WithReplicas(1, 100*time.Millisecond))
+	if err := other.Apply(ctx, commit); !errors.Is(err, store.ErrUnavailable) {
+		t.Fatalf("on another connection while the replica is away: %v", err)
+	}
+	want(t, s, "p", store.Claimed, op(store.Begin, "v", "a")) // claims do not wait
+	replica.Resume()
+	await(t, "the completion", func() bool { return s.Apply(ctx, commit) == nil })
+	if n := replica.Client(t).DBSize(ctx).Val(); n < 5 {
+		t.Errorf("%d keys on the replica", n)
+	}
+	warnings, err := s.Verify(ctx, "p")
+	if err != nil || !strings.Contains(strings.Join(warnings, "\n"), "min-replicas-to-write 0") {
+		t.Errorf("%q, %v", warnings, err)
+	}
+}
+
+func TestReplicasOnACluster(t *testing.T) {
+	s := redisstore.New(redistest.StartCluster(t).Client(t), redisstore.WithReplicas(1, 10*time.Millisecond))
+	var begins, commits []store.Op
+	for i := range 100 {
+		begins = append(begins, op(store.Begin, fmt.Sprint(i), "a"))
+		commits = append(commits, op(store.Commit, fmt.Sprint(i), "a"))
+	}
+	apply(t, s, batch("p", begins...))
+	if err := s.Apply(context.Background(), batch("p", commits...)); !errors.Is(err, store.ErrUnavailable) ||
+		!strings.Contains(err.Error(), "0 of 1 replicas") {
+		t.Fatalf("without replicas: %v", err)
+	}
+	if rec := inspect(t, s, "p", "7"); rec.State != store.Done {
+		t.Errorf("the completion stands on the primary as %v", rec.State)
+	}
+}
+
+func TestRing(t *testing.T) {
+	ring := redis.NewRing(&redis.RingOptions{Addrs: map[string]string{
+		"a": redistest.Start(t, private...).Addr(), "b": redistest.Start(t, private...).Addr(),
+	}})
+	t.Cleanup(func() { _ = ring.Close() })
+	s := redisstore.New(ring)
+	var ops []store.Op
+	for i := range 200 {
+		ops = append(ops, op(store.Begin, fmt.Sprint(i), "a"))
+	}
+	for _, status := range []store.Status{store.Claimed, store.Claimed} {
+		for _, r := range apply(t, s, batch("p", ops...)) {
+			if r.Status != status || r.Attempt != 1 {
+				t.Fatalf("%+v", r)
+			}
+		}
+	}
+	if _, err := s.Verify(context.Background(), "p"); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,81 @@
+package redisstore
+
+import (
+	"strconv"
+	"strings"
+)
+
+// The keys of a prefix. Each is
+//
+//	<prefix>:{<tag>}:<kind>            e epoch, d descriptor (tag 0)
+//	<prefix>:{<tag>}:<kind>:<rest>     g record, i issued token, o incarnation
+//
+// where rest is <group>:<token> for a record, else the token or instance name.
+//
+// Two different records never share a key. In the prefix '%' and '{' are written
+// %25 and %7B, so the first '{' of a key is the one before the tag: what stands
+// before it is the prefix, and Redis Cluster hashes the tag and nothing else. The
+// tag is digits, the kind one letter. In the group '%' and ':' are escaped, so it
+// ends at the next ':'. The token is last and stands as it is. Each part can thus be
+// read back from the key.
+
+var (
+	prefixEscapes = strings.NewReplacer("%", "%25", "{", "%7B")
+	groupEscapes  = strings.NewReplacer("%", "%25", ":", "%3A")
+)
+
+// keys makes the keys of one prefix. It is safe for concurrent use.
+type keys struct {
+	head string // up to the tag
+	hash uint64 // FNV-1a of the prefix and a zero byte
+	tags uint64
+}
+
+func newKeys(prefix string, tags int) keys {
+	return keys{
+		head: prefixEscapes.Replace(prefix) + ":{",
+		hash: fnv(fnv(fnvOffset, prefix), "\x00"),
+		tags: uint64(tags),
+	}
+}
+
+const (
+	fnvOffset = 14695981039346656037
+	fnvPrime  = 1099511628211
+)
+
+// fnv continues an FNV-1a hash.
+func fnv(h uint64, s string) uint64 {
+	for i := range len(s) {
+		h = (h ^ uint64(s[i])) * fnvPrime
+	}
+	return h
+}
+
+// tag is the tag of a token, in whatever group: an issued token belongs to all.
+func (k *keys) tag(token string) int {
+	return int(fnv(k.hash, token) % k.tags)
+}
+
+func (k *keys) record(tag int, group, token string) string {
+	if strings.ContainsAny(group, "%:") {
+		group = groupEscapes.Replace(group)
+	}
+	return k.head + strconv.Itoa(tag) + "}:g:" + group + ":" + token
+}
+
+func (k *keys) issued(tag int, token string) string {
+	return k.head + strconv.Itoa(tag) + "}:i:" + token
+}
+
+func (k *keys) incarnation(name string) string {
+	return k.head + strconv.Itoa(k.tag(name)) + "}:o:" + name
+}
+
+func (k *keys) epoch(tag int) string {
+	return k.head + strconv.Itoa(tag) + "}:e"
+}
+
+func (k *keys) descriptor() string {
+	return k.head + "0}:d"
+}

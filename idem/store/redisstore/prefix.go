@@ -1,0 +1,170 @@
+package redisstore
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/idemq/idemq/idem/store"
+)
+
+const (
+	version = 1
+	layout  = "records"
+)
+
+// prefix is what the store knows of one prefix.
+type prefix struct {
+	name string
+	keys keys
+
+	describing sync.Mutex // held while the descriptor is asked for
+
+	mu    sync.Mutex
+	ready bool           // the descriptor agrees
+	first string         // the descriptor's epoch, for tags that have none yet
+	spare string         // the epoch that a tag gets which has lost its own
+	seen  map[int]string // each tag's epoch, as last seen
+}
+
+// descriptor says how the records of a prefix are laid out:
+// version|layout|tags|epoch. It never expires.
+type descriptor struct {
+	version int
+	layout  string
+	tags    int
+	epoch   string
+}
+
+func (d descriptor) String() string {
+	return fmt.Sprintf("%d|%s|%d|%s", d.version, d.layout, d.tags, d.epoch)
+}
+
+// terms is what two stores must agree on.
+func (d descriptor) terms() string {
+	return fmt.Sprintf("version %d, layout %s, %d tags", d.version, d.layout, d.tags)
+}
+
+func parseDescriptor(v string) (descriptor, error) {
+	parts := strings.Split(v, "|")
+	n, err := strconv.Atoi(parts[0])
+	if err != nil {
+		return descriptor{}, store.ErrUnreadable
+	}
+	if n > version {
+		return descriptor{}, store.ErrNewer
+	}
+	if len(parts) != 4 {
+		return descriptor{}, store.ErrUnreadable
+	}
+	tags, err := strconv.Atoi(parts[2])
+	if err != nil {
+		return descriptor{}, store.ErrUnreadable
+	}
+	return descriptor{version: n, layout: parts[1], tags: tags, epoch: parts[3]}, nil
+}
+
+// agree compares what stands in Redis with what this store would write.
+func (s *Store) agree(p *prefix, v string) (descriptor, error) {
+	d, err := parseDescriptor(v)
+	if err != nil {
+		return d, fmt.Errorf("redisstore: the descriptor %q of prefix %q holds %q: %w; use a version of this library that knows it, "+
+			"or another prefix", p.keys.descriptor(), p.name, v, err)
+	}
+	want := s.descriptor()
+	if d.terms() != want.terms() {
+		return d, fmt.Errorf("redisstore: the records of prefix %q were laid out with %s, and this store is set to %s: "+
+			"set it to the former, or choose another prefix; to change the prefix itself, stop its consumers, let the retention pass, and delete %q",
+			p.name, d.terms(), want.terms(), p.keys.descriptor())
+	}
+	return d, nil
+}
+
+func (s *Store) descriptor() descriptor {
+	return descriptor{version: version, layout: layout, tags: s.tags, epoch: rand.Text()}
+}
+
+// known returns what is known of a prefix, without asking Redis.
+func (s *Store) known(name string) *prefix {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.prefixes[name]
+	if p == nil {
+		p = &prefix{name: name, keys: newKeys(name, s.tags), spare: rand.Text(), seen: make(map[int]string)}
+		s.prefixes[name] = p
+	}
+	return p
+}
+
+// prefix returns a prefix whose descriptor agrees with this store. The descriptor is
+// asked for, or made, at first use and after Redis lost data.
+func (s *Store) prefix(ctx context.Context, name string) (*prefix, error) {
+	if s.err != nil {
+		return nil, s.err
+	}
+	p := s.known(name)
+	if p.isReady() {
+		return p, nil
+	}
+	p.describing.Lock()
+	defer p.describing.Unlock()
+	if p.isReady() {
+		return p, nil
+	}
+	v, err := s.eval(ctx, descriptorScript, p.keys.descriptor(), s.descriptor().String()).Text()
+	if err != nil {
+		return nil, failure(fmt.Sprintf("reading the descriptor %q", p.keys.descriptor()), err)
+	}
+	d, err := s.agree(p, v)
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ready, p.first = true, d.epoch
+	return p, nil
+}
+
+func (p *prefix) isReady() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.ready
+}
+
+// epochs returns the epoch last seen at a tag, and the one that the tag gets if it
+// has none.
+func (p *prefix) epochs(tag int) (seen, fresh string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	seen = p.seen[tag]
+	if seen == "" {
+		return "", p.first
+	}
+	return seen, p.spare
+}
+
+// saw takes in a tag's epoch as a script answered it to a call that was made when
+// this process had seen another, or the same. A change is told once.
+func (p *prefix) saw(tag int, before, now string) (notice string) {
+	if now == before {
+		return ""
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.seen[tag] == now {
+		return ""
+	}
+	p.seen[tag] = now
+	if now == p.spare {
+		p.spare = rand.Text()
+	}
+	if before == "" {
+		return ""
+	}
+	p.ready = false // the descriptor may be gone as well
+	return fmt.Sprintf("Redis came back without the data of prefix %q, or was replaced by another (the epoch in %q has changed): "+
+		"what it forgot can be handled again.", p.name, p.keys.epoch(tag))
+}

@@ -1,0 +1,562 @@
+-- Executes operations on records, in the order given. See store.Kind for what
+-- each does, and record.go for the values.
+--
+-- KEYS[1]    the epoch key
+-- KEYS[2..]  per operation its key; behind it, for Inspect always and for Begin and
+--            Spend under issued-only, the token's issued key
+--
+-- ARGV[1]    what the epoch key is set to if it is missing; empty: it is not set
+-- ARGV[2]    1: write the epoch key, so that WAIT has something to wait for
+-- ARGV[3]    lease in microseconds
+-- ARGV[4]    the in-progress record's last fields: incarnation|owner
+-- ARGV[5]    expiry of in-progress records, ms
+-- ARGV[6]    expiry of all other records, ms
+-- ARGV[7]    how long an issued token may wait for its Check, microseconds
+-- ARGV[8]    expiry of issued tokens, ms
+-- ARGV[9]    expiry of spent tokens at least, ms
+-- ARGV[10]   1: issued-only
+-- ARGV[11]   one letter per operation
+-- ARGV[12..] per operation the claim id and a parameter:
+--              b Begin      max expiries                (no redrive, no fingerprint)
+--              B Begin      redrive|max expiries|fingerprint
+--              S Spend      redrive|max expiries|fingerprint
+--              c Commit     attempt
+--              C Commit     attempt|result
+--              r R Release  -                           (R: counted)
+--              w Renew, y Bury, f Forget, q Inspect, t Issue, k Check: -
+--
+-- Reply: the clock in microseconds; the epoch key's value, empty if missing; one
+-- line per operation, joined by newlines; then the byte strings that lines refer
+-- to by their number. Lines:
+--   (empty)                          the usual: OK, or Claimed at attempt 1
+--   k attempt|spent|expiries|redrive          Claimed
+--   d at|attempt|redrive|result no.           Duplicate, done (no. 0: no result)
+--   x at|attempt|redrive|0                    Duplicate, dead
+--   i retry                                   InProgress, microseconds
+--   s retry                                   Superseded, microseconds
+--   n spent|expiries|redrive                  NeedAlone
+--   u, c, l                                   Unknown, Conflict, Lost
+--   q state|attempt|spent|expiries|redrive|at|lease left|incarnation|expires|issued|strings no.
+--                                             a record; strings: claim, owner, fingerprint, result
+--   !t, !u, !n and key no. 1 or 2             wrong type, unreadable, newer version
+
+local byte, find, match, sub = string.byte, string.find, string.match, string.sub
+local floor, format = math.floor, string.format
+local call, pcall = redis.call, redis.pcall
+
+local epoch = call('GET', KEYS[1])
+if not epoch then
+  epoch = ARGV[1]
+  if epoch ~= '' then
+    call('SET', KEYS[1], epoch)
+  end
+elseif ARGV[2] == '1' then
+  call('SET', KEYS[1], epoch)
+end
+
+local clock = call('TIME')
+local now = clock[1] * 1000000 + clock[2]
+local stamp = format('%.0f', now)
+local until_lease = format('%.0f', now + ARGV[3]) .. '|' .. ARGV[3] .. '|'
+local tail = until_lease .. ARGV[4]
+local incarnation, owner = match(ARGV[4], '^(%d+)|(.*)$')
+local px_live, px_kept = ARGV[5], ARGV[6]
+local check_until = format('%.0f', now + ARGV[7])
+local px_issued, px_spent = ARGV[8], ARGV[9]
+local issued_only = ARGV[10] == '1'
+local codes = ARGV[11]
+local reply = {stamp, epoch, ''}
+
+-- add keeps a byte string for the reply and returns its number.
+local function add(s)
+  reply[#reply + 1] = s
+  return #reply - 3
+end
+
+-- higher compares two decimal numbers of any length.
+local function higher(a, b)
+  if #a ~= #b then
+    return #a > #b
+  end
+  return a > b
+end
+
+-- get reads a key: value or false, and the line to answer if it cannot be read.
+local function get(key, n)
+  local v = pcall('GET', key)
+  if type(v) == 'table' then
+    if find(v.err, '^WRONGTYPE') then
+      return nil, '!t' .. n
+    end
+    error(v)
+  end
+  return v
+end
+
+-- broken is the line for a value that is no record.
+local function broken(v, n)
+  if find(v, '^[2-9]%l|') then
+    return '!n' .. n
+  end
+  return '!u' .. n
+end
+
+-- parse takes a record apart; nil, and the line to answer, if it is none.
+local function parse(v)
+  local st = match(v, '^1(%l)|')
+  local r
+  if st == 'p' then
+    local claim, attempt, spent, expiries, redrive, fp, fence, fid, deadline, lease, inc, who = match(v,
+      '^1p|([^|]*)|(%d+)|(%d+)|(%d+)|(%d+)|([^|]*)|(%d*)|([^|]*)|(%d+)|(%d+)|(%d+)|([^|]*)$')
+    if claim then
+      r = {claim = claim, attempt = attempt + 0, spent = spent + 0, expiries = expiries + 0, redrive = redrive, fp = fp,
+        fence = fence, fid = fid, deadline = deadline + 0, lease = lease + 0, inc = inc, owner = who}
+    end
+  elseif st == 'r' or st == 'f' then
+    local claim, attempt, spent, expiries, redrive, fp, fence, fid = match(v,
+      '^1%l|([^|]*)|(%d+)|(%d+)|(%d+)|(%d+)|([^|]*)|(%d*)|([^|]*)$')
+    if claim then
+      r = {claim = claim, attempt = attempt + 0, spent = spent + 0, expiries = expiries + 0, redrive = redrive, fp = fp,
+        fence = fence, fid = fid}
+    end
+  elseif st == 'd' or st == 's' or st == 'x' then
+    local claim, at = match(v, '^1%l|([^|]*)|(%d+)$')
+    if claim then
+      r = {claim = claim, at = at, attempt = 1, redrive = '0', fp = '', fence = '', fid = '', spent = 0, expiries = 0, result = ''}
+    else
+      local attempt, redrive, fp, fence, fid, spent, expiries, result
+      claim, at, attempt, redrive, fp, fence, fid, spent, expiries, result = match(v,
+        '^1%l|([^|]*)|(%d+)|(%d+)|(%d+)|([^|]*)|(%d*)|([^|]*)|(%d+)|(%d+)|(.*)$')
+      if claim then
+        r = {claim = claim, at = at, attempt = attempt + 0, redrive = redrive, fp = fp, fence = fence, fid = fid,
+          spent = spent + 0, expiries = expiries + 0, result = result}
+      end
+    end
+  end
+  if not r then
+    return nil, broken(v, 1)
+  end
+  r.st = st
+  return r
+end
+
+-- load is get and parse: record or false, and the line to answer on error.
+local function load(key)
+  local v, err = get(key, 1)
+  if not v then
+    return v, err
+  end
+  return parse(v)
+end
+
+local function live(r)
+  return r.st == 'p' and now < r.deadline
+end
+
+-- hold writes r as in progress; lease holds the fields from the deadline on.
+local function hold(key, r, lease)
+  call('SET', key, '1p|' .. r.claim .. '|' .. r.attempt .. '|' .. r.spent .. '|' .. r.expiries .. '|' .. r.redrive .. '|' ..
+    r.fp .. '|' .. r.fence .. '|' .. r.fid .. '|' .. lease, 'PX', px_live)
+end
+
+-- rest writes r as released (r) or forgotten (f).
+local function rest(key, st, r)
+  call('SET', key, '1' .. st .. '|' .. r.claim .. '|' .. r.attempt .. '|' .. r.spent .. '|' .. r.expiries .. '|' .. r.redrive ..
+    '|' .. r.fp .. '|' .. r.fence .. '|' .. r.fid, 'PX', px_kept)
+end
+
+-- finish writes r as done (d), done by Spend (s) or dead (x), since now.
+local function finish(key, st, r, result)
+  local v = '1' .. st .. '|' .. r.claim .. '|' .. stamp
+  if r.attempt ~= 1 or r.spent ~= 0 or r.expiries ~= 0 or r.redrive ~= '0' or r.fp ~= '' or r.fence ~= '' or result ~= '' then
+    v = v .. '|' .. r.attempt .. '|' .. r.redrive .. '|' .. r.fp .. '|' .. r.fence .. '|' .. r.fid ..
+      '|' .. r.spent .. '|' .. r.expiries .. '|' .. result
+  end
+  call('SET', key, v, 'PX', px_kept)
+end
+
+local function claimed(r)
+  return 'k' .. r.attempt .. '|' .. r.spent .. '|' .. r.expiries .. '|' .. r.redrive
+end
+
+local function duplicate(r)
+  local no = 0
+  if r.result ~= '' then
+    no = add(r.result)
+  end
+  return (r.st == 'x' and 'x' or 'd') .. r.at .. '|' .. r.attempt .. '|' .. r.redrive .. '|' .. no
+end
+
+local function in_progress(letter, retry)
+  return letter .. format('%.0f', retry)
+end
+
+-- issued tells whether a token is registered, and whether it is spent; or the line
+-- to answer on error.
+local function issued(key, n)
+  local v, err = get(key, n)
+  if err then
+    return nil, nil, err
+  end
+  if not v then
+    return false, false
+  end
+  if find(v, '^1i|%d+$') then
+    return true, false
+  end
+  if find(v, '^1c|') then
+    return true, true
+  end
+  return nil, nil, broken(v, n)
+end
+
+-- unknown is the line for a token without a record that must not pass, else nil.
+local function unknown(ikey, redrive)
+  if not issued_only or redrive ~= '0' then
+    return nil
+  end
+  local known, _, err = issued(ikey, 2)
+  if err then
+    return err
+  end
+  if not known then
+    return 'u'
+  end
+  return nil
+end
+
+-- conflict: both carry a fingerprint, they differ, and neither is this a repeat nor
+-- a redrive that is accepted.
+local function conflict(r, claim, fp, anew)
+  return fp ~= '' and r.fp ~= '' and fp ~= r.fp and r.claim ~= claim and not anew
+end
+
+local function begin(key, ikey, claim, redrive, max, fp)
+  local v, err
+  if issued_only then
+    v, err = get(key, 1)
+    if err then
+      return err
+    end
+    if not v then
+      local line = unknown(ikey, redrive)
+      if line then
+        return line
+      end
+    end
+  end
+  if not v then
+    v = pcall('SET', key, '1p|' .. claim .. '|1|0|0|' .. redrive .. '|' .. fp .. '|||' .. tail, 'NX', 'GET', 'PX', px_live)
+    if not v then
+      return ''
+    end
+    if type(v) == 'table' then
+      if find(v.err, '^WRONGTYPE') then
+        return '!t1'
+      end
+      error(v)
+    end
+  end
+  local r
+  r, err = parse(v)
+  if not r then
+    return err
+  end
+
+  local own, st, held = r.claim == claim, r.st, live(r)
+  local over = st == 'p' and not held
+  local answer, retry = 'i', held and r.deadline - now
+  if held and not own and owner ~= '' and r.owner == owner then
+    if higher(incarnation, r.inc) then
+      retry = floor(r.lease / 3) + floor(r.lease / 8) - (now - (r.deadline - r.lease)) + 1
+      if retry <= 0 then
+        held, over = false, true
+      end
+    elseif higher(r.inc, incarnation) then
+      answer = 's'
+    end
+  end
+  local anew = higher(redrive, r.redrive) and (over or st == 'r' or st == 'f' or st == 'x')
+
+  if conflict(r, claim, fp, anew) then
+    return 'c'
+  elseif st == 'd' or st == 's' or st == 'x' and not anew then
+    return duplicate(r)
+  elseif st == 'p' and own then
+    hold(key, r, tail)
+    return claimed(r)
+  elseif st == 'r' and own then
+    return 'l'
+  elseif held then
+    return in_progress(answer, retry)
+  end
+
+  if anew then
+    r.redrive, r.spent, r.expiries = redrive, 0, 0
+  end
+  if over then
+    r.spent, r.expiries = r.spent + 1, r.expiries + 1
+  end
+  if max > 0 and r.expiries >= max then
+    return 'n' .. r.spent .. '|' .. r.expiries .. '|' .. r.redrive
+  end
+  r.claim, r.attempt = claim, r.attempt + 1
+  if fp ~= '' then
+    r.fp = fp
+  end
+  hold(key, r, tail)
+  return claimed(r)
+end
+
+local function spend(key, ikey, claim, redrive, fp)
+  local r, err = load(key)
+  if err then
+    return err
+  end
+  if not r then
+    local line = unknown(ikey, redrive)
+    if line then
+      return line
+    end
+    finish(key, 's', {claim = claim, attempt = 1, spent = 0, expiries = 0, redrive = redrive, fp = fp, fence = '', fid = ''}, '')
+    return ''
+  end
+  local st, held = r.st, live(r)
+  local over = st == 'p' and not held
+  local anew = higher(redrive, r.redrive) and (over or st == 'r' or st == 'f' or st == 'x')
+  if conflict(r, claim, fp, anew) then
+    return 'c'
+  elseif st == 's' and r.claim == claim then
+    return claimed(r)
+  elseif st == 'd' or st == 's' or st == 'x' and not anew then
+    return duplicate(r)
+  elseif held then
+    return in_progress('i', r.deadline - now)
+  end
+  if anew then
+    r.redrive, r.spent, r.expiries = redrive, 0, 0
+  elseif over then
+    r.spent, r.expiries = r.spent + 1, r.expiries + 1
+  end
+  r.claim, r.attempt = claim, r.attempt + 1
+  if fp ~= '' then
+    r.fp = fp
+  end
+  finish(key, 's', r, '')
+  return claimed(r)
+end
+
+local function commit(key, claim, attempt, result)
+  local v, err = get(key, 1)
+  if err then
+    return err
+  end
+  attempt = attempt + 0
+  if not v then
+    finish(key, 'd', {claim = claim, attempt = attempt, spent = 0, expiries = 0, redrive = '0', fp = '', fence = '', fid = ''}, result)
+    return ''
+  end
+  local plain = '1p|' .. claim .. '|1|0|0|0||||'
+  if result == '' and sub(v, 1, #plain) == plain then
+    call('SET', key, '1d|' .. claim .. '|' .. stamp, 'PX', px_kept)
+    return ''
+  end
+  local r
+  r, err = parse(v)
+  if not r then
+    return err
+  end
+  local st, own = r.st, r.claim == claim
+  if own and (st == 'd' or st == 's') then
+    return ''
+  elseif not (own and st == 'p') then
+    if st ~= 'r' and st ~= 'x' or r.fence ~= '' and attempt <= r.fence + 0 then
+      return 'l'
+    end
+  end
+  r.claim, r.spent, r.expiries = claim, 0, 0
+  if attempt > r.attempt then
+    r.attempt = attempt
+  end
+  finish(key, 'd', r, result)
+  return ''
+end
+
+local function release(key, claim, counted)
+  local r, err = load(key)
+  if err then
+    return err
+  elseif not r or r.claim ~= claim then
+    return 'l'
+  elseif r.st == 'r' then
+    return ''
+  elseif r.st ~= 'p' then
+    return 'l'
+  end
+  if counted then
+    r.spent = r.spent + 1
+  end
+  rest(key, 'r', r)
+  return ''
+end
+
+local function renew(key, claim)
+  local r, err = load(key)
+  if err then
+    return err
+  elseif not r or r.st ~= 'p' or r.claim ~= claim then
+    return 'l'
+  end
+  hold(key, r, until_lease .. r.inc .. '|' .. r.owner)
+  return ''
+end
+
+local function bury(key, claim)
+  local r, err = load(key)
+  if err then
+    return err
+  elseif not r or r.claim ~= claim then
+    return 'l'
+  elseif r.st == 'x' then
+    return ''
+  elseif r.st ~= 'p' and r.st ~= 's' then
+    return 'l'
+  end
+  r.spent, r.expiries = 0, 0
+  finish(key, 'x', r, '')
+  return ''
+end
+
+local function forget(key, claim)
+  local r, err = load(key)
+  if err then
+    return err
+  elseif not r or r.fid == claim then
+    return ''
+  elseif live(r) then
+    return in_progress('i', r.deadline - now)
+  end
+  r.spent, r.expiries, r.fp, r.fence, r.fid = 0, 0, '', r.attempt, claim
+  rest(key, 'f', r)
+  return ''
+end
+
+local function inspect(key, ikey)
+  local r, err = load(key)
+  if err then
+    return err
+  end
+  local known, spent, ierr = issued(ikey, 2)
+  if ierr then
+    return ierr
+  end
+  local expires = 0
+  if r then
+    expires = call('PTTL', key)
+  else
+    r = {st = '-', attempt = 0, spent = 0, expiries = 0, redrive = '0', claim = '', fp = ''}
+  end
+  local left = 0
+  if r.st == 'p' then
+    left = r.deadline - now
+  elseif r.at then
+    r.spent, r.expiries = 0, 0
+  end
+  local no = add(r.claim)
+  add(r.owner or '')
+  add(r.fp)
+  add(r.result or '')
+  return 'q' .. r.st .. '|' .. r.attempt .. '|' .. r.spent .. '|' .. r.expiries .. '|' .. r.redrive .. '|' .. (r.at or '0') ..
+    '|' .. format('%.0f', left) .. '|' .. (r.inc or '0') .. '|' .. expires .. '|' .. (spent and 2 or known and 1 or 0) .. '|' .. no
+end
+
+-- longest is the longer of px and what the key has left.
+local function longest(key, px)
+  return format('%.0f', math.max(px, call('PTTL', key)))
+end
+
+local function issue(key)
+  local known, spent, err = issued(key, 1)
+  if err then
+    return err
+  end
+  local px = px_issued
+  if known then
+    px = longest(key, px)
+  end
+  if spent then
+    call('PEXPIRE', key, px)
+    return ''
+  end
+  call('SET', key, '1i|' .. check_until, 'PX', px)
+  return ''
+end
+
+local function check(key, claim)
+  local v, err = get(key, 1)
+  if err then
+    return err
+  elseif not v then
+    return 'l'
+  end
+  local by = match(v, '^1c|(.*)$')
+  if by then
+    return by == claim and '' or 'l'
+  end
+  local deadline = match(v, '^1i|(%d+)$')
+  if not deadline then
+    return broken(v, 1)
+  elseif now >= deadline + 0 then
+    return 'l'
+  end
+  call('SET', key, '1c|' .. claim, 'PX', longest(key, px_spent))
+  return ''
+end
+
+local lines = {}
+local k, a = 1, 10
+for i = 1, #codes do
+  k, a = k + 1, a + 2
+  local code, key, claim, param = byte(codes, i), KEYS[k], ARGV[a], ARGV[a + 1]
+  local line
+  if code == 98 or code == 66 or code == 83 then -- b B S
+    local ikey
+    if issued_only then
+      k = k + 1
+      ikey = KEYS[k]
+    end
+    if code == 98 then
+      line = begin(key, ikey, claim, '0', param + 0, '')
+    else
+      local redrive, max, fp = match(param, '^(%d+)|(%d+)|(.*)$')
+      if code == 66 then
+        line = begin(key, ikey, claim, redrive, max + 0, fp)
+      else
+        line = spend(key, ikey, claim, redrive, fp)
+      end
+    end
+  elseif code == 99 then -- c
+    line = commit(key, claim, param, '')
+  elseif code == 67 then -- C
+    local attempt, result = match(param, '^(%d+)|(.*)$')
+    line = commit(key, claim, attempt, result)
+  elseif code == 114 or code == 82 then -- r R
+    line = release(key, claim, code == 82)
+  elseif code == 119 then -- w
+    line = renew(key, claim)
+  elseif code == 121 then -- y
+    line = bury(key, claim)
+  elseif code == 102 then -- f
+    line = forget(key, claim)
+  elseif code == 113 then -- q
+    k = k + 1
+    line = inspect(key, KEYS[k])
+  elseif code == 116 then -- t
+    line = issue(key)
+  elseif code == 107 then -- k
+    line = check(key, claim)
+  end
+  lines[i] = line
+end
+reply[3] = table.concat(lines, '\n')
+return reply

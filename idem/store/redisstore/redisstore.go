@@ -1,0 +1,165 @@
+// Package redisstore keeps the records in Redis 7.0 or later, or Valkey 8 or later:
+// standalone, Sentinel, Cluster or Ring.
+//
+// Each token of a group is one key, which holds a string that redis-cli shows:
+//
+//	1p|claim|attempt|spent|expiries|redrive|fp|fence|fence id|deadline|lease|incarnation|owner
+//	1r|claim|attempt|spent|expiries|redrive|fp|fence|fence id                     released
+//	1f|claim|attempt|spent|expiries|redrive|fp|fence|fence id                     forgotten
+//	1d|claim|at                                                                   done
+//	1d|claim|at|attempt|redrive|fp|fence|fence id|spent|expiries|result           done, in full
+//
+// The first character is the version. A token done by Spend has s instead of d,
+// a dead one x. Times are microseconds of Redis' own clock. The short form is
+// written where attempt is 1 and all that follows is zero or empty. fence is the
+// attempt up to which a Forget voids claims, fence id that Forget's claim id. In the
+// owner '%' and '|' are escaped.
+//
+// What Redis forgets can happen again: a failover to a replica that lags, a restart
+// without persistence, an eviction. [Store.Verify] warns of each; a Redis that came
+// back empty is told in store.Batch's Notice.
+package redisstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/idemq/idemq/idem/store"
+)
+
+const defaultTags = 64
+
+// Option changes a [Store].
+type Option func(*Store)
+
+// WithTags sets into how many hash tags the tokens of a prefix are divided; default
+// 64. On a cluster a batch is one script call for each tag in it, and the tags
+// spread the load over the nodes: more tags spread better and cost more calls. The
+// number is kept in Redis when a prefix is first used. A store with another number
+// is refused, because it would not find the records.
+func WithTags(n int) Option {
+	return func(s *Store) { s.tags = n }
+}
+
+// WithReplicas has completions wait (Redis' WAIT) until n replicas have them, for at
+// most timeout, which should be well below the client's ReadTimeout. A failover to
+// such a replica forgets nothing that was answered; each batch with a completion
+// costs the replicas' round trip.
+//
+// If fewer replicas confirm in time, Apply fails with store.ErrUnavailable: the
+// completions stand on the primary, are not answered as done, and are waited for again
+// when they are resent. With too few replicas connected nothing completes. It
+// works with *redis.Client and *redis.ClusterClient.
+func WithReplicas(n int, timeout time.Duration) Option {
+	return func(s *Store) { s.replicas, s.replicaTimeout = n, timeout }
+}
+
+// Store is a store.Store on Redis. It is safe for concurrent use, starts no
+// goroutine, and does not close the client it was given.
+type Store struct {
+	client redis.UniversalClient
+	err    error // what makes every call fail
+
+	tags           int
+	replicas       int
+	replicaTimeout time.Duration
+
+	// perTag: a script call may only touch one hash tag. Otherwise one takes all.
+	perTag atomic.Bool
+
+	mu       sync.Mutex
+	prefixes map[string]*prefix
+}
+
+var _ store.Store = (*Store)(nil)
+
+// New returns a store on a client. It dials nothing. With a nil client, or settings
+// that cannot be, every call fails with an error that says so.
+//
+// A context's deadline bounds a call only where the client's ContextTimeoutEnabled is
+// set; else its timeouts and retries do. Retries are safe.
+func New(c redis.UniversalClient, opts ...Option) *Store {
+	s := &Store{client: c, tags: defaultTags, prefixes: make(map[string]*prefix)}
+	for _, o := range opts {
+		o(s)
+	}
+	single := false
+	switch c.(type) {
+	case *redis.Client:
+		single = true
+	}
+	s.perTag.Store(!single)
+
+	var errs []error
+	if isNil(c) {
+		errs = append(errs, errors.New("the client is nil: give New a connected *redis.Client, *redis.ClusterClient or *redis.Ring"))
+	}
+	if s.tags < 1 || s.tags > 16384 {
+		errs = append(errs, fmt.Errorf("WithTags(%d): the number of tags must be 1 to 16384", s.tags))
+	}
+	if s.replicas < 0 || s.replicas > 0 && s.replicaTimeout < time.Millisecond {
+		errs = append(errs, fmt.Errorf("WithReplicas(%d, %v): needs a number of replicas, and a timeout of at least 1ms (0 would wait for ever)",
+			s.replicas, s.replicaTimeout))
+	}
+	if _, cluster := c.(*redis.ClusterClient); s.replicas > 0 && !single && !cluster {
+		errs = append(errs, fmt.Errorf("WithReplicas does not work with a %T: use *redis.Client or *redis.ClusterClient", c))
+	}
+	if len(errs) > 0 {
+		s.err = fmt.Errorf("redisstore: %w", errors.Join(errs...))
+	}
+	return s
+}
+
+func isNil(c redis.UniversalClient) bool {
+	if c == nil {
+		return true
+	}
+	v := reflect.ValueOf(c)
+	return v.Kind() == reflect.Pointer && v.IsNil()
+}
+
+// Capabilities implements store.Store: nothing is lacking.
+func (s *Store) Capabilities() store.Capabilities { return store.Capabilities{} }
+
+// Apply implements store.Store. A batch is one script call on a single server, and
+// one for each hash tag, sent together, elsewhere; more than 1,000 operations are
+// divided.
+func (s *Store) Apply(ctx context.Context, b *store.Batch) error {
+	b.Notice = ""
+	p, err := s.prefix(ctx, b.Prefix)
+	if err != nil {
+		return err
+	}
+	x := &execution{s: s, p: p, b: b}
+	if err := x.run(ctx); err != nil {
+		return err
+	}
+	b.Notice = x.notice
+	return nil
+}
+
+// Incarnation implements store.Store.
+func (s *Store) Incarnation(ctx context.Context, prefix, name string) (uint64, error) {
+	p, err := s.prefix(ctx, prefix)
+	if err != nil {
+		return 0, err
+	}
+	key := p.keys.incarnation(name)
+	v, err := s.eval(ctx, incarnationScript, key, time.Hour.Milliseconds()).Text()
+	if err != nil {
+		return 0, failure(fmt.Sprintf("drawing an incarnation from %q", key), err)
+	}
+	n, err := strconv.ParseUint(v, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("redisstore: drawing an incarnation from %q: answered %q", key, v)
+	}
+	return n, nil
+}

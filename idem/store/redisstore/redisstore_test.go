@@ -1,0 +1,474 @@
+package redisstore_test
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/goleak"
+
+	"github.com/idemq/idemq/idem/store"
+	"github.com/idemq/idemq/idem/store/redisstore"
+	"github.com/idemq/idemq/internal/redistest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// private has the server be the test's own: an option that changes nothing.
+var private = []string{"--maxclients", "200"}
+
+const group = "g"
+
+func batch(prefix string, ops ...store.Op) *store.Batch {
+	return &store.Batch{
+		Prefix: prefix, Lease: time.Minute, Retention: time.Hour, CheckWithin: time.Minute, Ops: ops,
+	}
+}
+
+func op(k store.Kind, token, claim string) store.Op {
+	return store.Op{Kind: k, Group: group, Token: token, Claim: claim, Attempt: 1}
+}
+
+// apply executes operations and returns the replies.
+func apply(t testing.TB, s store.Store, b *store.Batch) []store.Reply {
+	t.Helper()
+	if err := s.Apply(context.Background(), b); err != nil {
+		t.Fatal(err)
+	}
+	return b.Replies
+}
+
+// want executes one operation.
+func want(t testing.TB, s store.Store, prefix string, status store.Status, o store.Op) store.Reply {
+	t.Helper()
+	r := apply(t, s, batch(prefix, o))[0]
+	if r.Err != nil || r.Status != status {
+		t.Fatalf("kind %d of %q was answered %d, %v; want %d", o.Kind, o.Token, r.Status, r.Err, status)
+	}
+	return r
+}
+
+func inspect(t testing.TB, s store.Store, prefix, token string) *store.Record {
+	t.Helper()
+	return want(t, s, prefix, store.OK, op(store.Inspect, token, "")).Record
+}
+
+func TestNilClient(t *testing.T) {
+	var typed *redis.Client
+	for name, s := range map[string]*redisstore.Store{"nil": redisstore.New(nil), "typed nil": redisstore.New(typed)} {
+		if err := s.Apply(context.Background(), batch("p")); err == nil || !strings.Contains(err.Error(), "client is nil") {
+			t.Errorf("%s: Apply: %v", name, err)
+		}
+		if _, err := s.Incarnation(context.Background(), "p", "n"); err == nil {
+			t.Errorf("%s: Incarnation succeeded", name)
+		}
+		if _, err := s.Verify(context.Background(), "p"); err == nil || errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("%s: Verify: %v", name, err)
+		}
+	}
+}
+
+func TestSettings(t *testing.T) {
+	c := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1"})
+	defer c.Close()
+	ring := redis.NewRing(&redis.RingOptions{})
+	defer ring.Close()
+	for _, tt := range []struct {
+		s    *redisstore.Store
+		word string
+	}{
+		{redisstore.New(c, redisstore.WithTags(0)), "WithTags(0)"},
+		{redisstore.New(c, redisstore.WithReplicas(1, 0)), "WithReplicas(1, 0s)"},
+		{redisstore.New(c, redisstore.WithReplicas(-1, time.Second)), "WithReplicas(-1, 1s)"},
+		{redisstore.New(ring, redisstore.WithReplicas(1, time.Second)), "*redis.Ring"},
+	} {
+		err := tt.s.Apply(context.Background(), batch("p"))
+		if err == nil || !strings.Contains(err.Error(), tt.word) || errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("%s: %v", tt.word, err)
+		}
+	}
+}
+
+func TestManyOperations(t *testing.T) {
+	s := redisstore.New(redistest.Start(t).Client(t))
+	prefix := rand.Text()
+	const tokens = 1700
+	var ops []store.Op
+	for i := range tokens {
+		token := fmt.Sprint("token ", i)
+		ops = append(ops, op(store.Begin, token, "a"), op(store.Release, token, "a"))
+	}
+	// The second claims are in other calls than the first.
+	for i := range tokens {
+		ops = append(ops, op(store.Begin, fmt.Sprint("token ", i), "b"))
+	}
+	for i, r := range apply(t, s, batch(prefix, ops...)) {
+		switch {
+		case i >= 2*tokens:
+			if r.Status != store.Claimed || r.Attempt != 2 {
+				t.Fatalf("reply %d: %+v", i, r)
+			}
+		case i%2 == 0:
+			if r.Status != store.Claimed || r.Attempt != 1 {
+				t.Fatalf("reply %d: %+v", i, r)
+			}
+		case r.Status != store.OK:
+			t.Fatalf("reply %d: %+v", i, r)
+		}
+	}
+}
+
+func TestEmptyBatchReadsTheClock(t *testing.T) {
+	s := redisstore.New(redistest.Start(t).Client(t))
+	b := batch(rand.Text())
+	b.Replies = make([]store.Reply, 3)
+	apply(t, s, b)
+	if b.Now.IsZero() || len(b.Replies) != 0 {
+		t.Fatalf("now %v, %d replies", b.Now, len(b.Replies))
+	}
+}
+
+// TestRecordsAreShort holds the record of a plain done token to what Redis keeps in
+// one allocation.
+func TestRecordsAreShort(t *testing.T) {
+	c := redistest.Start(t).Client(t)
+	s := redisstore.New(c)
+	prefix := rand.Text()
+	claim := "aaaaaaaaaaaaaaaaaaaa" // 20
+	want(t, s, prefix, store.Claimed, op(store.Begin, "t", claim))
+	want(t, s, prefix, store.OK, op(store.Commit, "t", claim))
+	k := keysOf(t, c, prefix, ":g:")[0]
+	v, err := c.Get(context.Background(), k).Result()
+	if err != nil || len(v) > 44 {
+		t.Fatalf("%d bytes: %q, %v", len(v), v, err)
+	}
+	if enc, err := c.ObjectEncoding(context.Background(), k).Result(); err != nil || enc != "embstr" {
+		t.Fatalf("encoded as %s, %v", enc, err)
+	}
+}
+
+// keysOf lists a prefix's keys that contain part.
+func keysOf(t testing.TB, c *redis.Client, prefix, part string) []string {
+	t.Helper()
+	all, err := c.Keys(context.Background(), prefix+":*").Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, k := range all {
+		if strings.Contains(k, part) {
+			found = append(found, k)
+		}
+	}
+	return found
+}
+
+func TestDescriptorDisagrees(t *testing.T) {
+	c := redistest.Start(t).Client(t)
+	prefix := rand.Text()
+	want(t, redisstore.New(c), prefix, store.Claimed, op(store.Begin, "t", "a"))
+	other := redisstore.New(c, redisstore.WithTags(16))
+	err := other.Apply(context.Background(), batch(prefix, op(store.Begin, "t", "b")))
+	if err == nil || errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "64 tags") ||
+		!strings.Contains(err.Error(), "16 tags") {
+		t.Errorf("Apply with other tags: %v", err)
+	}
+	if _, err := other.Verify(context.Background(), prefix); err == nil {
+		t.Error("Verify with other tags succeeded")
+	}
+	if _, err := other.Incarnation(context.Background(), prefix, "n"); err == nil {
+		t.Error("Incarnation with other tags succeeded")
+	}
+	if err := c.Set(context.Background(), prefix+":{0}:d", "2|new|x", 0).Err(); err != nil {
+		t.Fatal(err)
+	}
+	err = redisstore.New(c).Apply(context.Background(), batch(prefix))
+	if !errors.Is(err, store.ErrNewer) {
+		t.Errorf("with a newer descriptor: %v", err)
+	}
+}
+
+func TestTTL(t *testing.T) {
+	c := redistest.Start(t).Client(t)
+	s := redisstore.New(c)
+	prefix := rand.Text()
+	ctx := context.Background()
+	want(t, s, prefix, store.Claimed, op(store.Begin, "t", "a"))
+	want(t, s, prefix, store.OK, op(store.Issue, "i", ""))
+	if d := c.PTTL(ctx, keysOf(t, c, prefix, ":g:")[0]).Val(); d < time.Hour || d > time.Hour+time.Minute {
+		t.Errorf("in progress: kept for %v", d)
+	}
+	want(t, s, prefix, store.OK, op(store.Commit, "t", "a"))
+	if d := c.PTTL(ctx, keysOf(t, c, prefix, ":g:")[0]).Val(); d < time.Hour-time.Minute || d > time.Hour {
+		t.Errorf("done: kept for %v", d)
+	}
+	if d := c.PTTL(ctx, keysOf(t, c, prefix, ":i:")[0]).Val(); d < 50*time.Second || d > time.Minute {
+		t.Errorf("issued: kept for %v", d)
+	}
+	want(t, s, prefix, store.Claimed, op(store.Check, "i", "a"))
+	if d := c.PTTL(ctx, keysOf(t, c, prefix, ":i:")[0]).Val(); d < store.CheckMemory-10*time.Second {
+		t.Errorf("spent: kept for %v", d)
+	}
+	if d := c.PTTL(ctx, prefix+":{0}:d").Val(); d != -1 {
+		t.Errorf("the descriptor expires: %v", d)
+	}
+}
+
+func TestCommandsPerMessage(t *testing.T) {
+	c := redistest.Start(t, private...).Client(t)
+	s := redisstore.New(c)
+	ctx := context.Background()
+	want(t, s, "p", store.Claimed, op(store.Begin, "warm", "a"))
+	want(t, s, "p", store.OK, op(store.Commit, "warm", "a"))
+	if err := c.ConfigResetStat(ctx).Err(); err != nil {
+		t.Fatal(err)
+	}
+	const n = 100
+	var begins, commits []store.Op
+	for i := range n {
+		begins = append(begins, op(store.Begin, fmt.Sprint(i), "a"))
+		commits = append(commits, op(store.Commit, fmt.Sprint(i), "a"))
+	}
+	apply(t, s, batch("p", begins...))
+	apply(t, s, batch("p", commits...))
+	info, err := c.Info(ctx, "commandstats").Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"cmdstat_evalsha:calls=2,",
+		"cmdstat_set:calls=200,", // a Begin is one SET
+		"cmdstat_get:calls=102,", // a Commit is a GET and a SET; the epoch twice
+		"cmdstat_time:calls=2,",
+	} {
+		if !strings.Contains(info, want) {
+			t.Errorf("no %q in\n%s", want, info)
+		}
+	}
+}
+
+func TestNoScript(t *testing.T) {
+	t.Run("single", func(t *testing.T) {
+		c := redistest.Start(t, private...).Client(t)
+		s := redisstore.New(c)
+		flushScripts(t, c)
+		want(t, s, "p", store.Claimed, op(store.Begin, "t", "a"))
+		flushScripts(t, c)
+		want(t, s, "p", store.OK, op(store.Commit, "t", "a"))
+		flushScripts(t, c)
+		if _, err := s.Incarnation(context.Background(), "p", "n"); err != nil {
+			t.Error(err)
+		}
+		flushScripts(t, c)
+		if _, err := s.Verify(context.Background(), "p"); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("cluster", func(t *testing.T) {
+		cluster := redistest.StartCluster(t)
+		s := redisstore.New(cluster.Client(t))
+		var ops []store.Op
+		for i := range 200 {
+			ops = append(ops, op(store.Begin, fmt.Sprint(i), "a"))
+		}
+		for _, r := range apply(t, s, batch("p", ops...)) {
+			if r.Status != store.Claimed {
+				t.Fatalf("%+v", r)
+			}
+		}
+		flushScripts(t, cluster.Nodes[1].Client(t))
+		for _, r := range apply(t, s, batch("p", ops...)) {
+			if r.Status != store.Claimed || r.Attempt != 1 {
+				t.Fatalf("one node has lost its scripts: %+v", r)
+			}
+		}
+	})
+}
+
+func flushScripts(t *testing.T, c *redis.Client) {
+	t.Helper()
+	if err := c.ScriptFlush(context.Background()).Err(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestCrossSlot(t *testing.T) {
+	// A client of one node, of a cluster of one node.
+	server := redistest.Start(t, "--cluster-enabled", "yes")
+	c := server.Client(t)
+	ctx := context.Background()
+	if err := c.Do(ctx, "CLUSTER", "ADDSLOTSRANGE", 0, 16383).Err(); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the cluster", func() bool {
+		return c.Set(ctx, "k", "v", 0).Err() == nil
+	})
+	s := redisstore.New(c)
+	for range 2 {
+		var ops []store.Op
+		for i := range 100 {
+			ops = append(ops, op(store.Begin, fmt.Sprint(i), "a"))
+		}
+		for _, r := range apply(t, s, batch("p", ops...)) {
+			if r.Status != store.Claimed || r.Attempt != 1 {
+				t.Fatalf("%+v", r)
+			}
+		}
+	}
+}
+
+func await(t testing.TB, what string, is func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !is(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+func TestFull(t *testing.T) {
+	c := redistest.Start(t, "--maxmemory-policy", "noeviction").Client(t)
+	s := redisstore.New(c)
+	ctx := context.Background()
+	for _, token := range []string{"commit", "release", "renew", "bury", "again"} {
+		want(t, s, "p", store.Claimed, op(store.Begin, token, "a"))
+	}
+	want(t, s, "p", store.OK, op(store.Issue, "check", ""))
+	if err := c.ConfigSet(ctx, "maxmemory", "1").Err(); err != nil {
+		t.Fatal(err)
+	}
+	ops := []store.Op{
+		op(store.Begin, "new", "b"),
+		op(store.Commit, "commit", "a"),
+		op(store.Release, "again", "a"),
+		op(store.Begin, "again", "b"),
+		op(store.Release, "release", "a"),
+		op(store.Renew, "renew", "a"),
+		op(store.Bury, "bury", "a"),
+		op(store.Check, "check", "b"),
+		op(store.Spend, "spent", "b"),
+		op(store.Issue, "issued", ""),
+		op(store.Inspect, "new", ""),
+	}
+	for i, r := range apply(t, s, batch("p", ops...)) {
+		full := i == 0 || i == 3 || i == 8 || i == 9
+		if errors.Is(r.Err, store.ErrFull) != full || !full && r.Status != store.OK && r.Status != store.Claimed {
+			t.Errorf("operation %d at maxmemory: %+v", i, r)
+		}
+	}
+	if r := apply(t, s, batch("p", op(store.Begin, "alone", "b")))[0]; !errors.Is(r.Err, store.ErrFull) {
+		t.Errorf("a claim alone at maxmemory: %+v", r)
+	}
+	want(t, s, "p", store.OK, op(store.Release, "renew", "a"))
+	// A process that starts now can still complete what it holds.
+	want(t, redisstore.New(c), "fresh", store.OK, op(store.Commit, "t", "a"))
+	if _, err := s.Incarnation(ctx, "p", "n"); err != nil {
+		t.Error(err)
+	}
+	if err := c.ConfigSet(ctx, "maxmemory", "0").Err(); err != nil {
+		t.Fatal(err)
+	}
+	for token, state := range map[string]store.State{
+		"new": store.Absent, "commit": store.Done, "again": store.Released, "release": store.Released,
+		"renew": store.Released, "bury": store.Dead, "spent": store.Absent,
+	} {
+		if rec := inspect(t, s, "p", token); rec.State != state {
+			t.Errorf("%s is %v, want %v", token, rec.State, state)
+		}
+	}
+	want(t, s, "p", store.Claimed, op(store.Begin, "again", "b"))
+}
+
+func TestUnreadable(t *testing.T) {
+	c := redistest.Start(t).Client(t)
+	s := redisstore.New(c)
+	ctx := context.Background()
+	kinds := []store.Kind{
+		store.Begin, store.Commit, store.Release, store.Renew, store.Bury, store.Spend, store.Forget, store.Inspect,
+	}
+	damage := map[string]struct {
+		do  func(key string) error
+		err error
+	}{
+		"list":    {func(k string) error { c.Del(ctx, k); return c.LPush(ctx, k, "x").Err() }, store.ErrUnreadable},
+		"garbage": {func(k string) error { return c.Set(ctx, k, "hello", 0).Err() }, store.ErrUnreadable},
+		"empty":   {func(k string) error { return c.Set(ctx, k, "", 0).Err() }, store.ErrUnreadable},
+		"cut":     {func(k string) error { return c.Set(ctx, k, "1p|a|1|0", 0).Err() }, store.ErrUnreadable},
+		"state":   {func(k string) error { return c.Set(ctx, k, "1z|a|1", 0).Err() }, store.ErrUnreadable},
+		"newer":   {func(k string) error { return c.Set(ctx, k, "2p|a|whatever", 0).Err() }, store.ErrNewer},
+	}
+	for name, d := range damage {
+		t.Run(name, func(t *testing.T) {
+			prefix := rand.Text()
+			want(t, s, prefix, store.Claimed, op(store.Begin, "bad", "a"))
+			key := keysOf(t, c, prefix, ":g:")[0]
+			if err := d.do(key); err != nil {
+				t.Fatal(err)
+			}
+			for _, k := range kinds {
+				for _, only := range []bool{false, true} {
+					b := batch(prefix, op(store.Begin, "before", "a"), op(k, "bad", "a"), op(store.Begin, "after", "a"))
+					b.IssuedOnly = only
+					if only {
+						b.Ops = append([]store.Op{op(store.Issue, "before", ""), op(store.Issue, "after", "")}, b.Ops...)
+					}
+					r := apply(t, s, b)
+					r = r[len(r)-3:]
+					if !errors.Is(r[1].Err, d.err) || !strings.Contains(fmt.Sprint(r[1].Err), key) {
+						t.Errorf("kind %d: %+v", k, r[1])
+					}
+					if r[0].Status != store.Claimed || r[2].Status != store.Claimed {
+						t.Errorf("kind %d: its neighbours: %+v, %+v", k, r[0], r[2])
+					}
+				}
+			}
+
+			want(t, s, prefix, store.OK, op(store.Issue, "tok", ""))
+			ikey := keysOf(t, c, prefix, ":i:tok")[0]
+			if err := d.do(ikey); err != nil {
+				t.Fatal(err)
+			}
+			for _, k := range []store.Kind{store.Issue, store.Check, store.Inspect, store.Begin, store.Spend} {
+				b := batch(prefix, op(k, "tok", "a"))
+				b.IssuedOnly = true
+				if r := apply(t, s, b)[0]; !errors.Is(r.Err, d.err) || !strings.Contains(fmt.Sprint(r.Err), ikey) {
+					t.Errorf("kind %d of a bad issued token: %+v", k, r)
+				}
+			}
+		})
+	}
+}
+
+func TestIncarnation(t *testing.T) {
+	c := redistest.Start(t, private...).Client(t)
+	s := redisstore.New(c)
+	ctx := context.Background()
+	draw := func() uint64 {
+		t.Helper()
+		n, err := s.Incarnation(ctx, "p", "name")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	first := draw()
+	second := draw()
+	if err := c.FlushAll(ctx).Err(); err != nil {
+		t.Fatal(err)
+	}
+	if third := draw(); first >= second || second >= third {
+		t.Errorf("%d, %d, and after the loss of all data %d", first, second, third)
+	}
+	key := keysOf(t, c, "p", ":o:name")[0]
+	if err := c.Set(ctx, key, "9000000000000000", 0).Err(); err != nil {
+		t.Fatal(err)
+	}
+	if n := draw(); n != 9000000000000001 {
+		t.Errorf("%d does not follow what was drawn", n)
+	}
+}

@@ -1,0 +1,45 @@
+package redisstore
+
+import (
+	"context"
+	"crypto/sha1"
+	_ "embed"
+	"encoding/hex"
+
+	"github.com/redis/go-redis/v9"
+)
+
+//go:embed records.lua
+var recordsSource string
+
+//go:embed descriptor.lua
+var descriptorSource string
+
+//go:embed incarnation.lua
+var incarnationSource string
+
+// script is a Lua script and the digest under which Redis keeps it.
+type script struct{ source, sha string }
+
+func newScript(source string) script {
+	sum := sha1.Sum([]byte(source))
+	return script{source: source, sha: hex.EncodeToString(sum[:])}
+}
+
+// The records script is registered twice. Redis refuses the first at maxmemory, and
+// executes the second, which is for operations that make no claim.
+var (
+	claimScript       = newScript("#!lua\n" + recordsSource)
+	completionScript  = newScript("#!lua flags=allow-oom\n" + recordsSource)
+	descriptorScript  = newScript(descriptorSource)
+	incarnationScript = newScript(incarnationSource)
+)
+
+// eval runs a script with one key.
+func (s *Store) eval(ctx context.Context, sc script, key string, args ...any) *redis.Cmd {
+	cmd := s.client.EvalSha(ctx, sc.sha, []string{key}, args...)
+	if isNoScript(cmd.Err()) {
+		cmd = s.client.Eval(ctx, sc.source, []string{key}, args...)
+	}
+	return cmd
+}
