@@ -56,6 +56,7 @@ func New(g *idem.Guard, b Broker, p Policy) (*Engine, error) {
 		return nil, idem.ErrNoGroup
 	}
 	b.Workers = max(b.Workers, 1)
+	p = p.withDefaults()
 	if p.atMostOnce || p.budget == 1 || b.FewDeliveries {
 		p.ahead = 1 // none
 	}

@@ -73,6 +73,11 @@ func Configure[T any](own *T, opts []Option) (Policy, error) {
 	if len(faults) > 0 {
 		return p, fmt.Errorf("options: %w", errors.Join(faults...))
 	}
+	return p, nil
+}
+
+// withDefaults fills in what no option set.
+func (p Policy) withDefaults() Policy {
 	if p.budget == 0 {
 		p.budget = DefaultBudget
 	}
@@ -82,7 +87,7 @@ func Configure[T any](own *T, opts []Option) (Policy, error) {
 	if p.drainTimeout == 0 {
 		p.drainTimeout = DefaultDrainTimeout
 	}
-	return p, nil
+	return p
 }
 
 func positive[N int | time.Duration](field func(*Policy) *N, n N) func(*Policy) error {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/idemq/idemq/idem/store"
 )
@@ -33,6 +34,7 @@ type Store struct {
 
 	mu     sync.Mutex
 	decide func(*store.Batch) Fault
+	delay  time.Duration
 	trips  int
 	ops    []store.Op
 }
@@ -60,6 +62,13 @@ func (s *Store) On(decide func(*store.Batch) Fault) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.decide = decide
+}
+
+// Delay makes each trip take d more.
+func (s *Store) Delay(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.delay = d
 }
 
 // Trips returns how many were made, faults included.
@@ -91,7 +100,9 @@ func (s *Store) Apply(ctx context.Context, b *store.Batch) error {
 	if s.decide != nil {
 		fault = s.decide(b)
 	}
+	delay := s.delay
 	s.mu.Unlock()
+	time.Sleep(delay)
 	switch fault {
 	case Away:
 		return fmt.Errorf("storefault: %w", store.ErrUnavailable)

@@ -1,0 +1,531 @@
+package consumers_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/idemq/idemq/consumers"
+	"github.com/idemq/idemq/idem"
+	"github.com/idemq/idemq/idem/store"
+	"github.com/idemq/idemq/internal/storefault"
+)
+
+func tokens(n int) []string {
+	all := make([]string, n)
+	for i := range all {
+		all[i] = fmt.Sprintf("token-%03d", i)
+	}
+	return all
+}
+
+// Claims for the next messages are made while a handler works, many in a trip, and
+// completions are recorded many in a trip; order stays.
+func TestWorkingAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{}, idem.WithLease(time.Hour)) // no renewals in the count
+		r.store.Delay(5 * time.Millisecond)
+		want := tokens(1000)
+		r.b.publish(want...)
+		begin := time.Now()
+		stop := r.start(func(context.Context, *delivery) error { time.Sleep(100 * time.Microsecond); return nil })
+		for len(r.b.settlements()) < len(want) {
+			time.Sleep(time.Millisecond)
+		}
+		took := time.Since(begin)
+		r.mustStop(stop)
+		r.wantHandled(want...)
+		if n := r.store.Trips(); n > len(want)/4 {
+			t.Errorf("%d trips for %d messages", n, len(want))
+		}
+		if took > 2*time.Second {
+			t.Errorf("it took %v: a trip each for claim and commit would take 10 s", took)
+		}
+	})
+}
+
+// While the store is down nothing is settled, nothing is lost, no budget is spent, and
+// neither the broker nor the store is asked in a hot loop.
+func TestStoreAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{DeadLetters: true, ExtendEvery: 10 * time.Second})
+		before, during := tokens(30)[:10], tokens(30)[10:]
+		r.b.publish(before...)
+		const handling = 3 * time.Second
+		stop := r.start(func(context.Context, *delivery) error { time.Sleep(handling); return nil }, consumers.WorkAhead(5))
+		time.Sleep(4*handling + handling/2) // the fifth is being handled
+		r.store.Set(storefault.Away)
+		settled, trips, extends := len(r.b.settlements()), r.store.Trips(), r.b.extends
+		r.b.publish(during...)
+		const away = 5 * time.Minute
+		time.Sleep(away)
+		if n := len(r.b.settlements()) - settled; n != 0 {
+			t.Errorf("%d messages settled while the store was away", n)
+		}
+		if n := r.store.Trips() - trips; n > int(away/time.Second) {
+			t.Errorf("%d store trips in %v", n, away)
+		}
+		held := 14
+		if n := r.b.extends - extends; n > held*int(away/(10*time.Second)+1) {
+			t.Errorf("%d extensions in %v", n, away)
+		}
+		r.store.Set(storefault.None)
+		time.Sleep(5 * time.Minute)
+		r.mustStop(stop)
+		if n := len(r.b.settlements()); n != 30 {
+			t.Errorf("%d of 30 settled", n)
+		}
+		if l := r.b.posted(); len(l) != 0 {
+			t.Errorf("dead letters: %+v", l)
+		}
+		counts := map[string]int{}
+		for _, token := range r.seen() {
+			counts[token]++
+		}
+		for _, token := range slices.Concat(before, during) {
+			rec, err := r.guard.Inspect(t.Context(), token)
+			if err != nil || rec.State != store.Done {
+				t.Errorf("%s: %+v, %v", token, rec, err)
+			}
+			if counts[token] != 1 {
+				t.Errorf("%s handled %d times: its handler returned nil once, and nobody took over", token, counts[token])
+			}
+		}
+		for _, e := range r.events {
+			if e.Kind == idem.EventRetry {
+				t.Errorf("budget touched: %+v", e)
+			}
+		}
+	})
+}
+
+func TestFailOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{})
+		r.store.Set(storefault.Away)
+		r.b.publish("a", "b")
+		stop := r.start(fine, consumers.FailOpen(time.Minute))
+		time.Sleep(50 * time.Second)
+		r.wantSettled()
+		time.Sleep(20 * time.Second)
+		r.wantSettled("ack 1", "ack 2")
+		r.store.Set(storefault.None)
+		r.b.publish("c", "a")
+		time.Sleep(time.Minute)
+		r.mustStop(stop)
+		r.wantHandled("", "", "c", "a") // "a" is not recorded, as promised
+		if n := r.count(idem.EventUnguarded); n != 2 {
+			t.Errorf("%d unguarded messages reported", n)
+		}
+	})
+}
+
+// The loser of a lease acks nothing; the winner handles the message.
+func TestLeaseLostInTheHandler(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{})
+		winner := idem.New(idem.WithStore(r.store.Store), idem.WithLease(lease)).Group("billing")
+		r.b.publish("a")
+		starts := 0
+		stop := r.start(func(ctx context.Context, _ *delivery) error {
+			starts++
+			r.store.Set(storefault.Away) // renewals are cut off
+			<-ctx.Done()
+			if cause := context.Cause(ctx); !errors.Is(cause, idem.ErrLeaseLost) {
+				t.Errorf("cause %v", cause)
+			}
+			c, err := winner.Begin(context.WithoutCancel(ctx), "a")
+			if err != nil {
+				t.Errorf("the winner: %v", err)
+				return err
+			}
+			time.AfterFunc(30*time.Second, func() { _ = c.Commit(context.Background()) })
+			r.store.Set(storefault.None)
+			return nil // it ignored the cancellation
+		})
+		time.Sleep(25 * time.Second)
+		r.wantSettled()
+		time.Sleep(time.Minute)
+		r.mustStop(stop)
+		r.wantSettled("ack 1")
+		if starts != 1 {
+			t.Errorf("%d starts: the message was the winner's", starts)
+		}
+		if rec, _ := r.guard.Inspect(t.Context(), "a"); rec.Attempt != 2 {
+			t.Errorf("completed on attempt %d, want the winner's", rec.Attempt)
+		}
+	})
+}
+
+// Solitude: a token whose processes died is claimed with nothing beside it, and what
+// was claimed ahead of it is given back, uncounted.
+func TestClaimedAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{Workers: 4, DeadLetters: true})
+		// Two processes die with "poison" claimed.
+		for range 2 {
+			dead := storefault.New(r.store.Store)
+			g := idem.New(idem.WithStore(dead), idem.WithLease(lease)).Group("billing")
+			ctx, cancel := context.WithCancel(t.Context())
+			if _, err := g.Begin(ctx, "poison"); err != nil {
+				t.Fatal(err)
+			}
+			dead.Set(storefault.Away)
+			cancel()
+			time.Sleep(lease + time.Second)
+		}
+		innocent := tokens(60)
+		r.b.publish(innocent[:30]...)
+		r.b.publish("poison")
+		r.b.publish(innocent[30:]...)
+		stop := r.start(func(ctx context.Context, d *delivery) error {
+			c, _ := idem.FromContext(ctx)
+			if c.Token() == "poison" {
+				if c.Spent() != 2 || c.Attempt() != 3 {
+					t.Errorf("spent %d on attempt %d", c.Spent(), c.Attempt())
+				}
+				time.Sleep(time.Second)
+				for _, other := range innocent {
+					rec, err := r.guard.Inspect(ctx, other)
+					if err != nil || rec.State == store.Running {
+						t.Errorf("%s is claimed beside the poison: %+v, %v", other, rec, err)
+					}
+				}
+				return nil
+			}
+			time.Sleep(time.Duration(rand.N(int64(50 * time.Millisecond))))
+			return nil
+		}, consumers.WorkAhead(20))
+		time.Sleep(10 * time.Minute)
+		r.mustStop(stop)
+		if n := len(r.b.settlements()); n != 61 {
+			t.Errorf("%d of 61 settled", n)
+		}
+		if n := len(r.seen()); n != 61 {
+			t.Errorf("%d starts of 61 messages", n)
+		}
+		for _, token := range innocent {
+			if rec, _ := r.guard.Inspect(t.Context(), token); rec.State != store.Done {
+				t.Errorf("%s: %+v", token, rec)
+			}
+		}
+	})
+}
+
+// Two consumers that each hold the other's next message must not wait for ever.
+func TestNoDeadlockAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{})
+		other := &rig{t: t, b: newBroker(consumers.Broker{}), store: r.store}
+		other.guard = other.newGuard()
+		all := tokens(40)
+		r.b.publish(all...)
+		back := slices.Clone(all)
+		slices.Reverse(back)
+		other.b.publish(back...)
+		work := func(context.Context, *delivery) error { time.Sleep(10 * time.Millisecond); return nil }
+		stop1 := r.start(work, consumers.WorkAhead(40))
+		stop2 := other.start(work, consumers.WorkAhead(40))
+		time.Sleep(5 * time.Minute)
+		r.mustStop(stop1)
+		other.mustStop(stop2)
+		if a, b := len(r.b.settlements()), len(other.b.settlements()); a != 40 || b != 40 {
+			t.Errorf("%d and %d of 40 settled: they wait for each other", a, b)
+		}
+		if n := len(r.seen()) + len(other.seen()); n != 40 {
+			t.Errorf("%d starts of 40 messages", n)
+		}
+	})
+}
+
+func TestDrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{Workers: 2})
+		r.b.publish(tokens(10)...)
+		var mu sync.Mutex
+		finished := 0
+		stop := r.start(func(context.Context, *delivery) error {
+			time.Sleep(10 * time.Second)
+			mu.Lock()
+			defer mu.Unlock()
+			finished++
+			return nil
+		}, consumers.WorkAhead(8))
+		time.Sleep(5 * time.Second)
+		begin := time.Now()
+		r.mustStop(stop)
+		if d := time.Since(begin); d > 6*time.Second {
+			t.Errorf("the drain took %v", d)
+		}
+		if finished != 2 {
+			t.Errorf("%d handlers finished, want the two that had started", finished)
+		}
+		acks, backs := 0, 0
+		for _, s := range r.b.settlements() {
+			if strings.HasPrefix(s, "ack") {
+				acks++
+			} else {
+				backs++
+			}
+		}
+		if acks != 2 || backs != 8 {
+			t.Errorf("%d acked, %d sent back, want 2 and 8", acks, backs)
+		}
+		for _, token := range tokens(10) {
+			rec, err := r.guard.Inspect(t.Context(), token)
+			if err != nil || rec.State == store.Running || rec.Spent != 0 {
+				t.Errorf("%s: %+v, %v: a claim was stranded", token, rec, err)
+			}
+		}
+		time.Sleep(time.Second)
+	})
+}
+
+func TestDrainOfAHandlerThatDoesNotReturn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{})
+		release := make(chan struct{})
+		r.b.publish("a", "b")
+		stop := r.start(func(ctx context.Context, _ *delivery) error {
+			<-release
+			return ctx.Err()
+		}, consumers.DrainTimeout(5*time.Second))
+		time.Sleep(time.Second)
+		begin := time.Now()
+		err := stop()
+		if err == nil || !strings.Contains(err.Error(), "message 1") || strings.Contains(err.Error(), "message 2") {
+			t.Errorf("Run: %v, want an error that names message 1", err)
+		}
+		if d := time.Since(begin); d > 10*time.Second {
+			t.Errorf("the drain took %v", d)
+		}
+		if rec, _ := r.guard.Inspect(t.Context(), "a"); rec.State != store.Running {
+			t.Errorf("record %+v: the claim of a handler that may still work was given back", rec)
+		}
+		trips := r.store.Trips()
+		time.Sleep(time.Minute)
+		if n := r.store.Trips() - trips; n != 0 {
+			t.Errorf("%d trips: it is still renewed", n)
+		}
+		r.wantSettled("redeliver 2")
+		close(release)
+		time.Sleep(time.Minute)
+	})
+}
+
+func TestDrainCancelsHandlersAtTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{})
+		r.b.publish("a")
+		stop := r.start(func(ctx context.Context, _ *delivery) error {
+			<-ctx.Done()
+			if !errors.Is(context.Cause(ctx), consumers.ErrDraining) {
+				t.Errorf("cause %v", context.Cause(ctx))
+			}
+			return ctx.Err()
+		}, consumers.DrainTimeout(5*time.Second))
+		time.Sleep(time.Second)
+		r.mustStop(stop)
+		r.wantSettled("redeliver 1")
+		if rec, _ := r.guard.Inspect(t.Context(), "a"); rec.State != store.Released || rec.Spent != 0 {
+			t.Errorf("record %+v: a shutdown spends no budget", rec)
+		}
+		time.Sleep(time.Second)
+	})
+}
+
+func TestDrainWithTheStoreAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{})
+		r.b.publish(tokens(5)...)
+		stop := r.start(func(context.Context, *delivery) error { r.store.Set(storefault.Away); return nil })
+		time.Sleep(time.Minute)
+		begin := time.Now()
+		r.mustStop(stop)
+		if d := time.Since(begin); d > consumers.DefaultDrainTimeout+3*time.Second {
+			t.Errorf("the drain took %v", d)
+		}
+		for _, s := range r.b.settlements() {
+			if strings.HasPrefix(s, "ack") {
+				t.Errorf("%s: acked without a record", s)
+			}
+		}
+		if n, want := r.count(idem.EventUnrecorded), len(r.seen()); n != want {
+			t.Errorf("%d unrecorded effects reported, want %d", n, want)
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+func TestHandlerTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{})
+		r.b.publish("a")
+		first := true
+		stop := r.start(func(ctx context.Context, _ *delivery) error {
+			if !first {
+				return nil
+			}
+			first = false
+			<-ctx.Done()
+			if !errors.Is(context.Cause(ctx), consumers.ErrHandlerTimeout) {
+				t.Errorf("cause %v", context.Cause(ctx))
+			}
+			time.Sleep(time.Minute) // and does not return for a while
+			return ctx.Err()
+		}, consumers.HandlerTimeout(time.Second))
+		time.Sleep(5 * time.Minute)
+		r.mustStop(stop)
+		r.wantSettled("ack 1")
+		if n := r.count(idem.EventStuck); n != 1 {
+			t.Errorf("%d reports of a handler that does not return", n)
+		}
+		if rec, _ := r.guard.Inspect(t.Context(), "a"); rec.Attempt != 2 {
+			t.Errorf("record %+v", rec)
+		}
+	})
+}
+
+// Goexit stands for a panic as well, which cannot be let go on here: both run the
+// deferred functions.
+func TestHandlerThatEndsItsGoroutine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{})
+		r.b.publish("a", "b")
+		stop := r.start(func(context.Context, *delivery) error { t.SkipNow(); return nil })
+		time.Sleep(time.Second)
+		if rec, _ := r.guard.Inspect(context.Background(), "a"); rec.State != store.Released || rec.Spent != 1 {
+			t.Errorf("record %+v, want released and counted", rec)
+		}
+		if err := stop(); err == nil || !strings.Contains(err.Error(), "message 1") {
+			t.Errorf("Run: %v", err)
+		}
+		time.Sleep(time.Second)
+	})
+}
+
+func TestPanicReleasesAndGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{})
+		e := r.engine(r.guard)
+		m := &message{id: 1, headers: map[string][]string{idem.Header: {"a"}}}
+		func() {
+			defer func() {
+				if v := recover(); v != errBoom {
+					t.Errorf("recovered %v, want the handler's own", v)
+				}
+			}()
+			_ = e.Handle(t.Context(), &delivery{message: m, b: r.b, h: func(context.Context, *delivery) error { panic(errBoom) }})
+		}()
+		if rec, _ := r.guard.Inspect(t.Context(), "a"); rec.State != store.Released || rec.Spent != 1 {
+			t.Errorf("record %+v", rec)
+		}
+		r.wantSettled()
+	})
+}
+
+// A lane whose deliveries go to another consumer, as a Kafka partition does.
+func TestLostLane(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{})
+		e := r.engine(r.guard, consumers.WorkAhead(5))
+		revoked, revoke := context.WithCancelCause(t.Context())
+		gone := errors.New("partition revoked")
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			done <- e.Run(ctx, func(ctx context.Context) error {
+				lane := e.Lane(revoked)
+				for i, token := range tokens(5) {
+					lane.Add(&delivery{
+						message: &message{id: i, headers: map[string][]string{idem.Header: {token}}}, b: r.b,
+						h: func(ctx context.Context, _ *delivery) error {
+							<-ctx.Done()
+							if !errors.Is(context.Cause(ctx), gone) {
+								t.Errorf("cause %v", context.Cause(ctx))
+							}
+							return ctx.Err()
+						},
+					})
+				}
+				time.Sleep(time.Second)
+				revoke(gone)
+				lane.Wait()
+				for _, token := range tokens(5) {
+					rec, err := r.guard.Inspect(ctx, token)
+					if err != nil || rec.State == store.Running || rec.Spent != 0 {
+						t.Errorf("%s: %+v, %v: a rebalance spends nothing and holds nothing", token, rec, err)
+					}
+				}
+				<-ctx.Done()
+				return ctx.Err()
+			})
+		}()
+		time.Sleep(time.Minute)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		r.wantSettled()
+	})
+}
+
+func TestSupersededStops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{}, idem.WithInstance("pod-0"))
+		newer := r.newGuard(idem.WithInstance("pod-0"))
+		if _, err := r.guard.Begin(t.Context(), "draws its incarnation"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := newer.Begin(t.Context(), "a"); err != nil {
+			t.Fatal(err)
+		}
+		r.b.publish("a")
+		stop := r.start(fine)
+		time.Sleep(time.Second)
+		if err := stop(); !errors.Is(err, idem.ErrSuperseded) {
+			t.Errorf("Run: %v", err)
+		}
+		time.Sleep(time.Second)
+	})
+}
+
+func TestFetchErrorStops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{})
+		e := r.engine(r.guard)
+		if err := e.Run(t.Context(), func(context.Context) error { return errBoom }); !errors.Is(err, errBoom) {
+			t.Errorf("Run: %v", err)
+		}
+		if err := e.Run(t.Context(), func(context.Context) error { return nil }); err == nil {
+			t.Error("a second Run is accepted")
+		}
+	})
+}
+
+// A duplicate storm costs no trips: what is known to be done needs no store.
+func TestDuplicateStorm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{MaxHeld: 500})
+		for range 10_000 {
+			r.b.publish("a")
+		}
+		stop := r.start(fine)
+		time.Sleep(time.Minute)
+		r.mustStop(stop)
+		if n := len(r.b.settlements()); n != 10_000 {
+			t.Errorf("%d of 10,000 settled", n)
+		}
+		r.wantHandled("a")
+		if n := r.store.Trips(); n > 200 {
+			t.Errorf("%d trips for 9,999 duplicates", n)
+		}
+	})
+}

@@ -1,0 +1,309 @@
+package idem_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/idemq/idemq/idem"
+	"github.com/idemq/idemq/idem/store"
+	"github.com/idemq/idemq/idem/store/memstore"
+	"github.com/idemq/idemq/internal/storefault"
+)
+
+func TestSpend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, s := newGuard()
+		c, err := g.Spend(t.Context(), "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := g.Spend(t.Context(), "a"); err == nil {
+			t.Error("spent twice")
+		}
+		if err := c.Commit(t.Context()); err != nil {
+			t.Errorf("Commit of a spent claim: %v", err)
+		}
+		if _, err := g.Spend(t.Context(), "a"); !errors.Is(err, idem.ErrDuplicate) {
+			t.Errorf("second Spend: %v", err)
+		}
+		trips := s.Trips()
+		time.Sleep(time.Minute)
+		if s.Trips() != trips {
+			t.Error("a spent claim is renewed")
+		}
+		// A failed one is buried before it is published, so that a redrive spends anew.
+		c, err = g.Spend(t.Context(), "b")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Bury(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := g.Spend(t.Context(), "b"); !errors.Is(err, idem.ErrDuplicate) {
+			t.Errorf("a stray redelivery: %v", err)
+		}
+		if _, err := g.Spend(t.Context(), "b", idem.WithRedrive(c.Redrive()+1)); err != nil {
+			t.Errorf("a redrive: %v", err)
+		}
+	})
+}
+
+func TestBuryAndRedrive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, _ := newGuard()
+		c := begin(t, g, "a")
+		if err := c.Bury(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		var dup *idem.DuplicateError
+		if _, err := g.Begin(t.Context(), "a"); !errors.As(err, &dup) || !dup.Dead {
+			t.Fatalf("after Bury: %v", err)
+		}
+		again := begin(t, g, "a", idem.WithRedrive(dup.Redrive+1))
+		if again.Attempt() != 2 || again.Spent() != 0 || again.Redrive() != 1 {
+			t.Errorf("redriven: attempt %d, spent %d, redrive %d", again.Attempt(), again.Spent(), again.Redrive())
+		}
+		if err := again.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := g.Begin(t.Context(), "a", idem.WithRedrive(5)); !errors.Is(err, idem.ErrDuplicate) {
+			t.Errorf("a redrive of what is done: %v", err)
+		}
+	})
+}
+
+func TestConflict(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, _ := newGuard()
+		if err := begin(t, g, "a", idem.WithPayload([]byte("10 EUR"))).Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := g.Begin(t.Context(), "a", idem.WithPayload([]byte("20 EUR"))); !errors.Is(err, idem.ErrConflict) {
+			t.Errorf("another payload: %v", err)
+		}
+		if _, err := g.Begin(t.Context(), "a", idem.WithPayload([]byte("10 EUR"))); !errors.Is(err, idem.ErrDuplicate) {
+			t.Errorf("the same payload: %v", err)
+		}
+		if _, err := g.Begin(t.Context(), "b", idem.WithPayload(nil)); err != nil {
+			t.Errorf("an empty payload: %v", err)
+		}
+	})
+}
+
+func TestForget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, s := newGuard()
+		c := begin(t, g, "a")
+		var busy *idem.InProgressError
+		if err := g.Forget(t.Context(), "a"); !errors.As(err, &busy) {
+			t.Errorf("Forget under a live claim: %v", err)
+		}
+		s.Set(storefault.Away)
+		<-c.Context().Done()
+		s.Set(storefault.None)
+		time.Sleep(time.Second)
+		if err := g.Forget(t.Context(), "a"); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Commit(t.Context()); !errors.Is(err, idem.ErrLeaseLost) {
+			t.Errorf("a claim from before: %v, want it fenced", err)
+		}
+		if next := begin(t, g, "a"); next.Attempt() != 2 || next.Spent() != 0 {
+			t.Errorf("attempt %d, spent %d", next.Attempt(), next.Spent())
+		}
+	})
+}
+
+func TestIssuedOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, s := newGuard(idem.WithIssuedOnly(), idem.WithExpire(1))
+		if _, err := g.Begin(t.Context(), "a"); !errors.Is(err, idem.ErrUnknownToken) || idem.Done(err) {
+			t.Errorf("a token nobody issued: %v", err)
+		}
+		token, err := g.Token(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour) // longer than the expiry, which is for Check; not than the retention
+		if pass, err := g.Check(t.Context(), token); pass || err != nil {
+			t.Errorf("Check after the expiry: %v, %v", pass, err)
+		}
+		if err := begin(t, g, token).Release(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		// A derived token is registered where that is needed.
+		c := begin(t, g, token)
+		derived, err := c.DeriveFor(t.Context(), "receipt", new(int))
+		if err != nil {
+			t.Fatal(err)
+		}
+		begin(t, g.Group("receipts"), derived)
+		if n := len(s.Ops(store.Issue)); n != 2 {
+			t.Errorf("%d tokens issued, want 2", n)
+		}
+	})
+}
+
+func TestInstance(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := memstore.New()
+		make1 := func(name string) *idem.Guard {
+			return idem.New(idem.WithStore(s), idem.WithLease(9*time.Second), idem.WithInstance(name)).Group("billing")
+		}
+		// A dead process: its claim is not renewed.
+		faulty := storefault.New(s)
+		dead := idem.New(idem.WithStore(faulty), idem.WithLease(9*time.Second), idem.WithInstance("pod-0")).Group("billing")
+		c := begin(t, dead, "a")
+		faulty.Set(storefault.Away)
+
+		stranger, successor := make1("pod-1"), make1("pod-0")
+		start := time.Now()
+		for {
+			_, err := successor.Begin(t.Context(), "a")
+			var busy *idem.InProgressError
+			if err == nil {
+				break
+			}
+			if !errors.As(err, &busy) {
+				t.Fatal(err)
+			}
+			if _, err := stranger.Begin(t.Context(), "a"); !errors.Is(err, idem.ErrInProgress) {
+				t.Errorf("another instance: %v", err)
+			}
+			time.Sleep(busy.RetryAfter)
+		}
+		if d := time.Since(start); d > 9*time.Second/2 {
+			t.Errorf("taken over after %v, more than half the lease", d)
+		}
+		<-c.Context().Done()
+
+		// Two that live: the older is told, and steals nothing.
+		older, newer := make1("pod-2"), make1("pod-2")
+		begin(t, older, "x") // draws its incarnation
+		begin(t, newer, "b")
+		if _, err := older.Begin(t.Context(), "b"); !errors.Is(err, idem.ErrSuperseded) {
+			t.Errorf("the older one: %v", err)
+		}
+		time.Sleep(time.Minute)
+		if _, err := newer.Begin(t.Context(), "x"); !errors.Is(err, idem.ErrInProgress) {
+			t.Errorf("a live claim of the older one: %v, want it left alone", err)
+		}
+	})
+}
+
+// Each operation whose reply is lost is answered, when it is sent again under the
+// same claim id, as the first one would have been.
+func TestLostReplies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, s := newGuard()
+		patient := func(token string) idem.Begun {
+			return g.BeginAll(t.Context(), []idem.Request{{Token: token, Patient: true}})[0]
+		}
+		s.Once(store.Begin, storefault.Swallow)
+		b := patient("a")
+		if b.Err != nil || b.Claim.Attempt() != 1 {
+			t.Fatalf("Begin: %+v", b)
+		}
+		s.Once(store.Release, storefault.Swallow)
+		if err := b.Claim.Release(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		b = patient("a")
+		if b.Err != nil || b.Claim.Spent() != 1 || b.Claim.Attempt() != 2 {
+			t.Fatalf("after Release: %+v", b)
+		}
+		s.Once(store.Release, storefault.Swallow)
+		next, err := b.Claim.Retry(t.Context(), true, idem.Request{Patient: true})
+		if err != nil || next.Spent() != 2 || next.Attempt() != 3 {
+			t.Fatalf("Retry: %v, %v", next, err)
+		}
+		s.Once(store.Renew, storefault.Swallow)
+		time.Sleep(time.Minute)
+		if next.Context().Err() != nil {
+			t.Error("a lost renewal lost the lease")
+		}
+		s.Once(store.Commit, storefault.Swallow)
+		if err := next.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if r := inspect(t, g, "a"); r.State != store.Done || r.Attempt != 3 {
+			t.Errorf("record %+v", r)
+		}
+		b = patient("b")
+		s.Once(store.Bury, storefault.Swallow)
+		if err := b.Claim.Bury(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		s.Once(store.Spend, storefault.Swallow)
+		if b := g.SpendAll(t.Context(), []idem.Request{{Token: "c", Patient: true}})[0]; b.Err != nil {
+			t.Errorf("Spend: %v: a lost reply turned the first into a duplicate", b.Err)
+		}
+	})
+}
+
+func TestStoreFullOfClaims(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := storefault.New(memstore.New(memstore.WithMaxRecords(1)))
+		g := idem.New(idem.WithStore(s)).Group("billing")
+		c := begin(t, g, "a")
+		if _, err := g.Begin(t.Context(), "b"); !errors.Is(err, store.ErrFull) {
+			t.Errorf("Begin: %v, want ErrFull", err)
+		}
+		done := make(chan idem.Begun)
+		go func() {
+			done <- g.BeginAll(t.Context(), []idem.Request{{Token: "b", Patient: true, FailOpen: time.Second}})[0]
+		}()
+		trips := s.Trips()
+		time.Sleep(10 * time.Minute)
+		if n := s.Trips() - trips; n > 10*60*2 {
+			t.Errorf("%d trips in ten minutes: it spins", n)
+		}
+		if err := c.Commit(t.Context()); err != nil {
+			t.Fatalf("a completion must pass: %v", err)
+		}
+		if b := <-done; b.Err != nil {
+			t.Errorf("the patient one: %v", b.Err)
+		}
+	})
+}
+
+func TestEventsAndLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		var mu sync.Mutex
+		seen := map[idem.EventKind]idem.Event{}
+		g, _ := newGuard(
+			idem.WithLogger(slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))),
+			idem.WithObserver(idem.ObserverFunc(func(e idem.Event) {
+				mu.Lock()
+				defer mu.Unlock()
+				seen[e.Kind] = e
+			})),
+		)
+		ok := func(context.Context) error { return nil }
+		_ = g.Do(t.Context(), "a", ok)
+		_ = g.Do(t.Context(), "a", ok)
+		_ = g.Do(t.Context(), "b", func(context.Context) error { return errBoom })
+		if err := g.Verify(t.Context()); err != nil {
+			t.Errorf("Verify: %v", err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		for _, k := range []idem.EventKind{idem.EventClaimed, idem.EventCommitted, idem.EventDuplicate, idem.EventReleased, idem.EventStoreNotice} {
+			e, ok := seen[k]
+			if !ok || e.Group != "billing" {
+				t.Errorf("event %v: %+v", k, e)
+			}
+			if !strings.Contains(out.String(), `msg="idem: `+k.String()+`"`) {
+				t.Errorf("the log does not tell of %v:\n%s", k, &out)
+			}
+		}
+	})
+}
