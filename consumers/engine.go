@@ -213,6 +213,11 @@ func (e *Engine) drain(ph *phases) error {
 	select {
 	case <-done:
 	case <-ph.final.Done():
+		// Calls under it return now; only a handler may not.
+		select {
+		case <-done:
+		case <-time.After(drainGrace):
+		}
 	}
 	var stuck []string
 	for _, en := range e.allHeld() {

@@ -310,6 +310,7 @@ func TestStartChecksTheLease(t *testing.T) {
 		if err := c.GiveBack(t.Context()); err != nil {
 			t.Errorf("GiveBack under the own id: %v", err)
 		}
+		time.Sleep(time.Minute) // the hanging renewal
 	})
 }
 

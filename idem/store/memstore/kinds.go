@@ -303,7 +303,7 @@ func (x *execution) saved(op *store.Op, r record, reply store.Reply) store.Reply
 }
 
 func (x *execution) add(k key) (*entry, error) {
-	e, f := x.s.table.add(k, x.now)
+	e, f := x.s.table.add(k)
 	if e == nil {
 		return nil, fmt.Errorf("%w: the memory store holds %d records, all in progress or released; raise WithMaxRecords",
 			store.ErrFull, x.s.table.max)

@@ -78,11 +78,9 @@ func (t *table) get(k key, now instant) *entry {
 }
 
 // add makes an entry for k, which must not have one, and returns what it had to
-// forget for it. It returns nil if there is no room to be had.
-func (t *table) add(k key, now instant) (e, forgotten *entry) {
-	if len(t.entries) >= t.max {
-		t.expire(now, 64)
-	}
+// forget for it. It returns nil if there is no room to be had. Expired entries
+// are not looked for: each batch drops more of them first than it can add.
+func (t *table) add(k key) (e, forgotten *entry) {
 	if len(t.entries) >= t.max {
 		if forgotten = t.idle.first(); forgotten == nil {
 			return nil, nil

@@ -14,12 +14,18 @@ import (
 	"github.com/idemq/idemq/internal/redistest"
 )
 
+// unit is the suite's lease; histories wait for some thousand of shortUnit.
+const (
+	unit      = 60 * time.Millisecond
+	shortUnit = 20 * time.Millisecond
+)
+
 // harness runs the suite on a client.
-func harness(c redis.UniversalClient) storetest.Harness {
+func harness(c redis.UniversalClient, lease time.Duration) storetest.Harness {
 	return storetest.Harness{
 		Open:  func(testing.TB) store.Store { return redisstore.New(c) },
 		Wait:  func(tb testing.TB, d time.Duration) { waitFor(tb, c, d) },
-		Lease: 60 * time.Millisecond,
+		Lease: lease,
 		Corrupt: func(tb testing.TB, _ store.Store, prefix, group, token string, how storetest.Corruption) {
 			corrupt(tb, c, recordKey(tb, c, prefix, group, token), how)
 		},
@@ -83,14 +89,22 @@ func corrupt(tb testing.TB, c redis.UniversalClient, key string, how storetest.C
 	}
 }
 
-func TestStore(t *testing.T) { storetest.Run(t, harness(redistest.Start(t).Client(t))) }
+func TestStore(t *testing.T) {
+	t.Parallel()
+	storetest.Run(t, harness(redistest.Start(t).Client(t), unit))
+}
 
-func TestHistories(t *testing.T) { storetest.Histories(t, harness(redistest.Start(t).Client(t))) }
+func TestHistories(t *testing.T) {
+	t.Parallel()
+	storetest.Histories(t, harness(redistest.Start(t).Client(t), shortUnit))
+}
 
 func TestStoreOnCluster(t *testing.T) {
-	storetest.Run(t, harness(redistest.StartCluster(t).Client(t)))
+	t.Parallel()
+	storetest.Run(t, harness(redistest.StartCluster(t).Client(t), unit))
 }
 
 func TestHistoriesOnCluster(t *testing.T) {
-	storetest.Histories(t, harness(redistest.StartCluster(t).Client(t)))
+	t.Parallel()
+	storetest.Histories(t, harness(redistest.StartCluster(t).Client(t), shortUnit))
 }

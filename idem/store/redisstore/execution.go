@@ -244,7 +244,7 @@ func (x *execution) sendAndWait(ctx context.Context, calls []*call) ([]*redis.Cm
 				return nil, err
 			}
 			if err := all[i].Err(); isReply(err) && !isHelped(err) {
-				return all, nil // the call's own error says more than WAIT's
+				return nil, failure(fmt.Sprintf("executing %d operations", len(calls[i].items)), err)
 			}
 		}
 		if wait != nil {

