@@ -164,84 +164,178 @@ func TestLeaseLostInTheHandler(t *testing.T) {
 	})
 }
 
+// die makes a number of processes die with a claim on token.
+func (r *rig) die(token string, times int) {
+	r.t.Helper()
+	for range times {
+		dead := storefault.New(r.store.Store)
+		g := idem.New(idem.WithStore(dead), idem.WithLease(lease)).Group("billing")
+		ctx, cancel := context.WithCancel(context.Background())
+		if _, err := g.Begin(ctx, token); err != nil {
+			r.t.Fatal(err)
+		}
+		dead.Set(storefault.Away)
+		cancel()
+		time.Sleep(lease + time.Second)
+	}
+}
+
 // Solitude: a token whose processes died is claimed with nothing beside it, and what
 // was claimed ahead of it is given back, uncounted.
 func TestClaimedAlone(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, consumers.Broker{Workers: 4, DeadLetters: true})
-		// Two processes die with "poison" claimed.
-		for range 2 {
-			dead := storefault.New(r.store.Store)
-			g := idem.New(idem.WithStore(dead), idem.WithLease(lease)).Group("billing")
-			ctx, cancel := context.WithCancel(t.Context())
-			if _, err := g.Begin(ctx, "poison"); err != nil {
-				t.Fatal(err)
-			}
-			dead.Set(storefault.Away)
-			cancel()
-			time.Sleep(lease + time.Second)
-		}
-		innocent := tokens(60)
-		r.b.publish(innocent[:30]...)
-		r.b.publish("poison")
-		r.b.publish(innocent[30:]...)
-		stop := r.start(func(ctx context.Context, d *delivery) error {
-			c, _ := idem.FromContext(ctx)
-			if c.Token() == "poison" {
-				if c.Spent() != 2 || c.Attempt() != 3 {
-					t.Errorf("spent %d on attempt %d", c.Spent(), c.Attempt())
-				}
-				time.Sleep(time.Second)
+	for _, workers := range []int{1, 4} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, consumers.Broker{Workers: workers, DeadLetters: true})
+			r.die("poison", 2)
+			innocent := tokens(60)
+			r.b.publish(innocent[:30]...)
+			r.b.publish("poison")
+			r.b.publish(innocent[30:]...)
+			beside := func(ctx context.Context) {
 				for _, other := range innocent {
 					rec, err := r.guard.Inspect(ctx, other)
 					if err != nil || rec.State == store.Running {
 						t.Errorf("%s is claimed beside the poison: %+v, %v", other, rec, err)
 					}
 				}
+			}
+			stop := r.start(func(ctx context.Context, d *delivery) error {
+				c, _ := idem.FromContext(ctx)
+				if c.Token() == "poison" {
+					if c.Spent() != 2 || c.Attempt() != 3 {
+						t.Errorf("spent %d on attempt %d", c.Spent(), c.Attempt())
+					}
+					beside(ctx)
+					time.Sleep(time.Second)
+					beside(ctx)
+					return nil
+				}
+				time.Sleep(time.Duration(rand.N(int64(50 * time.Millisecond))))
 				return nil
+			}, consumers.WorkAhead(20))
+			time.Sleep(10 * time.Minute)
+			r.mustStop(stop)
+			if n := len(r.b.settlements()); n != 61 {
+				t.Errorf("%d of 61 settled", n)
 			}
-			time.Sleep(time.Duration(rand.N(int64(50 * time.Millisecond))))
+			if n := len(r.seen()); n != 61 {
+				t.Errorf("%d starts of 61 messages", n)
+			}
+			for _, token := range innocent {
+				if rec, _ := r.guard.Inspect(t.Context(), token); rec.State != store.Done {
+					t.Errorf("%s: %+v", token, rec)
+				}
+			}
+		})
+	}
+}
+
+// A message in backoff does not hold up one that needs solitude, nor is it forgotten
+// that it failed.
+func TestSolitudeDuringABackoff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{Workers: 2})
+		r.die("poison", 2)
+		r.b.publish("waits", "poison")
+		var handledAt time.Time
+		begin := time.Now()
+		stop := r.start(func(ctx context.Context, d *delivery) error {
+			c, _ := idem.FromContext(ctx)
+			if c.Token() == "waits" && c.Attempt() == 1 {
+				return idem.RetryAfter(errBoom, time.Hour)
+			}
+			if c.Token() == "poison" {
+				handledAt = time.Now()
+			}
 			return nil
-		}, consumers.WorkAhead(20))
-		time.Sleep(10 * time.Minute)
+		})
+		time.Sleep(2 * time.Hour)
 		r.mustStop(stop)
-		if n := len(r.b.settlements()); n != 61 {
-			t.Errorf("%d of 61 settled", n)
+		if d := handledAt.Sub(begin); d > time.Minute {
+			t.Errorf("the poison was handled after %v", d)
 		}
-		if n := len(r.seen()); n != 61 {
-			t.Errorf("%d starts of 61 messages", n)
-		}
-		for _, token := range innocent {
-			if rec, _ := r.guard.Inspect(t.Context(), token); rec.State != store.Done {
-				t.Errorf("%s: %+v", token, rec)
-			}
+		r.wantSettled("ack 2", "ack 1")
+	})
+}
+
+// A message that killed its processes until its budget was spent is not started
+// again.
+func TestBudgetSpentByDeaths(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, deadLetters)
+		r.die("poison", 3)
+		r.b.publish("poison")
+		stop := r.start(fine, consumers.Budget(3))
+		time.Sleep(time.Minute)
+		r.mustStop(stop)
+		r.wantHandled()
+		r.wantSettled("term 1")
+		if l := r.b.posted(); len(l) != 1 || l[0].Reason != consumers.ReasonBudget {
+			t.Errorf("letters %+v", l)
 		}
 	})
 }
 
-// Two consumers that each hold the other's next message must not wait for ever.
+// Two consumers that each hold the other's next message must not wait for ever: the
+// claims for their heads come late, and those that each made ahead do not.
 func TestNoDeadlockAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, consumers.Broker{})
-		other := &rig{t: t, b: newBroker(consumers.Broker{}), store: r.store}
+		r := newRig(t, consumers.Broker{MaxHeld: 5})
+		other := &rig{t: t, b: newBroker(consumers.Broker{MaxHeld: 5}), store: r.store}
 		other.guard = other.newGuard()
-		all := tokens(40)
-		r.b.publish(all...)
-		back := slices.Clone(all)
-		slices.Reverse(back)
-		other.b.publish(back...)
-		work := func(context.Context, *delivery) error { time.Sleep(10 * time.Millisecond); return nil }
-		stop1 := r.start(work, consumers.WorkAhead(40))
-		stop2 := other.start(work, consumers.WorkAhead(40))
-		time.Sleep(5 * time.Minute)
+		asked := map[string]bool{}
+		r.store.On(func(b *store.Batch) storefault.Fault {
+			fault := storefault.None
+			for _, op := range b.Ops {
+				if op.Kind == store.Begin && !asked[op.Token] {
+					asked[op.Token] = true
+					fault = storefault.Late
+				}
+			}
+			return fault
+		})
+		stop1, stop2 := r.start(fine, consumers.WorkAhead(5)), other.start(fine, consumers.WorkAhead(5))
+		r.b.publish("x")
+		other.b.publish("y")
+		synctest.Wait()
+		r.b.publish("y")
+		other.b.publish("x")
+		time.Sleep(2 * time.Minute)
 		r.mustStop(stop1)
 		other.mustStop(stop2)
-		if a, b := len(r.b.settlements()), len(other.b.settlements()); a != 40 || b != 40 {
-			t.Errorf("%d and %d of 40 settled: they wait for each other", a, b)
+		if a, b := len(r.b.settlements()), len(other.b.settlements()); a != 2 || b != 2 {
+			t.Errorf("%d and %d of 2 settled: they wait for each other", a, b)
 		}
-		if n := len(r.seen()) + len(other.seen()); n != 40 {
-			t.Errorf("%d starts of 40 messages", n)
+		if n := len(r.seen()) + len(other.seen()); n != 2 {
+			t.Errorf("%d starts of 2 messages", n)
 		}
+		if n := r.count(idem.EventInProgress); n == 0 {
+			t.Error("the case did not come about")
+		}
+	})
+}
+
+func TestWorkAheadIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{MaxHeld: 50})
+		all := tokens(40)
+		r.b.publish(all...)
+		stop := r.start(func(ctx context.Context, _ *delivery) error {
+			time.Sleep(time.Second)
+			held := 0
+			for _, token := range all {
+				if rec, _ := r.guard.Inspect(ctx, token); rec.State == store.Running {
+					held++
+				}
+			}
+			if held > 6 {
+				t.Errorf("%d claims held, want the handler's and five ahead", held)
+			}
+			return nil
+		}, consumers.WorkAhead(5))
+		time.Sleep(10 * time.Minute)
+		r.mustStop(stop)
+		r.wantHandled(all...)
 	})
 }
 
@@ -474,6 +568,63 @@ func TestLostLane(t *testing.T) {
 			t.Error(err)
 		}
 		r.wantSettled()
+	})
+}
+
+// A handler that returns nil after its partition went away: its effect is recorded,
+// and the delivery is the new owner's to settle.
+func TestLostLaneSettlesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{})
+		e := r.engine(r.guard)
+		revoked, revoke := context.WithCancel(t.Context())
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			done <- e.Run(ctx, func(ctx context.Context) error {
+				lane := e.Lane(revoked)
+				lane.Add(&delivery{
+					message: &message{id: 1, headers: map[string][]string{idem.Header: {"a"}}}, b: r.b,
+					h: func(context.Context, *delivery) error { revoke(); return nil },
+				})
+				lane.Wait()
+				<-ctx.Done()
+				return ctx.Err()
+			})
+		}()
+		time.Sleep(time.Minute)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		r.wantSettled()
+		if rec, _ := r.guard.Inspect(t.Context(), "a"); rec.State != store.Done {
+			t.Errorf("record %+v", rec)
+		}
+	})
+}
+
+// A store outage that costs a handler its lease spends no budget.
+func TestLeaseLostInAnOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, deadLetters)
+		r.b.publish("a")
+		stop := r.start(func(ctx context.Context, _ *delivery) error {
+			c, _ := idem.FromContext(ctx)
+			if c.Attempt() > 5 {
+				return nil
+			}
+			r.store.Set(storefault.Away)
+			<-ctx.Done()
+			time.AfterFunc(time.Minute, func() { r.store.Set(storefault.None) })
+			return ctx.Err()
+		}, consumers.Budget(2))
+		time.Sleep(time.Hour)
+		r.mustStop(stop)
+		r.wantSettled("ack 1")
+		if l := r.b.posted(); len(l) != 0 {
+			t.Errorf("letters %+v: outages spent the budget", l)
+		}
 	})
 }
 

@@ -437,14 +437,14 @@ func (l *Lane) giveBackAhead() {
 }
 
 // wait is for a worker that cannot go on with its message because somebody else
-// holds it: claims made ahead are given back first, or two consumers could each hold
-// the other's next message for ever.
+// holds it: claims made ahead are given back, or two consumers could each hold the
+// other's next message for ever.
 func (l *Lane) wait(ctx context.Context, d time.Duration) {
 	if l.cond != nil {
 		l.mu.Lock()
 		l.waiting++
+		l.cond.Broadcast() // claimAhead gives back
 		l.mu.Unlock()
-		l.giveBackAhead()
 		defer func() {
 			l.mu.Lock()
 			defer l.mu.Unlock()

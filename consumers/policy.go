@@ -217,3 +217,6 @@ func (p *Policy) backoff(n int) time.Duration {
 // maxExpiries is how often a token's claims may have ended by expiry for it to be
 // claimed beside others.
 func (p *Policy) maxExpiries() int { return max(min(2, p.budget-1), 1) }
+
+// MaxAttempts returns the budget, for what an adapter checks at its start.
+func (p *Policy) MaxAttempts() int { return p.budget }

@@ -253,6 +253,44 @@ func TestRedrive(t *testing.T) {
 	})
 }
 
+// All in one window: the original fails, a stray redelivery of it is dropped, and the
+// copy that was moved back is not taken for another stray one.
+func TestRedriveInOneWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{DeadLetters: true, MaxHeld: 10})
+		r.b.publish("a", "a")
+		r.b.add(&message{headers: map[string][]string{idem.Header: {"a"}, idem.RedriveHeader: {"1"}}})
+		stop := r.start(failing(1, idem.Permanent(errBoom)), consumers.WorkAhead(5))
+		time.Sleep(time.Minute)
+		r.mustStop(stop)
+		r.wantSettled("term 1", "ack 2", "ack 3")
+		r.wantHandled("a", "a")
+	})
+}
+
+// The copy's redrive number comes from the record, not from the delivery at hand:
+// original and copy can both be about.
+func TestRedriveNumberIsTheRecords(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{DeadLetters: true, Redelivers: true})
+		r.b.add(&message{headers: map[string][]string{idem.Header: {"a"}, idem.RedriveHeader: {"4"}}})
+		stop := r.start(func(_ context.Context, d *delivery) error {
+			if d.id == 1 {
+				return idem.RetryAfter(errBoom, time.Minute)
+			}
+			return idem.Permanent(errBoom)
+		})
+		time.Sleep(time.Second)
+		r.b.publish("a")
+		time.Sleep(time.Second)
+		r.mustStop(stop)
+		if l := r.b.posted(); len(l) != 1 || l[0].m.id != 2 || l[0].Redrive != 5 {
+			t.Errorf("letters %+v, want one with redrive 5", l)
+		}
+		time.Sleep(time.Hour)
+	})
+}
+
 // Dead-lettering: confirmed, then recorded, then settled. Until it is confirmed the
 // message is held.
 func TestDeadLetterDestinationAway(t *testing.T) {
@@ -276,6 +314,35 @@ func TestDeadLetterDestinationAway(t *testing.T) {
 		r.mustStop(stop)
 		r.wantSettled("term 1", "ack 2")
 		r.wantHandled("a", "b")
+	})
+}
+
+// Somebody else took over while the copy could not be handed over: it is not recorded
+// as dead, and the token is asked for again.
+func TestBuryRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, deadLetters)
+		r.b.dlqErr = errors.New("no such exchange")
+		r.b.publish("a")
+		stop := r.start(failing(9, idem.Permanent(errBoom)))
+		time.Sleep(time.Second)
+		r.store.Set(storefault.Away)
+		time.Sleep(2 * lease)
+		c, err := idem.New(idem.WithStore(r.store.Store)).Group("billing").Begin(t.Context(), "a")
+		if err != nil || c.Commit(t.Context()) != nil {
+			t.Fatal(err)
+		}
+		r.store.Set(storefault.None)
+		r.b.mu.Lock()
+		r.b.dlqErr = nil
+		r.b.mu.Unlock()
+		time.Sleep(time.Minute)
+		r.mustStop(stop)
+		r.wantSettled("ack 1")
+		r.wantHandled("a")
+		if rec, _ := r.guard.Inspect(t.Context(), "a"); rec.State != store.Done {
+			t.Errorf("record %+v", rec)
+		}
 	})
 }
 

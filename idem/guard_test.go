@@ -483,6 +483,38 @@ func TestFailOpenIsForAStoreOutOfReachOnly(t *testing.T) {
 	}
 }
 
+// The same while the trip is under way: the answer comes to nobody.
+func TestAbandonedInFlight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, s := newGuard()
+		s.Delay(2 * time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := g.Begin(ctx, "a"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("Begin: %v", err)
+		}
+		time.Sleep(time.Minute)
+		if r := inspect(t, g, "a"); r.State != store.Released || r.Spent != 0 {
+			t.Errorf("record %+v, want the claim given back", r)
+		}
+	})
+}
+
+// A claim made ahead is started long after, when it was renewed in between.
+func TestStartAfterRenewals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, _ := newGuard()
+		c := g.BeginAll(t.Context(), []idem.Request{{Token: "a"}})[0].Claim
+		time.Sleep(time.Minute)
+		if _, err := c.Start(t.Context()); err != nil {
+			t.Errorf("Start: %v", err)
+		}
+		if err := c.Commit(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // A caller that gives up has its claim given back, uncounted.
 func TestAbandonedBeginIsGivenBack(t *testing.T) {
 	for _, fault := range []storefault.Fault{storefault.Swallow, storefault.Away} {

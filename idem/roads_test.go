@@ -27,16 +27,16 @@ func TestSpend(t *testing.T) {
 		if _, err := g.Spend(t.Context(), "a"); err == nil {
 			t.Error("spent twice")
 		}
+		trips := s.Trips()
+		time.Sleep(time.Minute)
+		if s.Trips() != trips {
+			t.Error("a spent claim is renewed")
+		}
 		if err := c.Commit(t.Context()); err != nil {
 			t.Errorf("Commit of a spent claim: %v", err)
 		}
 		if _, err := g.Spend(t.Context(), "a"); !errors.Is(err, idem.ErrDuplicate) {
 			t.Errorf("second Spend: %v", err)
-		}
-		trips := s.Trips()
-		time.Sleep(time.Minute)
-		if s.Trips() != trips {
-			t.Error("a spent claim is renewed")
 		}
 		// A failed one is buried before it is published, so that a redrive spends anew.
 		c, err = g.Spend(t.Context(), "b")

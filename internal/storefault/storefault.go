@@ -24,6 +24,8 @@ const (
 	Swallow
 	// Refuse does not execute it: the store answers with a refusal.
 	Refuse
+	// Late executes it a second later than asked.
+	Late
 	// Hang does not execute it, and answers only when the trip's context ends.
 	Hang
 )
@@ -111,6 +113,9 @@ func (s *Store) Apply(ctx context.Context, b *store.Batch) error {
 	case Hang:
 		<-ctx.Done()
 		return fmt.Errorf("storefault: %w: %w", store.ErrUnavailable, ctx.Err())
+	}
+	if fault == Late {
+		time.Sleep(time.Second)
 	}
 	err := s.Store.Apply(ctx, b)
 	if fault == Swallow && err == nil {

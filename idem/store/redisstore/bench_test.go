@@ -3,6 +3,7 @@ package redisstore_test
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -24,7 +25,8 @@ func BenchmarkBeginCommit(b *testing.B) {
 				continue
 			}
 			b.Run(fmt.Sprintf("batch=%d/flushers=%d", size, flushers), func(b *testing.B) {
-				s := redisstore.New(redistest.Start(b, private...).Client(b))
+				c := redistest.Start(b, private...).Client(b)
+				s := redisstore.New(c)
 				b.ReportAllocs()
 				b.ResetTimer()
 				done := make(chan error)
@@ -37,6 +39,7 @@ func BenchmarkBeginCommit(b *testing.B) {
 					}
 				}
 				b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "messages/s")
+				b.ReportMetric(float64(number(b, c, "commandstats", "cmdstat_evalsha:calls=*,usec="))/float64(b.N), "script-µs/message")
 			})
 		}
 	}
@@ -80,15 +83,22 @@ func BenchmarkMemory(b *testing.B) {
 	b.ReportMetric(float64(used(b, c)-before)/float64(b.N), "bytes/token")
 }
 
-func used(b *testing.B, c *redis.Client) int {
+func used(b *testing.B, c *redis.Client) int { return number(b, c, "memory", "used_memory:") }
+
+// number reads a number out of INFO: what follows after, in which a * stands for
+// another number.
+func number(b *testing.B, c *redis.Client, section, after string) int {
 	b.Helper()
-	info, err := c.Info(context.Background(), "memory").Result()
+	info, err := c.Info(context.Background(), section).Result()
 	if err != nil {
 		b.Fatal(err)
 	}
-	_, v, _ := strings.Cut(info, "used_memory:")
-	v, _, _ = strings.Cut(v, "\r")
-	n, err := strconv.Atoi(v)
+	pattern := strings.ReplaceAll(regexp.QuoteMeta(after), `\*`, `\d+`) + `(\d+)`
+	m := regexp.MustCompile(pattern).FindStringSubmatch(info)
+	if m == nil {
+		b.Fatalf("no %q in %s", after, info)
+	}
+	n, err := strconv.Atoi(m[1])
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -94,13 +94,14 @@ func (c *call) pack(p *prefix, terms *[8]any, touch bool) (keys []string, args [
 	c.before, fresh = p.epochs(c.tag)
 	keys = make([]string, 1, 1+2*len(c.items))
 	keys[0] = p.keys.epoch(c.tag)
-	args = make([]any, 11, 11+2*len(c.items))
+	args = make([]any, 12, 12+2*len(c.items))
 	args[0] = fresh
 	args[1] = ""
 	if touch {
 		args[1] = "1"
 	}
 	copy(args[2:], terms[:])
+	usual := c.usualMax()
 	codes := make([]byte, len(c.items))
 	for i, it := range c.items {
 		keys = append(keys, it.key)
@@ -108,27 +109,41 @@ func (c *call) pack(p *prefix, terms *[8]any, touch bool) (keys []string, args [
 			keys = append(keys, it.ikey)
 		}
 		var param string
-		codes[i], param = encode(it.op)
-		args = append(args, it.op.Claim, param)
+		codes[i], param = encode(it.op, usual)
+		args = append(args, it.op.Claim)
+		if param != "" {
+			args = append(args, param)
+		}
 	}
-	args[10] = codes
+	args[10], args[11] = usual, codes
 	return keys, args
 }
 
-func encode(op *store.Op) (code byte, param string) {
+// usualMax is the MaxExpiries that is sent once: the first Begin's.
+func (c *call) usualMax() int {
+	for _, it := range c.items {
+		if it.op.Kind == store.Begin {
+			return it.op.MaxExpiries
+		}
+	}
+	return 0
+}
+
+// encode is an operation's letter, and its parameter if it has one.
+func encode(op *store.Op, usualMax int) (code byte, param string) {
 	switch op.Kind {
 	case store.Begin:
-		if op.Redrive <= 0 && op.Fingerprint == "" {
-			return 'b', strconv.Itoa(op.MaxExpiries)
+		if op.Redrive <= 0 && op.Fingerprint == "" && op.MaxExpiries == usualMax {
+			return 'b', ""
 		}
 		return 'B', claimParam(op)
 	case store.Spend:
 		return 'S', claimParam(op)
 	case store.Commit:
-		if len(op.Result) == 0 {
-			return 'c', strconv.Itoa(op.Attempt)
+		if len(op.Result) == 0 && op.Attempt == 1 {
+			return 'c', ""
 		}
-		return 'C', strconv.Itoa(op.Attempt) + "|" + string(op.Result)
+		return 'C', strconv.Itoa(max(0, op.Attempt)) + "|" + string(op.Result)
 	case store.Release:
 		if op.Counted {
 			return 'R', ""

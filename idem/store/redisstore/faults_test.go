@@ -347,7 +347,8 @@ func TestReplicas(t *testing.T) {
 	})
 	s := redisstore.New(c, redisstore.WithReplicas(1, 100*time.Millisecond))
 	want(t, s, "p", store.Claimed, op(store.Begin, "t", "a"))
-	want(t, s, "p", store.OK, op(store.Commit, "t", "a"))
+	first := batch("p", op(store.Commit, "t", "a"))
+	await(t, "the replica's first word", func() bool { return s.Apply(ctx, first) == nil })
 
 	want(t, s, "p", store.Claimed, op(store.Begin, "u", "a"))
 	replica.Pause()

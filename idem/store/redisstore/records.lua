@@ -15,15 +15,17 @@
 -- ARGV[8]    expiry of issued tokens, ms
 -- ARGV[9]    expiry of spent tokens at least, ms
 -- ARGV[10]   1: issued-only
--- ARGV[11]   one letter per operation
--- ARGV[12..] per operation the claim id and a parameter:
---              b Begin      max expiries                (no redrive, no fingerprint)
+-- ARGV[11]   max expiries of every b
+-- ARGV[12]   one letter per operation
+-- ARGV[13..] per operation the claim id, and behind it for the capitals B, S and C a
+--            parameter:
+--              b Begin (no redrive, no fingerprint)
 --              B Begin      redrive|max expiries|fingerprint
 --              S Spend      redrive|max expiries|fingerprint
---              c Commit     attempt
+--              c Commit (attempt 1, no result)
 --              C Commit     attempt|result
---              r R Release  -                           (R: counted)
---              w Renew, y Bury, f Forget, q Inspect, t Issue, k Check: -
+--              r Release, R counted
+--              w Renew, y Bury, f Forget, q Inspect, t Issue, k Check
 --
 -- Reply: the clock in microseconds; the epoch key's value, empty if missing; one
 -- line per operation, joined by newlines; then the byte strings that lines refer
@@ -43,6 +45,7 @@
 local byte, find, match, sub = string.byte, string.find, string.match, string.sub
 local floor, format = math.floor, string.format
 local call, pcall = redis.call, redis.pcall
+local KEYS, ARGV = KEYS, ARGV
 
 local epoch = call('GET', KEYS[1])
 if not epoch then
@@ -64,7 +67,7 @@ local px_live, px_kept = ARGV[5], ARGV[6]
 local check_until = format('%.0f', now + ARGV[7])
 local px_issued, px_spent = ARGV[8], ARGV[9]
 local issued_only = ARGV[10] == '1'
-local codes = ARGV[11]
+local usual_max, codes = ARGV[11], ARGV[12]
 local reply = {stamp, epoch, ''}
 
 -- add keeps a byte string for the reply and returns its number.
@@ -297,6 +300,7 @@ local function begin(key, ikey, claim, redrive, max, fp)
   if over then
     r.spent, r.expiries = r.spent + 1, r.expiries + 1
   end
+  max = max + 0
   if max > 0 and r.expiries >= max then
     return 'n' .. r.spent .. '|' .. r.expiries .. '|' .. r.redrive
   end
@@ -351,9 +355,8 @@ local function commit(key, claim, attempt, result)
   if err then
     return err
   end
-  attempt = attempt + 0
   if not v then
-    finish(key, 'd', {claim = claim, attempt = attempt, spent = 0, expiries = 0, redrive = '0', fp = '', fence = '', fid = ''}, result)
+    finish(key, 'd', {claim = claim, attempt = attempt + 0, spent = 0, expiries = 0, redrive = '0', fp = '', fence = '', fid = ''}, result)
     return ''
   end
   local plain = '1p|' .. claim .. '|1|0|0|0||||'
@@ -366,6 +369,7 @@ local function commit(key, claim, attempt, result)
   if not r then
     return err
   end
+  attempt = attempt + 0
   local st, own = r.st, r.claim == claim
   if own and (st == 'd' or st == 's') then
     return ''
@@ -513,11 +517,22 @@ local function check(key, claim)
   return ''
 end
 
+-- do_claim executes b, B and S; a is where its claim id stands.
+local function do_claim(code, key, ikey, a)
+  if code == 98 then
+    return begin(key, ikey, ARGV[a], '0', usual_max, '')
+  end
+  local redrive, max, fp = match(ARGV[a + 1], '^(%d+)|(%d+)|(.*)$')
+  if code == 66 then
+    return begin(key, ikey, ARGV[a], redrive, max, fp)
+  end
+  return spend(key, ikey, ARGV[a], redrive, fp)
+end
+
 local lines = {}
-local k, a = 1, 10
+local k, a = 2, 13
 for i = 1, #codes do
-  k, a = k + 1, a + 2
-  local code, key, claim, param = byte(codes, i), KEYS[k], ARGV[a], ARGV[a + 1]
+  local code, key, claim = byte(codes, i), KEYS[k], ARGV[a]
   local line
   if code == 98 or code == 66 or code == 83 then -- b B S
     local ikey
@@ -525,20 +540,11 @@ for i = 1, #codes do
       k = k + 1
       ikey = KEYS[k]
     end
-    if code == 98 then
-      line = begin(key, ikey, claim, '0', param + 0, '')
-    else
-      local redrive, max, fp = match(param, '^(%d+)|(%d+)|(.*)$')
-      if code == 66 then
-        line = begin(key, ikey, claim, redrive, max + 0, fp)
-      else
-        line = spend(key, ikey, claim, redrive, fp)
-      end
-    end
+    line = do_claim(code, key, ikey, a)
   elseif code == 99 then -- c
-    line = commit(key, claim, param, '')
+    line = commit(key, claim, '1', '')
   elseif code == 67 then -- C
-    local attempt, result = match(param, '^(%d+)|(.*)$')
+    local attempt, result = match(ARGV[a + 1], '^(%d+)|(.*)$')
     line = commit(key, claim, attempt, result)
   elseif code == 114 or code == 82 then -- r R
     line = release(key, claim, code == 82)
@@ -557,6 +563,12 @@ for i = 1, #codes do
     line = check(key, claim)
   end
   lines[i] = line
+  k = k + 1
+  if code == 66 or code == 83 or code == 67 then
+    a = a + 2
+  else
+    a = a + 1
+  end
 end
 reply[3] = table.concat(lines, '\n')
 return reply

@@ -133,7 +133,7 @@ func TestEmptyBatchReadsTheClock(t *testing.T) {
 	}
 }
 
-// TestRecordsAreShort holds the record of a plain done token to what Redis keeps in
+// TestRecordsAreShort holds the record of a plain done token to what Redis 7 keeps in
 // one allocation.
 func TestRecordsAreShort(t *testing.T) {
 	c := redistest.Start(t).Client(t)
@@ -146,9 +146,6 @@ func TestRecordsAreShort(t *testing.T) {
 	v, err := c.Get(context.Background(), k).Result()
 	if err != nil || len(v) > 44 {
 		t.Fatalf("%d bytes: %q, %v", len(v), v, err)
-	}
-	if enc, err := c.ObjectEncoding(context.Background(), k).Result(); err != nil || enc != "embstr" {
-		t.Fatalf("encoded as %s, %v", enc, err)
 	}
 }
 

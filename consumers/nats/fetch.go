@@ -1,0 +1,164 @@
+package idemnats
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"math/rand/v2"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/idemq/idemq/consumers"
+	"github.com/idemq/idemq/idem"
+)
+
+const (
+	// fetchWait is how long a pull request stays at the server. It cannot be taken
+	// back without stranding what is on its way until AckWait, so it also is how long
+	// the end of Run waits.
+	fetchWait = time.Second
+	// askTimeout bounds a question about the consumer or a stream.
+	askTimeout = 2 * time.Second
+
+	firstPause = 100 * time.Millisecond
+	lastPause  = 5 * time.Second
+)
+
+// fetch gives the engine messages until ctx ends or there will be no more.
+func (c *Consumer) fetch(ctx context.Context, e *consumers.Engine, info *jetstream.ConsumerInfo) error {
+	s := &settler{
+		guard: c.guard, handle: c.handle, letters: c.conf.letters, terminate: c.conf.terminate,
+		doubleAck: c.conf.doubleAck, maxDeliver: uint64(max(info.Config.MaxDeliver, 0)),
+	}
+	add := c.lanes(ctx, e, s)
+	most, wait := info.Config.MaxRequestBatch, fetchWait
+	if limit := info.Config.MaxRequestExpires; limit > 0 {
+		wait = min(wait, limit)
+	}
+	var p pause
+	for {
+		n, err := e.Room(ctx)
+		if err != nil {
+			return err
+		}
+		if most > 0 {
+			n = min(n, most)
+		}
+		if p.failing() {
+			n = 1 // a message that breaks its request must not take others with it each time
+		}
+		got, err := c.pull(n, wait, add)
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case got > 0 || err == nil:
+			p.reset()
+		}
+		if err == nil {
+			continue
+		}
+		if gone := c.gone(ctx, err, info); gone != nil {
+			return gone
+		}
+		p.wait(ctx, c.guard, fmt.Errorf("fetching from the JetStream consumer: %w", err))
+	}
+}
+
+// pull makes one pull request for n messages and hands over each as it comes.
+func (c *Consumer) pull(n int, wait time.Duration, add func(jetstream.Msg)) (got int, err error) {
+	began := time.Now()
+	batch, err := c.source.Fetch(n, jetstream.FetchMaxWait(wait))
+	if err != nil {
+		return 0, err
+	}
+	for msg := range batch.Messages() {
+		got++
+		add(msg)
+	}
+	if err := batch.Error(); err != nil {
+		return got, err
+	}
+	if got == 0 && time.Since(began) < wait/2 {
+		return 0, errors.New("the server ended the request at once, without a message")
+	}
+	return got, nil
+}
+
+// lanes returns the function that hands a message to its lane.
+func (c *Consumer) lanes(ctx context.Context, e *consumers.Engine, s *settler) func(jetstream.Msg) {
+	base := context.WithoutCancel(ctx) // JetStream takes no message away while it is extended
+	n := 1
+	if c.conf.orderBy != nil {
+		n = c.conf.concurrency
+	}
+	lanes := make([]*consumers.Lane, n)
+	for i := range lanes {
+		lanes[i] = e.Lane(base)
+	}
+	seed := maphash.MakeSeed()
+	return func(msg jetstream.Msg) {
+		i := 0
+		if n > 1 {
+			i = int(maphash.String(seed, c.conf.orderBy(handled{msg})) % uint64(n))
+		}
+		lanes[i].Add(s.delivery(msg))
+	}
+}
+
+// gone returns an error if the JetStream consumer, or the connection, will not come
+// back. A fetch alone cannot tell: no responders is also the answer of a server that
+// starts, and a message's own headers may look like any answer.
+func (c *Consumer) gone(ctx context.Context, err error, info *jetstream.ConsumerInfo) error {
+	name := fmt.Sprintf("the JetStream consumer %q of stream %q", info.Name, info.Stream)
+	if isClosed(err) {
+		return fmt.Errorf("idemnats: %s: the connection was closed: connect anew, and make a new consumer: %w", name, err)
+	}
+	if !errors.Is(err, nats.ErrNoResponders) && !errors.Is(err, jetstream.ErrConsumerDeleted) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	now, err := c.source.Info(ctx)
+	switch {
+	case err == nil && !now.Created.Equal(info.Created):
+		return fmt.Errorf("idemnats: %s was deleted and created anew: make a new consumer", name)
+	case err == nil:
+		return nil
+	case isClosed(err):
+		return fmt.Errorf("idemnats: %s: the connection was closed: connect anew, and make a new consumer: %w", name, err)
+	case isMissing(err):
+		return fmt.Errorf("idemnats: %s was deleted: create it, and make a new consumer: %w", name, err)
+	}
+	return nil
+}
+
+func isClosed(err error) bool {
+	return errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, jetstream.ErrConnectionClosed)
+}
+
+func isMissing(err error) bool {
+	return errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrConsumerDoesNotExist) || errors.Is(err, jetstream.ErrStreamNotFound)
+}
+
+// pause is the wait between failures of one kind: it doubles, with jitter.
+type pause struct{ last time.Duration }
+
+func (p *pause) reset() { p.last = 0 }
+
+func (p *pause) failing() bool { return p.last > 0 }
+
+// wait reports err and waits, not beyond the end of ctx.
+func (p *pause) wait(ctx context.Context, g *idem.Guard, err error) {
+	p.last = min(max(2*p.last, firstPause), lastPause)
+	d := p.last/2 + rand.N(p.last/2+1)
+	g.Emit(idem.Event{Kind: idem.EventWaiting, Err: err, Wait: d})
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}

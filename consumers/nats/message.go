@@ -1,0 +1,111 @@
+package idemnats
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Handler handles one message. Nil says that its effect is done; see idem.Permanent
+// and idem.RetryAfter for what an error can say. ctx holds the message's claim
+// (idem.FromContext), and ends when that is lost. The message cannot be settled:
+// the consumer does it.
+type Handler func(ctx context.Context, msg jetstream.Msg) error
+
+// ErrSettledByConsumer is what the ack methods of a handler's message return: the
+// consumer settles it, by what the handler returns.
+var ErrSettledByConsumer = errors.New("idemnats: the consumer settles this message when the handler returns: return nil to ack it, an error to have it tried again, idem.Permanent to dead-letter it")
+
+// handled is the message that a handler gets.
+type handled struct{ jetstream.Msg }
+
+func (handled) Ack() error                       { return ErrSettledByConsumer }
+func (handled) DoubleAck(context.Context) error  { return ErrSettledByConsumer }
+func (handled) Nak() error                       { return ErrSettledByConsumer }
+func (handled) NakWithDelay(time.Duration) error { return ErrSettledByConsumer }
+func (handled) Term() error                      { return ErrSettledByConsumer }
+func (handled) TermWithReason(string) error      { return ErrSettledByConsumer }
+func (handled) InProgress() error                { return nil } // it is extended anyway
+
+// message implements consumers.Message.
+type message struct {
+	msg  jetstream.Msg
+	meta *jetstream.MsgMetadata // nil: not from a stream
+}
+
+func newMessage(msg jetstream.Msg) message {
+	meta, err := msg.Metadata()
+	if err != nil {
+		meta = nil
+	}
+	return message{msg, meta}
+}
+
+// Header joins all spellings of a name: NATS headers are case-sensitive.
+func (m message) Header(name string) []string { return header(m.msg.Headers(), name) }
+
+func header(h nats.Header, name string) []string {
+	var all []string
+	for k, values := range h {
+		if !strings.EqualFold(k, name) {
+			continue
+		}
+		if len(values) == 0 {
+			values = []string{""}
+		}
+		all = append(all, values...)
+	}
+	return all
+}
+
+func (m message) Body() []byte { return m.msg.Data() }
+
+func (m message) Coordinates() []string {
+	if m.meta == nil {
+		return nil
+	}
+	return []string{
+		"nats", m.meta.Domain, m.meta.Stream, strconv.FormatUint(m.meta.Sequence.Stream, 10),
+		m.meta.Timestamp.UTC().Format(time.RFC3339Nano),
+	}
+}
+
+func (m message) ID() string {
+	if ids := m.Header(jetstream.MsgIDHeader); len(ids) == 1 {
+		return ids[0]
+	}
+	return ""
+}
+
+func (m message) Time() time.Time {
+	if m.meta == nil {
+		return time.Time{}
+	}
+	return m.meta.Timestamp
+}
+
+func (m message) String() string {
+	if m.meta == nil {
+		return "subject " + m.msg.Subject()
+	}
+	return fmt.Sprintf("subject %s, sequence %d of stream %s", m.msg.Subject(), m.meta.Sequence.Stream, m.meta.Stream)
+}
+
+// isNil is for interfaces that may hold a nil pointer.
+func isNil[T any](v T) bool {
+	r := reflect.ValueOf(&v).Elem()
+	if r.Kind() == reflect.Interface {
+		if r.IsNil() {
+			return true
+		}
+		r = r.Elem()
+	}
+	return r.Kind() == reflect.Pointer && r.IsNil()
+}

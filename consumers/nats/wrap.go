@@ -1,0 +1,60 @@
+package idemnats
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/idemq/idemq/consumers"
+	"github.com/idemq/idemq/idem"
+)
+
+// Wrap makes a handler for the Consume of a jetstream.Consumer, or for any loop that
+// is the caller's. It returns when the message is settled, or when its context (see
+// WrapContext) or something that must not be passed over (see OnStop) has left it
+// unsettled: then it comes again after AckWait.
+//
+// The guard needs a group, else the error is idem.ErrNoGroup. The JetStream consumer
+// is not seen, so nothing of it is checked: it has to be one that NewConsumer would
+// take, MaxDeliver above all. Messages that wait in the client for their turn are not
+// extended: keep few there, with jetstream.PullMaxMessages. A panic of h releases the
+// claim, spends budget, and goes on to the caller.
+//
+// The result is safe for concurrent use.
+func Wrap(g *idem.Guard, h Handler, opts ...Option) (jetstream.MessageHandler, error) {
+	conf, policy, faults := configure(opts)
+	for _, name := range conf.ofConsumer {
+		faults = append(faults, fmt.Errorf("%s: is for NewConsumer", name))
+	}
+	if h == nil {
+		faults = append(faults, errNilHandler)
+	}
+	b := consumers.Broker{DeadLetters: conf.letters != nil || conf.terminate, ExtendEvery: time.Second}
+	if conf.ackWait > 0 {
+		b.ExtendEvery = conf.ackWait / 3
+	}
+	var e *consumers.Engine
+	if g == nil {
+		faults = append(faults, errNilGuard)
+	} else {
+		var err error
+		e, err = consumers.New(g, b, policy)
+		faults = append(faults, err)
+	}
+	if err := errors.Join(faults...); err != nil {
+		return nil, fmt.Errorf("idemnats: wrap: %w", err)
+	}
+	base := conf.base
+	if base == nil {
+		base = context.Background()
+	}
+	s := &settler{guard: g, handle: h, letters: conf.letters, terminate: conf.terminate, doubleAck: conf.doubleAck}
+	return func(msg jetstream.Msg) {
+		if err := e.Handle(base, s.delivery(msg)); err != nil && base.Err() == nil && conf.onStop != nil {
+			conf.onStop(err)
+		}
+	}, nil
+}
