@@ -1,0 +1,276 @@
+// Package redistest starts real Redis servers for tests, one process a test.
+package redistest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/idemq/idemq/internal/testenv"
+)
+
+const (
+	envBinary = "IDEM_REDIS_SERVER"
+	envAddr   = "IDEM_REDIS_ADDR"
+
+	startTimeout = 20 * time.Second
+	pollEvery    = 2 * time.Millisecond
+)
+
+// Server is a Redis (or Valkey) server for one test. Its methods are called from
+// the test's own goroutine; they end the test when the server does not do what it is told.
+type Server struct {
+	tb   testing.TB
+	addr string
+	bin  string // empty: a server that was started elsewhere
+	dir  string
+	args []string
+	port int
+	proc *process
+}
+
+// Start runs a server of the test's own: free port, own folder, no persistence
+// unless args (options of redis-server, "--maxmemory", "4mb") say so. It is gone
+// when the test ends, also when the test process is killed (Linux).
+//
+// The program is what IDEM_REDIS_SERVER names, else redis-server, else
+// valkey-server of the PATH. Without one, and with no args, the server at
+// IDEM_REDIS_ADDR is used: it is shared, so tests must choose their own prefixes.
+// Without either the test ends as [testenv.Missing] says.
+func Start(tb testing.TB, args ...string) *Server {
+	tb.Helper()
+	bin := binary(tb)
+	if bin == "" {
+		addr := os.Getenv(envAddr)
+		if addr != "" && len(args) == 0 {
+			return &Server{tb: tb, addr: addr}
+		}
+		missing(tb)
+	}
+	s := &Server{tb: tb, bin: bin, dir: tb.TempDir(), args: args}
+	s.start()
+	tb.Cleanup(func() { s.proc.kill() })
+	return s
+}
+
+func missing(tb testing.TB) {
+	tb.Helper()
+	testenv.Missing(tb, "redis-server", "apt-get install redis-server, or make test")
+}
+
+// binary is the server program, empty if there is none.
+func binary(tb testing.TB) string {
+	tb.Helper()
+	if name := os.Getenv(envBinary); name != "" {
+		bin, err := exec.LookPath(name)
+		if err != nil {
+			tb.Fatalf("%s: %v", envBinary, err)
+		}
+		return bin
+	}
+	for _, name := range []string{"redis-server", "valkey-server"} {
+		if bin, err := exec.LookPath(name); err == nil {
+			return bin
+		}
+	}
+	return ""
+}
+
+// start tries a few ports: a free one may be taken before the server binds it.
+func (s *Server) start() {
+	s.tb.Helper()
+	var err error
+	for range 5 {
+		s.port = freePort(s.tb)
+		s.addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port))
+		if err = s.run(); err == nil {
+			return
+		}
+	}
+	s.tb.Fatalf("starting %s: %v", s.bin, err)
+}
+
+func (s *Server) run() error {
+	logfile := filepath.Join(s.dir, "server.log")
+	args := append([]string{
+		"--port", strconv.Itoa(s.port), "--bind", "127.0.0.1", "--dir", s.dir,
+		"--logfile", logfile, "--daemonize", "no", "--save", "", "--appendonly", "no",
+	}, s.args...)
+	proc, err := startProcess(exec.Command(s.bin, args...))
+	if err != nil {
+		return err
+	}
+	s.proc = proc
+	deadline := time.Now().Add(startTimeout)
+	for !answers(s.addr) {
+		select {
+		case <-proc.done:
+			text, _ := os.ReadFile(logfile)
+			return fmt.Errorf("it ended at once: %s", tail(text))
+		case <-time.After(pollEvery):
+		}
+		if time.Now().After(deadline) {
+			proc.kill()
+			return errors.New("it does not answer")
+		}
+	}
+	return nil
+}
+
+// tail is the end of a log.
+func tail(text []byte) []byte {
+	return text[max(0, len(text)-1000):]
+}
+
+// answers tells whether the server has loaded its data and executes commands.
+func answers(addr string) bool {
+	conn, err := net.DialTimeout("tcp", addr, time.Second)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(time.Second))
+	if _, err := conn.Write([]byte("PING\r\n")); err != nil {
+		return false
+	}
+	reply := make([]byte, 64)
+	n, _ := conn.Read(reply)
+	return bytes.HasPrefix(reply[:n], []byte("+PONG")) || bytes.HasPrefix(reply[:n], []byte("-NOAUTH"))
+}
+
+func freePort(tb testing.TB) int {
+	tb.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// Addr is the server's host and port.
+func (s *Server) Addr() string { return s.addr }
+
+// Options are the settings of [Server.Client], for tests that change one of them.
+func (s *Server) Options() *redis.Options { return clientOptions(s.addr) }
+
+func clientOptions(addr string) *redis.Options {
+	return &redis.Options{
+		Addr:                  addr,
+		DialTimeout:           2 * time.Second,
+		ReadTimeout:           2 * time.Second,
+		WriteTimeout:          2 * time.Second,
+		MaxRetries:            1,
+		ContextTimeoutEnabled: true,
+		DisableIdentity:       true,
+	}
+}
+
+// Client is a client of the server, closed when tb ends.
+func (s *Server) Client(tb testing.TB) *redis.Client {
+	tb.Helper()
+	c := redis.NewClient(s.Options())
+	tb.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+func (s *Server) needsProcess(verb string) {
+	s.tb.Helper()
+	if s.bin == "" {
+		s.tb.Skipf("cannot %s the shared server of %s: needs a redis-server of its own", verb, envAddr)
+	}
+}
+
+// Kill ends the server with SIGKILL and returns when it is gone.
+func (s *Server) Kill() {
+	s.tb.Helper()
+	s.needsProcess("kill")
+	s.proc.kill()
+}
+
+// Restart starts a killed server again, on the same port and with what its
+// folder holds; without persistence that is nothing.
+func (s *Server) Restart() {
+	s.tb.Helper()
+	s.needsProcess("restart")
+	s.proc.kill()
+	if err := s.run(); err != nil {
+		s.tb.Fatalf("restarting %s: %v", s.bin, err)
+	}
+}
+
+// Pause stops the server with SIGSTOP: connections are accepted by the kernel,
+// nothing is answered. Requests sent meanwhile are executed after [Server.Resume].
+func (s *Server) Pause() {
+	s.tb.Helper()
+	s.needsProcess("pause")
+	s.signal(syscall.SIGSTOP)
+}
+
+// Resume ends a Pause.
+func (s *Server) Resume() {
+	s.tb.Helper()
+	s.needsProcess("resume")
+	s.signal(syscall.SIGCONT)
+}
+
+func (s *Server) signal(sig syscall.Signal) {
+	s.tb.Helper()
+	if err := s.proc.cmd.Process.Signal(sig); err != nil {
+		s.tb.Fatalf("%v to %s: %v", sig, s.bin, err)
+	}
+}
+
+// process is a child that somebody waits for.
+type process struct {
+	cmd  *exec.Cmd
+	once sync.Once
+	done chan struct{} // closed when it has ended
+}
+
+// startProcess starts cmd from a thread that lives as long as the child does:
+// Linux sends the parent-death signal when the starting thread ends.
+func startProcess(cmd *exec.Cmd) (*process, error) {
+	dieWithParent(cmd)
+	p := &process{cmd: cmd, done: make(chan struct{})}
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait()
+		}
+		close(p.done)
+	}()
+	return p, <-started
+}
+
+func (p *process) kill() {
+	p.once.Do(func() { _ = p.cmd.Process.Kill() })
+	<-p.done
+}
+
+// field is the value of one line of an INFO-like text.
+func field(text, name string) string {
+	for line := range strings.SplitSeq(text, "\n") {
+		if v, ok := strings.CutPrefix(strings.TrimSpace(line), name+":"); ok {
+			return v
+		}
+	}
+	return ""
+}
