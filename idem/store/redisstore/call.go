@@ -18,6 +18,8 @@ type call struct {
 	tag   int
 	items []item
 
+	undivided bool // of all tags
+
 	script script
 	whole  bool // send the script's source, not its digest
 

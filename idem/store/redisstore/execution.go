@@ -65,7 +65,7 @@ func (x *execution) item(op *store.Op, reply *store.Reply) item {
 func (x *execution) divide(items []item) [][]*call {
 	var order []*call
 	if !x.s.perTag.Load() || len(items) == 0 {
-		order = []*call{{items: items}}
+		order = []*call{{items: items, undivided: !x.s.perTag.Load()}}
 	} else {
 		byTag := make(map[int]*call)
 		for _, it := range items {
@@ -83,7 +83,7 @@ func (x *execution) divide(items []item) [][]*call {
 	for _, c := range order {
 		rest := c.items
 		for n := 0; n == 0 || len(rest) > 0; n++ {
-			part := &call{tag: c.tag, items: rest[:min(maxOps, len(rest))]}
+			part := &call{tag: c.tag, undivided: c.undivided, items: rest[:min(maxOps, len(rest))]}
 			part.choose()
 			rest = rest[len(part.items):]
 			if n == len(rounds) {
@@ -119,7 +119,8 @@ func (x *execution) finish(ctx context.Context, calls []*call) error {
 				if c = c.withoutClaims(err); c != nil {
 					again = append(again, c)
 				}
-			case isCrossSlot(err) && !x.s.perTag.Swap(true):
+			case isCrossSlot(err) && c.undivided:
+				x.s.perTag.Store(true)
 				return x.finishDivided(ctx, c)
 			default:
 				return failure(fmt.Sprintf("executing %d operations", len(c.items)), err)
@@ -144,7 +145,7 @@ func (x *execution) finishDivided(ctx context.Context, c *call) error {
 // withoutClaims answers what Redis has no room for, and returns a call with the
 // rest; nil if nothing is left.
 func (c *call) withoutClaims(err error) *call {
-	rest := &call{tag: c.tag}
+	rest := &call{tag: c.tag, undivided: c.undivided}
 	for _, it := range c.items {
 		if claims(it.op.Kind) {
 			it.reply.Err = fmt.Errorf("redisstore: %w: %w; raise Redis' maxmemory, or shorten the retention", store.ErrFull, err)

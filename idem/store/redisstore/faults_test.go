@@ -367,6 +367,14 @@ func TestReplicas(t *testing.T) {
 	want(t, s, "p", store.Claimed, op(store.Begin, "v", "a")) // claims do not wait
 	replica.Resume()
 	await(t, "the completion", func() bool { return s.Apply(ctx, commit) == nil })
+	// WAIT is promised for writes of its own connection: a repeat is one too.
+	if err := c.ConfigResetStat(ctx).Err(); err != nil {
+		t.Fatal(err)
+	}
+	apply(t, s, commit)
+	if info := c.Info(ctx, "commandstats").Val(); !strings.Contains(info, "cmdstat_set:calls=1,") {
+		t.Errorf("a repeated completion wrote nothing:\n%s", info)
+	}
 	if n := replica.Client(t).DBSize(ctx).Val(); n < 5 {
 		t.Errorf("%d keys on the replica", n)
 	}

@@ -21,13 +21,19 @@ type prefix struct {
 	name string
 	keys keys
 
-	describing sync.Mutex // held while the descriptor is asked for
+	describing chan struct{} // filled while the descriptor is asked for
 
 	mu    sync.Mutex
 	ready bool           // the descriptor agrees
 	first string         // the descriptor's epoch, for tags that have none yet
 	spare string         // the epoch that a tag gets which has lost its own
 	seen  map[int]string // each tag's epoch, as last seen
+}
+
+func newPrefix(name string, tags int) *prefix {
+	return &prefix{
+		name: name, keys: newKeys(name, tags), describing: make(chan struct{}, 1), spare: rand.Text(), seen: make(map[int]string),
+	}
 }
 
 // descriptor says how the records of a prefix are laid out:
@@ -93,7 +99,7 @@ func (s *Store) known(name string) *prefix {
 	defer s.mu.Unlock()
 	p := s.prefixes[name]
 	if p == nil {
-		p = &prefix{name: name, keys: newKeys(name, s.tags), spare: rand.Text(), seen: make(map[int]string)}
+		p = newPrefix(name, s.tags)
 		s.prefixes[name] = p
 	}
 	return p
@@ -109,8 +115,12 @@ func (s *Store) prefix(ctx context.Context, name string) (*prefix, error) {
 	if p.isReady() {
 		return p, nil
 	}
-	p.describing.Lock()
-	defer p.describing.Unlock()
+	select {
+	case p.describing <- struct{}{}:
+		defer func() { <-p.describing }()
+	case <-ctx.Done():
+		return nil, failure(fmt.Sprintf("waiting for the descriptor %q", p.keys.descriptor()), ctx.Err())
+	}
 	if p.isReady() {
 		return p, nil
 	}

@@ -91,11 +91,7 @@ func New(c redis.UniversalClient, opts ...Option) *Store {
 	for _, o := range opts {
 		o(s)
 	}
-	single := false
-	switch c.(type) {
-	case *redis.Client:
-		single = true
-	}
+	_, single := c.(*redis.Client)
 	s.perTag.Store(!single)
 
 	var errs []error

@@ -1,0 +1,49 @@
+package redisstore
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/idemq/idemq/idem/store"
+)
+
+// TestALossIsToldOnce: calls that were under way together all find the epoch changed.
+func TestALossIsToldOnce(t *testing.T) {
+	p := newPrefix("p", 64)
+	p.ready, p.first = true, "first"
+	seen, fresh := p.epochs(3)
+	if seen != "" || fresh != "first" {
+		t.Fatalf("at first contact: seen %q, fresh %q", seen, fresh)
+	}
+	if n := p.saw(3, seen, fresh) + p.saw(3, seen, fresh); n != "" {
+		t.Fatalf("at first contact: %s", n)
+	}
+	seen, fresh = p.epochs(3)
+	if seen != "first" || fresh == "first" || fresh == "" {
+		t.Fatalf("afterwards: seen %q, fresh %q", seen, fresh)
+	}
+	if n := p.saw(3, seen, fresh); n == "" || p.ready {
+		t.Fatalf("a loss: %q, ready %v", n, p.ready)
+	}
+	if n := p.saw(3, seen, fresh); n != "" {
+		t.Fatalf("told twice: %s", n)
+	}
+	if _, next := p.epochs(3); next == fresh {
+		t.Fatal("the next loss would leave the epoch as it is")
+	}
+}
+
+func TestWaitingForTheDescriptorEndsWithTheContext(t *testing.T) {
+	c := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1"})
+	defer c.Close()
+	s := New(c)
+	s.known("p").describing <- struct{}{}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := s.prefix(ctx, "p"); !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+}
