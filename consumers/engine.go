@@ -1,6 +1,7 @@
 package consumers
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,7 @@ type Engine struct {
 
 	mu      sync.Mutex
 	held    map[*entry]struct{} // from Add to settlement
+	holds   uint64              // that there have been
 	lanes   map[*Lane]struct{}
 	changed chan struct{} // closed when held shrinks
 	failure error
@@ -265,6 +267,9 @@ func (e *Engine) Room(ctx context.Context) (int, error) {
 // that belong to the user. The error says why nothing was settled: ctx ended, or
 // something happened that no message may be skipped for.
 func (e *Engine) Handle(ctx context.Context, d Delivery) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	ph, end := e.newPhases(ctx)
 	defer end()
 	l := &Lane{e: e, ctx: ctx, ph: ph, waits: ctx}
@@ -273,9 +278,9 @@ func (e *Engine) Handle(ctx context.Context, d Delivery) error {
 	extending, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
 	wg.Go(func() { e.extend(extending, func() []*entry { return []*entry{en} }) })
+	defer wg.Wait()
+	defer stop() // also when the handler panics: else nobody else would ever get the message
 	en.process()
-	stop()
-	wg.Wait()
 	if en.outcome == unsettled {
 		if err := context.Cause(ctx); err != nil {
 			return err
@@ -288,6 +293,8 @@ func (e *Engine) Handle(ctx context.Context, d Delivery) error {
 func (e *Engine) hold(en *entry) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.holds++
+	en.nth = e.holds
 	e.held[en] = struct{}{}
 }
 
@@ -304,6 +311,8 @@ func (e *Engine) forget(en *entry, o outcome) {
 	}
 }
 
+// allHeld lists what is held, in the order in which it came: the broker delivers
+// again in the order in which it is told to.
 func (e *Engine) allHeld() []*entry {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -311,6 +320,7 @@ func (e *Engine) allHeld() []*entry {
 	for en := range e.held {
 		all = append(all, en)
 	}
+	slices.SortFunc(all, func(a, b *entry) int { return cmp.Compare(a.nth, b.nth) })
 	return all
 }
 

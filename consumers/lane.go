@@ -34,6 +34,7 @@ const (
 type entry struct {
 	l       *Lane
 	d       Delivery
+	nth     uint64 // of all that the engine held
 	token   string
 	invalid error  // why there is no token
 	prev    *entry // the same token, earlier in this lane
@@ -280,11 +281,16 @@ func (l *Lane) windowLocked() int {
 	return max(1, min(n*l.e.broker.Workers, maxWindow))
 }
 
-// took notes how long a handler worked.
+// took notes how long a message kept its worker: a handler's time, or none for a
+// duplicate.
 func (l *Lane) took(d time.Duration) {
-	d = max(d, 1)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.tookLocked(d)
+}
+
+func (l *Lane) tookLocked(d time.Duration) {
+	d = max(d, 1)
 	if l.pace == 0 {
 		l.pace = d
 		return
@@ -390,6 +396,7 @@ func (l *Lane) askAhead(batch []*entry) {
 		if errors.As(answers[i].Err, &dup) && !l.e.policy.shadow && !l.ending() {
 			duplicates = append(duplicates, duplicate{en, outcomeOf(dup)})
 			l.drop(en)
+			l.tookLocked(0)
 		}
 	}
 	l.cond.Broadcast()

@@ -117,6 +117,7 @@ func (en *entry) judge(b idem.Begun) (claimed, again bool) {
 			return false, en.unguarded()
 		}
 		if dup != nil {
+			l.took(0)
 			en.settle(en.d.Ack, outcomeOf(dup))
 			return false, false
 		}

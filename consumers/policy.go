@@ -219,4 +219,4 @@ func (p *Policy) backoff(n int) time.Duration {
 func (p *Policy) maxExpiries() int { return max(min(2, p.budget-1), 1) }
 
 // MaxAttempts returns the budget, for what an adapter checks at its start.
-func (p *Policy) MaxAttempts() int { return p.budget }
+func (p Policy) MaxAttempts() int { return p.withDefaults().budget }
