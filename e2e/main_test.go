@@ -1,0 +1,14 @@
+package e2e_test
+
+import (
+	"os"
+	"testing"
+)
+
+// The tests start this binary again as consumers of their own, to be killed.
+func TestMain(m *testing.M) {
+	if role := os.Getenv(roleEnv); role != "" {
+		os.Exit(consume(role))
+	}
+	os.Exit(m.Run())
+}
