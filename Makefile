@@ -1,0 +1,62 @@
+# Long work is cached in .cache, which git ignores and make clean removes.
+
+MAKEFLAGS += --no-print-directory
+TESTFLAGS ?= -race -count=1 -timeout=5m
+BENCH     ?= .
+
+CACHE := $(CURDIR)/.cache
+# The linter's version is the one in tools/go.mod; built by another Go it may refuse the code.
+LINT   = $(CACHE)/bin/golangci-lint-$(shell awk '$$1 ~ /golangci-lint\/v2$$/ { print $$2 }' tools/go.mod)-$(shell go env GOVERSION)
+
+export GOLANGCI_LINT_CACHE := $(CACHE)/golangci-lint
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: test
+test: ## run every test of every module with the race detector; gets and starts the servers they need
+	@.ci/with-servers .ci/each go test $(TESTFLAGS) ./...
+
+.PHONY: test-short
+test-short: ## run the root module's tests with what the machine has; tests without their server are skipped
+	@go test ./...
+
+.PHONY: lint
+lint: ## run golangci-lint on every module; builds it first, once
+	@$(MAKE) $(LINT)
+	@$(LINT) config verify
+	@.ci/each $(LINT) run
+
+$(CACHE)/bin/golangci-lint-%:
+	@echo "== building golangci-lint, which takes minutes, once"
+	@mkdir -p $(@D)
+	@go build -C tools -ldflags='-s -w' -o $@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+.PHONY: fmt
+fmt: ## format all Go files
+	@$(MAKE) $(LINT)
+	@.ci/each $(LINT) fmt
+
+.PHONY: cover
+cover: ## measure how much of idem and consumers the tests reach, per package and in all
+	@mkdir -p $(CACHE)
+	@.ci/with-servers go test -count=1 -covermode=atomic -coverpkg=./idem/...,./consumers/... -coverprofile=$(CACHE)/cover.out ./idem/... ./consumers/...
+	@.ci/cover $(CACHE)/cover.out
+	@echo "line by line: go tool cover -html=.cache/cover.out"
+
+.PHONY: bench
+bench: ## run the benchmarks of every module (BENCH=regexp chooses)
+	@.ci/with-servers .ci/each go test -run='^$$' -bench='$(BENCH)' -benchmem ./...
+
+.PHONY: quickstart
+quickstart: ## run the example that needs nothing but Go
+	@go run ./examples/quickstart
+
+.PHONY: tidy
+tidy: ## run go mod tidy in every module
+	@.ci/each --all go mod tidy
+
+.PHONY: clean
+clean: ## remove .cache
+	@rm -rf $(CACHE)
