@@ -26,7 +26,7 @@ test-short: ## run the root module's tests with what the machine has; tests with
 lint: ## run golangci-lint on every module; builds it first, once
 	@$(MAKE) $(LINT)
 	@$(LINT) config verify
-	@.ci/each $(LINT) run
+	@.ci/each $(LINT) run --allow-serial-runners
 
 $(CACHE)/bin/golangci-lint-%:
 	@echo "== building golangci-lint, which takes minutes, once"

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -202,9 +203,7 @@ func (d *delivery) Extend(context.Context) error {
 // moveBack publishes a dead letter's copy again.
 func (b *broker) moveBack(l letter) {
 	m := &message{headers: map[string][]string{}, body: l.m.body, at: l.m.at}
-	for k, v := range l.m.headers {
-		m.headers[k] = v
-	}
+	maps.Copy(m.headers, l.m.headers)
 	for _, h := range l.Headers(l.m.String()) {
 		m.headers[h[0]] = []string{h[1]}
 	}

@@ -46,26 +46,46 @@ func TestSettlement(t *testing.T) {
 		{name: "duplicate in one window", publish: []string{"a", "a", "a"}, handler: fine, want: []string{"ack 1", "ack 2", "ack 3"}, handled: 1, state: store.Done},
 		{name: "error, then none", publish: []string{"a"}, handler: failing(2, errBoom), want: []string{"ack 1"}, handled: 3, state: store.Done},
 		{name: "order is kept while a message fails", publish: []string{"a", "b"}, handler: failing(3, errBoom), want: []string{"ack 1", "ack 2"}, handled: 5, state: store.Done},
-		{name: "budget spent", shape: deadLetters, opts: []consumers.Option{consumers.Budget(3)}, publish: []string{"a"}, handler: failing(99, errBoom),
-			want: []string{"term 1"}, handled: 3, letters: []string{consumers.ReasonBudget}, state: store.Dead},
-		{name: "permanent", shape: deadLetters, publish: []string{"a", "b"}, handler: failing(1, idem.Permanent(errBoom)),
-			want: []string{"ack 2", "term 1"}, handled: 2, letters: []string{consumers.ReasonPermanent}, state: store.Dead},
-		{name: "duplicate of a dead one", shape: deadLetters, publish: []string{"a", "a"}, handler: failing(1, idem.Permanent(errBoom)),
-			want: []string{"ack 2", "term 1"}, handled: 1, letters: []string{consumers.ReasonPermanent}, state: store.Dead},
-		{name: "retry after spends no budget", shape: deadLetters, opts: []consumers.Option{consumers.Budget(2)}, publish: []string{"a"},
-			handler: failing(20, idem.RetryAfter(errBoom, time.Minute)), want: []string{"ack 1"}, handled: 21, state: store.Done},
-		{name: "permanent, no destination", publish: []string{"a", "b"}, handler: failing(1, idem.Permanent(errBoom)),
-			want: []string{"redeliver 1", "redeliver 2"}, handled: 1, state: store.Released, spent: 1, stops: "message 1"},
-		{name: "budget spent, no destination", opts: []consumers.Option{consumers.Budget(2)}, publish: []string{"a"}, handler: failing(99, errBoom),
-			want: []string{"redeliver 1"}, handled: 2, state: store.Released, spent: 2, stops: "no dead-letter destination"},
-		{name: "error where order does not matter", shape: consumers.Broker{Redelivers: true}, publish: []string{"a"}, handler: failing(1, errBoom),
-			want: []string{"ack 1", "redeliver 1"}, handled: 2, state: store.Done},
-		{name: "at most once", shape: deadLetters, opts: []consumers.Option{consumers.AtMostOnce()}, publish: []string{"a", "b", "a", "b"}, handler: failing(1, errBoom),
-			want: []string{"ack 2", "ack 3", "ack 4", "term 1"}, handled: 2, letters: []string{consumers.ReasonFailed}, state: store.Dead},
-		{name: "at most once, no destination", opts: []consumers.Option{consumers.AtMostOnce()}, publish: []string{"a", "a"}, handler: failing(1, errBoom),
-			want: []string{"ack 1", "ack 2"}, handled: 1, state: store.Done},
-		{name: "shadow", opts: []consumers.Option{consumers.Shadow()}, publish: []string{"a", "a"}, handler: fine,
-			want: []string{"ack 1", "ack 2"}, handled: 2, state: store.Done},
+		{
+			name: "budget spent", shape: deadLetters, opts: []consumers.Option{consumers.Budget(3)}, publish: []string{"a"}, handler: failing(99, errBoom),
+			want: []string{"term 1"}, handled: 3, letters: []string{consumers.ReasonBudget}, state: store.Dead,
+		},
+		{
+			name: "permanent", shape: deadLetters, publish: []string{"a", "b"}, handler: failing(1, idem.Permanent(errBoom)),
+			want: []string{"ack 2", "term 1"}, handled: 2, letters: []string{consumers.ReasonPermanent}, state: store.Dead,
+		},
+		{
+			name: "duplicate of a dead one", shape: deadLetters, publish: []string{"a", "a"}, handler: failing(1, idem.Permanent(errBoom)),
+			want: []string{"ack 2", "term 1"}, handled: 1, letters: []string{consumers.ReasonPermanent}, state: store.Dead,
+		},
+		{
+			name: "retry after spends no budget", shape: deadLetters, opts: []consumers.Option{consumers.Budget(2)}, publish: []string{"a"},
+			handler: failing(20, idem.RetryAfter(errBoom, time.Minute)), want: []string{"ack 1"}, handled: 21, state: store.Done,
+		},
+		{
+			name: "permanent, no destination", publish: []string{"a", "b"}, handler: failing(1, idem.Permanent(errBoom)),
+			want: []string{"redeliver 1", "redeliver 2"}, handled: 1, state: store.Released, spent: 1, stops: "message 1",
+		},
+		{
+			name: "budget spent, no destination", opts: []consumers.Option{consumers.Budget(2)}, publish: []string{"a"}, handler: failing(99, errBoom),
+			want: []string{"redeliver 1"}, handled: 2, state: store.Released, spent: 2, stops: "no dead-letter destination",
+		},
+		{
+			name: "error where order does not matter", shape: consumers.Broker{Redelivers: true}, publish: []string{"a"}, handler: failing(1, errBoom),
+			want: []string{"ack 1", "redeliver 1"}, handled: 2, state: store.Done,
+		},
+		{
+			name: "at most once", shape: deadLetters, opts: []consumers.Option{consumers.AtMostOnce()}, publish: []string{"a", "b", "a", "b"}, handler: failing(1, errBoom),
+			want: []string{"ack 2", "ack 3", "ack 4", "term 1"}, handled: 2, letters: []string{consumers.ReasonFailed}, state: store.Dead,
+		},
+		{
+			name: "at most once, no destination", opts: []consumers.Option{consumers.AtMostOnce()}, publish: []string{"a", "a"}, handler: failing(1, errBoom),
+			want: []string{"ack 1", "ack 2"}, handled: 1, state: store.Done,
+		},
+		{
+			name: "shadow", opts: []consumers.Option{consumers.Shadow()}, publish: []string{"a", "a"}, handler: fine,
+			want: []string{"ack 1", "ack 2"}, handled: 2, state: store.Done,
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -205,8 +225,11 @@ func TestTokenLookup(t *testing.T) {
 		{"message id, not trusted", &message{mid: "m1"}, nil, idem.TokenFor("at", "queue", "1")},
 		{"message id, trusted", &message{mid: "m1"}, []consumers.Option{consumers.TrustMessageID()}, idem.TokenFor("id", "m1")},
 		{"coordinates", &message{}, nil, idem.TokenFor("at", "queue", "1")},
-		{"the payload first", &message{headers: headers(idem.Header, "a"), body: []byte("b")},
-			[]consumers.Option{consumers.TokenFrom(func(m consumers.Message) (string, error) { return string(m.Body()), nil })}, "b"},
+		{
+			"the payload first", &message{headers: headers(idem.Header, "a"), body: []byte("b")},
+			[]consumers.Option{consumers.TokenFrom(func(m consumers.Message) (string, error) { return string(m.Body()), nil })},
+			"b",
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

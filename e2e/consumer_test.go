@@ -143,7 +143,8 @@ func (r role) keepAlive(t *testing.T) (stop func() int) {
 					t.Errorf("consumer process: %v", err)
 				}
 				return
-			case <-died:
+			case err := <-died:
+				t.Logf("consumer process: %v", err)
 				status, _ := cmd.ProcessState.Sys().(syscall.WaitStatus)
 				if !status.Signaled() || status.Signal() != syscall.SIGKILL {
 					t.Errorf("consumer process ended by itself: %v", cmd.ProcessState)

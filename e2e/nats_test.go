@@ -327,7 +327,6 @@ func TestLostRepliesOnTheRoad(t *testing.T) {
 	proxy := redistest.NewProxy(t, s.redis.Addr())
 	all := tokens("order", 200)
 	s.publish(all...)
-	time.AfterFunc(0, func() {})
 	s.publish(all[:50]...)
 	var l ledger
 	lost := 0
@@ -398,7 +397,7 @@ func TestLostReplyOfEachOperation(t *testing.T) {
 	renewed := time.Now()
 	testenv.Await(t, "two leases have passed", func() bool { return time.Since(renewed) > 2*time.Second })
 	if err := context.Cause(c.Context()); err != nil {
-		t.Errorf("a renewal whose reply was lost lost the lease: %v", err)
+		t.Errorf("the lease went with one lost reply: %v", err)
 	}
 	lose("Commit", func() {
 		if err := c.Commit(ctx); err != nil {

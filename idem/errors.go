@@ -107,8 +107,8 @@ func Permanent(err error) error {
 
 // IsPermanent reports whether err was marked by Permanent.
 func IsPermanent(err error) bool {
-	var p *permanentError
-	return errors.As(err, &p)
+	_, ok := errors.AsType[*permanentError](err)
+	return ok
 }
 
 // RetryAfter marks a handler's error as not the message's fault (a service that
@@ -123,8 +123,7 @@ func RetryAfter(err error, d time.Duration) error {
 
 // RetryDelay returns the duration that RetryAfter marked err with.
 func RetryDelay(err error) (time.Duration, bool) {
-	var r *retryAfterError
-	if errors.As(err, &r) {
+	if r, ok := errors.AsType[*retryAfterError](err); ok {
 		return r.after, true
 	}
 	return 0, false

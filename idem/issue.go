@@ -53,7 +53,7 @@ func (g *Guard) Check(ctx context.Context, token string) (bool, error) {
 	if err := g.core.ready(); err != nil {
 		return false, err
 	}
-	if CheckToken(token) != nil {
+	if !validToken(token) {
 		return false, nil
 	}
 	c := &call{op: store.Op{Kind: store.Check, Token: token, Claim: g.core.claimID()}}

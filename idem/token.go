@@ -53,13 +53,16 @@ func TokenFor(parts ...string) string {
 // 255 bytes. Which bytes does not matter.
 func CheckToken(token string) error {
 	switch {
+	case validToken(token):
+		return nil
 	case token == "":
 		return fmt.Errorf("idem: %w: it is empty", ErrInvalidToken)
-	case len(token) > MaxTokenLen:
+	default:
 		return fmt.Errorf("idem: %w: %d bytes, at most %d are allowed (make it shorter with TokenFor): %.40q…", ErrInvalidToken, len(token), MaxTokenLen, token)
 	}
-	return nil
 }
+
+func validToken(token string) bool { return token != "" && len(token) <= MaxTokenLen }
 
 // fingerprint is of a payload: 128 bits of its SHA-256.
 func fingerprint(payload []byte) string {

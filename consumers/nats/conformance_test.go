@@ -108,4 +108,4 @@ func (q *queue) DeadLetters(tb testing.TB) []consumertest.Message {
 	return all
 }
 
-func (q *queue) Patience() time.Duration { return conformanceAckWait }
+func (q *queue) Patience() time.Duration { return conformanceAckWait * 3 / 2 }

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/idemq/idemq/consumers"
@@ -159,6 +161,50 @@ func TestServerAway(t *testing.T) {
 	v.publish("b")
 	v.settled()
 	j.want(t, "a", "b")
+}
+
+// failing is a source whose fetches fail at once, in one way or the other.
+type failing struct {
+	jetstream.Consumer
+	fetches atomic.Int32
+}
+
+func (f *failing) Fetch(int, ...jetstream.FetchOpt) (jetstream.MessageBatch, error) {
+	switch f.fetches.Add(1) % 3 {
+	case 0:
+		return nil, errTest
+	case 1:
+		return emptyBatch{err: nats.ErrNoResponders}, nil
+	}
+	return emptyBatch{}, nil
+}
+
+type emptyBatch struct{ err error }
+
+func (b emptyBatch) Error() error { return b.err }
+func (b emptyBatch) Messages() <-chan jetstream.Msg {
+	none := make(chan jetstream.Msg)
+	close(none)
+	return none
+}
+
+// TestFetchFails: failures that come at once are waited after, longer each time.
+func TestFetchFails(t *testing.T) {
+	v := setup(t)
+	source := &failing{Consumer: v.source}
+	v.source = source
+	began := time.Now()
+	r := v.run(noop)
+	testenv.Await(t, "two seconds", func() bool { return time.Since(began) > 2*time.Second })
+	if err := r.stop(); err != nil {
+		t.Errorf("Run returned %v", err)
+	}
+	if n := source.fetches.Load(); n < 3 || n > 10 {
+		t.Errorf("%d pull requests in two seconds, want 3 to 10", n)
+	}
+	if n := len(v.events.of(idem.EventWaiting)); n < 3 {
+		t.Errorf("%d events", n)
+	}
 }
 
 // TestServerAwayAtStart: Run waits for it, and ends with its context.

@@ -2,9 +2,8 @@
 package idemtest
 
 import (
-	"testing"
-
 	"context"
+	"testing"
 
 	"github.com/idemq/idemq/idem"
 	"github.com/idemq/idemq/idem/store/memstore"

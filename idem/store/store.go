@@ -135,9 +135,10 @@ const (
 	//   - released under this very claim id: Lost; a claim does not come back.
 	//
 	// A Redrive higher than the record's, on a record that is absent, released,
-	// forgotten, dead or run out, is taken over into the record and sets spent and
-	// expiries to zero before anything else is looked at; on dead it leads to
-	// Claimed. On a live claim and on done it changes nothing.
+	// forgotten, dead or run out (or to be taken over), is taken over into the record
+	// and sets spent and expiries to zero, the claim that was found run out not
+	// counted; on dead it leads to Claimed. On a live claim and on done it changes
+	// nothing.
 	//
 	// If the expiries (the one that this Begin itself finds included) reach
 	// MaxExpiries, and MaxExpiries is not zero: NeedAlone, and the record stays as it

@@ -62,14 +62,13 @@ func (x *execution) begin(op *store.Op) store.Reply {
 	if !redriven && conflicts(op, &r) {
 		return store.Reply{Status: store.Conflict}
 	}
-	if redriven {
-		r.redrive, r.spent, r.expiries = op.Redrive, 0, 0
-	}
 	switch {
 	case r.state == store.Done, r.state == store.Dead && !redriven:
 		return x.duplicate(&r)
 	case held:
 		return x.inProgress(&r)
+	case redriven:
+		r.redrive, r.spent, r.expiries = op.Redrive, 0, 0
 	case r.state == store.Running:
 		r.spent++
 		r.expiries++

@@ -64,8 +64,10 @@ func (c *call) choose() {
 	}
 }
 
-var ownerEscapes = strings.NewReplacer("%", "%25", "|", "%7C")
-var ownerUnescapes = strings.NewReplacer("%25", "%", "%7C", "|")
+var (
+	ownerEscapes   = strings.NewReplacer("%", "%25", "|", "%7C")
+	ownerUnescapes = strings.NewReplacer("%25", "%", "%7C", "|")
+)
 
 func ceilMilliseconds(d time.Duration) int64 {
 	return max(1, int64((d+time.Millisecond-1)/time.Millisecond))

@@ -296,8 +296,7 @@ local function begin(key, ikey, claim, redrive, max, fp)
 
   if anew then
     r.redrive, r.spent, r.expiries = redrive, 0, 0
-  end
-  if over then
+  elseif over then
     r.spent, r.expiries = r.spent + 1, r.expiries + 1
   end
   max = max + 0

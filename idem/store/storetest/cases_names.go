@@ -101,9 +101,17 @@ var nameCases = []testCase{
 			a := strings.Repeat("a", 254)
 			raw := strings.Repeat("\xff", 254)
 			e.apart([]identity{
-				{"", group, a}, {"", group, a + "a"}, {"", group, a + "b"}, {"", group, "b" + a}, {"", a, a},
-				{"", group, raw}, {"", group, raw + "\xff"}, {"", group, raw + "\xfe"}, {"", raw + "\xff", raw},
-				{a, group, a}, {a + "a", group, a},
+				{"", group, a},
+				{"", group, a + "a"},
+				{"", group, a + "b"},
+				{"", group, "b" + a},
+				{"", a, a},
+				{"", group, raw},
+				{"", group, raw + "\xff"},
+				{"", group, raw + "\xfe"},
+				{"", raw + "\xff", raw},
+				{a, group, a},
+				{a + "a", group, a},
 			})
 		},
 	},

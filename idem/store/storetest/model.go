@@ -37,6 +37,7 @@ type modelToken struct {
 }
 
 func (r *modelRecord) leaseLeft(now time.Time) time.Duration { return r.renewed.Add(r.lease).Sub(now) }
+
 func (r *modelRecord) live(now time.Time) bool {
 	return r.state == store.Running && r.leaseLeft(now) > 0
 }
@@ -100,9 +101,6 @@ func stepBegin(old modelRecord, t modelToken, b *store.Batch, op *store.Op, now 
 	}
 
 	accepted := op.Redrive > r.redrive && !live && r.state != store.Done
-	if accepted {
-		r.redrive, r.spent, r.expiries = op.Redrive, 0, 0
-	}
 	if differ(op, &old) && !accepted {
 		return old, store.Reply{Status: store.Conflict}
 	}
@@ -112,7 +110,9 @@ func stepBegin(old modelRecord, t modelToken, b *store.Batch, op *store.Op, now 
 	if live {
 		return old, wait
 	}
-	if r.state == store.Running {
+	if accepted {
+		r.redrive, r.spent, r.expiries = op.Redrive, 0, 0
+	} else if r.state == store.Running {
 		r.spent, r.expiries = r.spent+1, r.expiries+1
 	}
 	if op.MaxExpiries != 0 && r.expiries >= op.MaxExpiries {
