@@ -41,7 +41,7 @@ func (v *env) wrap(h idemnats.Handler, opts ...idemnats.Option) jetstream.Messag
 // TestWrap: settled as by a Consumer, in a loop of the user's.
 func TestWrap(t *testing.T) {
 	v := setup(t, ackWait(shortAckWait))
-	v.publish("a", "b", "a", "bad")
+	v.publish("a")
 	var j journal
 	v.consume(v.wrap(func(_ context.Context, msg jetstream.Msg) error {
 		n := j.add("%s", msg.Data())
@@ -58,6 +58,9 @@ func TestWrap(t *testing.T) {
 		return nil
 	}, v.deadLetter()))
 	v.settled()
+	v.publish("b", "a", "bad")
+	v.settled()
+	v.wantDeliveries(4)
 	j.want(t, "a", "a", "b", "bad")
 	if dead := v.deadLetters(); len(dead) != 1 || string(dead[0].Data) != "bad" {
 		t.Errorf("dead letters: %v", dead)

@@ -220,7 +220,7 @@ func (it *item) read(line string, stringsSent []string) error {
 		r.Status, r.Attempt, r.Spent, r.Expiries, r.Redrive = store.Claimed, f.int(), f.int(), f.int(), f.int()
 	case 'd', 'x':
 		r.Status, r.Dead = store.Duplicate, line[0] == 'x'
-		r.At, r.Attempt, r.Redrive = time.UnixMicro(f.int64()), f.int(), f.int()
+		r.At, r.Attempt, r.Redrive = time.UnixMilli(f.int64()), f.int(), f.int()
 		if no := f.int(); no > 0 {
 			r.Result = []byte(f.string(stringsSent, no))
 		}
@@ -275,7 +275,7 @@ func readRecord(f *fields, stringsSent []string) *store.Record {
 	rec := &store.Record{State: states[f.next()]}
 	rec.Attempt, rec.Spent, rec.Expiries, rec.Redrive = f.int(), f.int(), f.int(), f.int()
 	if at := f.int64(); at != 0 {
-		rec.At = time.UnixMicro(at)
+		rec.At = time.UnixMilli(at)
 	}
 	rec.Lease = time.Duration(f.int64()) * time.Microsecond
 	rec.Incarnation = f.uint64()

@@ -59,7 +59,7 @@ end
 
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
-local stamp = format('%.0f', now)
+local stamp = format('%.0f', floor(now / 1000)) -- since when a token is done or dead
 local until_lease = format('%.0f', now + ARGV[3]) .. '|' .. ARGV[3] .. '|'
 local tail = until_lease .. ARGV[4]
 local incarnation, owner = match(ARGV[4], '^(%d+)|(.*)$')
@@ -68,7 +68,7 @@ local check_until = format('%.0f', now + ARGV[7])
 local px_issued, px_spent = ARGV[8], ARGV[9]
 local issued_only = ARGV[10] == '1'
 local usual_max, codes = ARGV[11], ARGV[12]
-local reply = {stamp, epoch, ''}
+local reply = {format('%.0f', now), epoch, ''}
 
 -- add keeps a byte string for the reply and returns its number.
 local function add(s)

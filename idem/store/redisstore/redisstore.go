@@ -10,7 +10,8 @@
 //	1d|claim|at|attempt|redrive|fp|fence|fence id|spent|expiries|result           done, in full
 //
 // The first character is the version. A token done by Spend has s instead of d,
-// a dead one x. Times are microseconds of Redis' own clock. The short form is
+// a dead one x. Times are of Redis' own clock: at in milliseconds, the others in
+// microseconds. The short form is
 // written where attempt is 1 and all that follows is zero or empty. fence is the
 // attempt up to which a Forget voids claims, fence id that Forget's claim id. In the
 // owner '%' and '|' are escaped.
