@@ -127,8 +127,8 @@ func shortestWait(cc jetstream.ConsumerConfig) time.Duration {
 
 // Run handles messages until ctx ends. Then it fetches no more, gives handlers that
 // have started consumers.DrainTimeout, sends what it did not handle back to the
-// server, and returns nil; that takes a second at least, in which messages that are on
-// their way arrive. While the server is away it waits, and tells the guard's observers
+// server, and returns nil. A pull request that is out is waited for, up to a second: what
+// is on its way would otherwise be stranded for AckWait. While the server is away it waits, and tells the guard's observers
 // (idem.EventWaiting).
 //
 // It returns an error, and has acked nothing that is not done, when a message must not
@@ -142,14 +142,15 @@ func (c *Consumer) Run(ctx context.Context) error {
 		return errors.New("idemnats: Run was called twice: make a new consumer")
 	}
 	info, err := c.preflight(ctx)
-	if err == nil {
-		var e *consumers.Engine
-		if e, err = c.engine(info.Config); err == nil {
-			return e.Run(ctx, func(ctx context.Context) error { return c.fetch(ctx, e, info) })
-		}
+	switch {
+	case ctx.Err() != nil:
+		return nil // it was told to stop before it began
+	case err != nil:
+		return fmt.Errorf("idemnats: consumer: %w", err)
 	}
-	if ctx.Err() != nil {
-		return nil
+	e, err := c.engine(info.Config)
+	if err != nil {
+		return fmt.Errorf("idemnats: consumer: %w", err)
 	}
-	return fmt.Errorf("idemnats: consumer: %w", err)
+	return e.Run(ctx, func(ctx context.Context) error { return c.fetch(ctx, e, info) })
 }

@@ -3,6 +3,7 @@ package idemnats_test
 import (
 	"context"
 	"errors"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -92,10 +93,7 @@ func TestMovedBack(t *testing.T) {
 	// duplicate window), the original.
 	v.publish("a")
 	v.send(&nats.Msg{Subject: "orders.a", Header: dead[0].Header, Data: dead[0].Data})
-	again := nats.Header{}
-	for k, values := range dead[0].Header {
-		again[k] = values
-	}
+	again := maps.Clone(dead[0].Header)
 	again.Del("Nats-Msg-Id")
 	v.send(&nats.Msg{Subject: "orders.a", Header: again, Data: dead[0].Data})
 	v.publish("a")

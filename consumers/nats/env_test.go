@@ -126,7 +126,8 @@ func (v *env) run(h idemnats.Handler, opts ...idemnats.Option) *running {
 	v.t.Cleanup(func() {
 		cancel()
 		select {
-		case <-r.done:
+		case err := <-r.done:
+			v.t.Logf("Run returned %v", err)
 		case <-time.After(20 * time.Second):
 			v.t.Error("Run does not return")
 		}
@@ -299,3 +300,10 @@ type spyBatch struct {
 }
 
 func (b *spyBatch) Messages() <-chan jetstream.Msg { return b.out }
+
+// work is what a handler does: it takes its time.
+func work(d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	<-t.C
+}

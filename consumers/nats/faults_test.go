@@ -68,7 +68,7 @@ func TestMaxDeliverKept(t *testing.T) {
 	v.run(func(ctx context.Context, msg jetstream.Msg) error {
 		_ = j.handle(ctx, msg)
 		if j.len() < 5 {
-			time.Sleep(shortAckWait) // the work
+			work(shortAckWait)
 			return errTest
 		}
 		return nil
@@ -115,8 +115,8 @@ func TestGracefulStop(t *testing.T) {
 	k.want(t, tokens[3:]...)
 }
 
-// TestStuck: a handler that does not return is named, and nobody else handles its
-// message beside it while its lease lasts.
+// TestStuck: a handler that does not return is named, and its message is left
+// unsettled.
 func TestStuck(t *testing.T) {
 	v := setup(t)
 	v.publish("a")

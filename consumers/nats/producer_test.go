@@ -2,6 +2,7 @@ package idemnats_test
 
 import (
 	"context"
+	"maps"
 	"strings"
 	"testing"
 
@@ -100,9 +101,7 @@ func TestStampAs(t *testing.T) {
 			t.Errorf("TokenOf: %q, %v", got, ok)
 		}
 		out := &nats.Msg{Subject: "mail.a", Header: nats.Header{}}
-		for k, values := range msg.Headers() {
-			out.Header[k] = values
-		}
+		maps.Copy(out.Header, msg.Headers())
 		if err := idemnats.Stamp(ctx, v.guard, out); err == nil || !strings.Contains(err.Error(), "StampAs") {
 			t.Errorf("Stamp in a handler: %v", err)
 		}

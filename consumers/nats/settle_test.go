@@ -61,7 +61,7 @@ func TestLongHandler(t *testing.T) {
 	var j journal
 	v.run(func(ctx context.Context, msg jetstream.Msg) error {
 		if string(msg.Data()) == "a" {
-			time.Sleep(10 * shortAckWait) // the work
+			work(10 * shortAckWait)
 		}
 		return j.handle(ctx, msg)
 	})
@@ -86,7 +86,7 @@ func TestBackOff(t *testing.T) {
 	}
 	var j journal
 	v.run(func(ctx context.Context, msg jetstream.Msg) error {
-		time.Sleep(5 * shortAckWait) // the work
+		work(5 * shortAckWait)
 		return j.handle(ctx, msg)
 	})
 	v.settled()
@@ -410,7 +410,7 @@ func TestOrderBy(t *testing.T) {
 		}
 		busy[k] = true
 		mu.Unlock()
-		time.Sleep(2 * time.Millisecond) // the work
+		work(2 * time.Millisecond)
 		mu.Lock()
 		defer mu.Unlock()
 		busy[k] = false

@@ -50,7 +50,7 @@ func TestWrap(t *testing.T) {
 		}
 		switch {
 		case n == 1:
-			time.Sleep(4 * shortAckWait) // the work
+			work(4 * shortAckWait)
 			return errTest
 		case string(msg.Data()) == "bad":
 			return idem.Permanent(errTest)

@@ -55,15 +55,25 @@ func Start(tb testing.TB, args ...string) *Server {
 	bin := binary(tb)
 	if bin == "" {
 		addr := os.Getenv(envAddr)
-		if addr != "" && len(args) == 0 {
-			return &Server{tb: tb, addr: addr}
+		switch {
+		case addr == "":
+			missing(tb)
+		case len(args) > 0:
+			needsProgram(tb)
 		}
-		missing(tb)
+		return &Server{tb: tb, addr: addr}
 	}
 	s := &Server{tb: tb, bin: bin, dir: tb.TempDir(), args: args}
 	s.start()
 	tb.Cleanup(func() { s.proc.kill() })
 	return s
+}
+
+// needsProgram skips a test that a shared server cannot serve, also where servers are
+// required: whoever gave only a shared one chose so.
+func needsProgram(tb testing.TB) {
+	tb.Helper()
+	tb.Skip("needs a server of its own: put redis-server into the PATH, or name it in " + envBinary)
 }
 
 func missing(tb testing.TB) {

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/idemq/idemq/internal/testenv"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -99,19 +101,10 @@ func TestDiesWithParent(t *testing.T) {
 	}
 	defer proc.kill()
 	var addr []byte
-	await(t, "the helper's server", func() bool {
+	testenv.Await(t, "the helper's server", func() bool {
 		addr, err = os.ReadFile(path)
 		return err == nil && answers(string(addr))
 	})
 	proc.kill()
-	await(t, "the server's end", func() bool { return !answers(string(addr)) })
-}
-
-func await(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !is(); time.Sleep(pollEvery) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain for %s", what)
-		}
-	}
+	testenv.Await(t, "the server's end", func() bool { return !answers(string(addr)) })
 }

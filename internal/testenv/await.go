@@ -6,11 +6,11 @@ import (
 )
 
 const (
-	awaitTimeout = 20 * time.Second
+	awaitTimeout = 90 * time.Second
 	awaitEvery   = 2 * time.Millisecond
 )
 
-// Await returns when cond is true, and ends the test if that takes longer than 20
+// Await returns when cond is true, and ends the test if that takes longer than 90
 // seconds, naming what was awaited. It must be called from the test's own goroutine;
 // cond is called from there too, every few milliseconds.
 func Await(tb testing.TB, what string, cond func() bool) {

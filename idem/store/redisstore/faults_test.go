@@ -16,6 +16,7 @@ import (
 	"github.com/idemq/idemq/idem/store"
 	"github.com/idemq/idemq/idem/store/redisstore"
 	"github.com/idemq/idemq/internal/redistest"
+	"github.com/idemq/idemq/internal/testenv"
 )
 
 // TestLostReplies executes each operation twice under one claim id, as a client does
@@ -202,7 +203,7 @@ func TestRefusals(t *testing.T) {
 	if err := admin.Do(ctx, "REPLICAOF", host, port).Err(); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "the replica", func() bool {
+	testenv.Await(t, "the replica", func() bool {
 		info, err := admin.Info(ctx, "replication").Result()
 		return err == nil && strings.Contains(info, "master_link_status:up")
 	})
@@ -341,14 +342,14 @@ func TestReplicas(t *testing.T) {
 	host, port, _ := strings.Cut(primary.Addr(), ":")
 	replica := redistest.Start(t, "--replicaof", host+" "+port)
 	c := primary.Client(t)
-	await(t, "the replica", func() bool {
+	testenv.Await(t, "the replica", func() bool {
 		info, err := c.Info(ctx, "replication").Result()
 		return err == nil && strings.Contains(info, "state=online")
 	})
 	s := redisstore.New(c, redisstore.WithReplicas(1, 100*time.Millisecond))
 	want(t, s, "p", store.Claimed, op(store.Begin, "t", "a"))
 	first := batch("p", op(store.Commit, "t", "a"))
-	await(t, "the replica's first word", func() bool { return s.Apply(ctx, first) == nil })
+	testenv.Await(t, "the replica's first word", func() bool { return s.Apply(ctx, first) == nil })
 
 	want(t, s, "p", store.Claimed, op(store.Begin, "u", "a"))
 	replica.Pause()
@@ -366,7 +367,7 @@ func TestReplicas(t *testing.T) {
 	}
 	want(t, s, "p", store.Claimed, op(store.Begin, "v", "a")) // claims do not wait
 	replica.Resume()
-	await(t, "the completion", func() bool { return s.Apply(ctx, commit) == nil })
+	testenv.Await(t, "the completion", func() bool { return s.Apply(ctx, commit) == nil })
 	// WAIT is promised for writes of its own connection: a repeat is one too.
 	if err := c.ConfigResetStat(ctx).Err(); err != nil {
 		t.Fatal(err)

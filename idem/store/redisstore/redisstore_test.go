@@ -15,6 +15,7 @@ import (
 	"github.com/idemq/idemq/idem/store"
 	"github.com/idemq/idemq/idem/store/redisstore"
 	"github.com/idemq/idemq/internal/redistest"
+	"github.com/idemq/idemq/internal/testenv"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -302,7 +303,7 @@ func TestCrossSlot(t *testing.T) {
 	if err := c.Do(ctx, "CLUSTER", "ADDSLOTSRANGE", 0, 16383).Err(); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "the cluster", func() bool {
+	testenv.Await(t, "the cluster", func() bool {
 		return c.Set(ctx, "k", "v", 0).Err() == nil
 	})
 	s := redisstore.New(c)
@@ -315,15 +316,6 @@ func TestCrossSlot(t *testing.T) {
 			if r.Status != store.Claimed || r.Attempt != 1 {
 				t.Fatalf("%+v", r)
 			}
-		}
-	}
-}
-
-func await(t testing.TB, what string, is func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !is(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain for %s", what)
 		}
 	}
 }

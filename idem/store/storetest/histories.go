@@ -107,7 +107,7 @@ func (h *history) batch() {
 	p := draw(h, "process", processes...)
 	b := &h.b
 	b.Owner, b.Incarnation = p.owner, p.incarnation
-	b.Lease = h.h.unit() * draw[time.Duration](h, "lease", 1, 4)
+	b.Lease = time.Duration(draw(h, "lease", 1, 4)) * h.h.unit()
 	b.IssuedOnly = draw(h, "issued only", false, false, false, true)
 	b.Ops = b.Ops[:0]
 	met := map[place]bool{}
