@@ -144,7 +144,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 	info, err := c.preflight(ctx)
 	switch {
 	case ctx.Err() != nil:
-		return nil // it was told to stop before it began
+		return nil //nolint:nilerr // it was told to stop before it began: that is no error of Run's
 	case err != nil:
 		return fmt.Errorf("idemnats: consumer: %w", err)
 	}
