@@ -393,6 +393,32 @@ func TestDrain(t *testing.T) {
 	})
 }
 
+// What was not started goes back at once where another consumer may have it, and after
+// what is before it where order matters.
+func TestDrainSendsBack(t *testing.T) {
+	for _, ordered := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, consumers.Broker{Redelivers: !ordered, MaxHeld: 10})
+			r.b.publish(tokens(5)...)
+			stop := r.start(func(context.Context, *delivery) error { time.Sleep(15 * time.Second); return nil })
+			time.Sleep(5 * time.Second)
+			ended := make(chan error)
+			go func() { ended <- stop() }()
+			time.Sleep(time.Second)
+			if n, want := len(r.b.settlements()), map[bool]int{true: 0, false: 4}[ordered]; n != want {
+				t.Errorf("ordered %v: %d settled a second after the stop, want %d: %q", ordered, n, want, r.b.settlements())
+			}
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+			if n := len(r.b.settlements()); n != 5 {
+				t.Errorf("ordered %v: %d of 5 settled", ordered, n)
+			}
+			time.Sleep(time.Second)
+		})
+	}
+}
+
 func TestDrainOfAHandlerThatDoesNotReturn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, consumers.Broker{})

@@ -305,6 +305,7 @@ func (l *Lane) claimAhead() {
 	for {
 		batch, ok := l.nextAhead()
 		if !ok {
+			l.sendBack()
 			return
 		}
 		if batch == nil {
@@ -312,6 +313,22 @@ func (l *Lane) claimAhead() {
 			continue
 		}
 		l.askAhead(batch)
+	}
+}
+
+// sendBack returns, at the beginning of the drain, what was not started to a broker
+// that has other consumers for it at once. Where order matters it waits for the
+// message before it, and goes back at the end.
+func (l *Lane) sendBack() {
+	if !l.e.broker.Redelivers || l.ctx.Err() != nil {
+		return
+	}
+	l.mu.Lock()
+	queue := l.queue
+	l.queue = nil
+	l.mu.Unlock()
+	for _, en := range queue {
+		en.settle(func(ctx context.Context) error { return en.d.Redeliver(ctx, 0) }, unsettled)
 	}
 }
 
