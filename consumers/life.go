@@ -54,15 +54,6 @@ func (en *entry) awaitPrevious() (isSettled bool) {
 	return true
 }
 
-// outcomeOf tells later deliveries of the token whether they have to ask the store:
-// done stays done; a dead token may be redriven.
-func outcomeOf(dup *idem.DuplicateError) outcome {
-	if dup.Dead {
-		return settled
-	}
-	return completed
-}
-
 // next is one try: a claim, a handler, an outcome. It reports whether there is to be
 // another.
 func (en *entry) next() (again bool) {
@@ -225,89 +216,6 @@ func (en *entry) run(ctx context.Context) error {
 	return err
 }
 
-// complete records that the message was handled, and acks it then. In a lane of Run
-// the worker goes on meanwhile.
-func (en *entry) complete() (again bool) {
-	if en.l.cond != nil {
-		en.l.complete(en)
-		return false
-	}
-	return len(en.l.e.commit([]*entry{en})) > 0
-}
-
-// commit records completions in one trip and settles what was recorded. It returns
-// the entries whose completion was refused because somebody took over: they are
-// asked for again.
-func (e *Engine) commit(batch []*entry) (again []*entry) {
-	claims := make([]*idem.Claim, len(batch))
-	for i, en := range batch {
-		claims[i] = en.claim
-	}
-	errs := e.guard.CommitAll(batch[0].l.ph.final, claims)
-	for i, en := range batch {
-		attempt := en.claim.Attempt()
-		en.setClaim(nil)
-		en.leaveGate()
-		switch {
-		case errs[i] == nil:
-			en.settle(en.d.Ack, completed)
-		case errors.Is(errs[i], idem.ErrLeaseLost):
-			again = append(again, en)
-		default:
-			e.emit(en, idem.Event{Kind: idem.EventUnrecorded, Attempt: attempt, Err: errs[i]})
-			en.leave()
-		}
-	}
-	return again
-}
-
-// tryLater waits and tries again: in place under this claim, or by way of the
-// broker where order does not matter.
-func (en *entry) tryLater(err error, d time.Duration, counted bool) (again bool) {
-	l, e, c := en.l, en.l.e, en.claim
-	e.emit(en, idem.Event{Kind: idem.EventRetry, Attempt: c.Attempt(), Err: err, Wait: d})
-	if e.broker.Redelivers {
-		en.giveBack(counted)
-		en.settle(func(ctx context.Context) error { return en.d.Redeliver(ctx, d) }, settled)
-		return false
-	}
-	until := time.Now().Add(d)
-	kept := !en.alone && en.keepFor(c, d)
-	if l.ending() || !kept {
-		en.giveBack(counted)
-		sleep(l.waits, time.Until(until))
-		return true
-	}
-	// The claim's share at the gate goes to the next one.
-	next, err := c.Retry(l.ph.ask, counted, en.request())
-	claimed, again := en.judge(idem.Begun{Claim: next, Err: err})
-	if !claimed {
-		en.setClaim(nil)
-	}
-	return claimed || again
-}
-
-// keepFor waits for d while the claim is held; false if the claim has to go before.
-func (en *entry) keepFor(c *idem.Claim, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	for {
-		changed, shut := en.l.e.gate.shutting()
-		if shut {
-			return false
-		}
-		select {
-		case <-t.C:
-			return true
-		case <-changed:
-		case <-c.Context().Done():
-			return false
-		case <-en.l.waits.Done():
-			return false
-		}
-	}
-}
-
 // unguarded handles a message without a claim: shadow mode, FailOpen.
 func (en *entry) unguarded() (again bool) {
 	l, e := en.l, en.l.e
@@ -333,80 +241,6 @@ func (en *entry) unguarded() (again bool) {
 	e.emit(en, idem.Event{Kind: idem.EventRetry, Attempt: en.failures, Err: err, Wait: delay})
 	sleep(l.waits, delay)
 	return true
-}
-
-func (en *entry) request() idem.Request {
-	e := en.l.e
-	r := idem.Request{
-		Token: en.token, Redrive: redrive(en.d), MaxExpiries: e.policy.maxExpiries(),
-		Patient: true, FailOpen: e.policy.failOpen,
-	}
-	if en.alone {
-		r.MaxExpiries = 0
-	}
-	if e.policy.fingerprints {
-		if r.Payload = en.d.Body(); r.Payload == nil {
-			r.Payload = []byte{}
-		}
-	}
-	return r
-}
-
-// setClaim is seen by the drain, which abandons the claims of handlers that do not
-// return.
-func (en *entry) setClaim(c *idem.Claim) {
-	en.mu.Lock()
-	defer en.mu.Unlock()
-	en.claim = c
-}
-
-// giveBack releases the claim; one that was lost is gone already.
-func (en *entry) giveBack(counted bool) {
-	ph := en.l.ph
-	if counted {
-		_ = en.claim.Release(ph.final)
-	} else {
-		_ = en.claim.GiveBack(ph.final)
-	}
-	en.setClaim(nil)
-	en.leaveGate()
-}
-
-func (en *entry) leaveGate() {
-	if en.shared {
-		en.shared = false
-		en.l.e.gate.leave(1, en.alone)
-	}
-}
-
-// settle tells the broker, and ends the engine's part.
-func (en *entry) settle(verb func(context.Context) error, o outcome) {
-	e := en.l.e
-	if en.l.ctx.Err() == nil { // else it is another consumer's now
-		if err := verb(en.l.ph.final); err != nil {
-			e.emit(en, idem.Event{Kind: idem.EventSettleFailed, Err: err})
-		}
-	}
-	e.forget(en, o)
-}
-
-// leave ends the engine's part without settling: the broker delivers again. Until the
-// drain is over the delivery is held, and goes back then.
-func (en *entry) leave() {
-	if en.l.cond == nil || en.l.ctx.Err() != nil {
-		en.l.e.forget(en, unsettled)
-	}
-}
-
-// halt stops the consumer: this message must not be passed over.
-func (en *entry) halt(err error) {
-	if en.l.cond == nil {
-		en.failure = err
-		en.leave()
-		return
-	}
-	en.l.e.stop(err)
-	en.leave()
 }
 
 // handlerCtx is the parent of a handler's context: it outlives the beginning of the

@@ -1,0 +1,216 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/idemq/idemq/idem"
+)
+
+// How far the engine works ahead, where the user does not say: for what it expects
+// to start within horizon, and no further than maxWindow.
+const (
+	horizon   = 50 * time.Millisecond
+	maxWindow = 64
+)
+
+// window is how many of the next messages are claimed ahead.
+func (l *Lane) window() int {
+	if a := l.e.policy.ahead; a > 0 {
+		return a - 1
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.windowLocked()
+}
+
+func (l *Lane) windowLocked() int {
+	if a := l.e.policy.ahead; a > 0 {
+		return a - 1
+	}
+	if l.pace == 0 {
+		return 1
+	}
+	n := int(horizon / l.pace)
+	return max(1, min(n*l.e.broker.Workers, maxWindow))
+}
+
+// took notes how long a message kept its worker: a handler's time, or none for a
+// duplicate.
+func (l *Lane) took(d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.tookLocked(d)
+}
+
+func (l *Lane) tookLocked(d time.Duration) {
+	d = max(d, 1)
+	if l.pace == 0 {
+		l.pace = d
+		return
+	}
+	l.pace = max(1, l.pace+(d-l.pace)/8)
+}
+
+// claimAhead makes claims for the next messages while handlers work, all in one
+// trip, settles those that turn out to be duplicates, and gives claims back when
+// something must come first.
+func (l *Lane) claimAhead() {
+	for {
+		batch, ok := l.nextAhead()
+		if !ok {
+			l.sendBack()
+			return
+		}
+		if batch == nil {
+			l.giveBackAhead()
+			continue
+		}
+		l.askAhead(batch)
+	}
+}
+
+// sendBack returns, at the beginning of the drain, what was not started to a broker
+// that has other consumers for it at once. Where order matters it waits for the
+// message before it, and goes back at the end.
+func (l *Lane) sendBack() {
+	if !l.e.broker.Redelivers || l.ctx.Err() != nil {
+		return
+	}
+	l.mu.Lock()
+	queue := l.queue
+	l.queue = nil
+	l.mu.Unlock()
+	for _, en := range queue {
+		en.settle(func(ctx context.Context) error { return en.d.Redeliver(ctx, 0) }, unsettled)
+	}
+}
+
+// nextAhead waits for entries to claim ahead; nil if claims are to be given back;
+// not ok at the end.
+func (l *Lane) nextAhead() (batch []*entry, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for {
+		held := l.heldAhead()
+		switch {
+		case l.ending():
+			if held == 0 {
+				return nil, false
+			}
+			return nil, true
+		case l.closed && l.idle():
+			return nil, false
+		case l.waiting > 0 || l.e.gate.wanted():
+			if held > 0 {
+				return nil, true
+			}
+		default:
+			if batch = l.claimable(); len(batch) > 0 && l.e.gate.tryEnter(len(batch)) {
+				for _, en := range batch {
+					en.asking, en.shared = true, true
+				}
+				return batch, true
+			}
+		}
+		l.cond.Wait()
+	}
+}
+
+func (l *Lane) heldAhead() int {
+	n := 0
+	for _, en := range l.queue {
+		if en.claim != nil && !en.asking {
+			n++
+		}
+	}
+	return n
+}
+
+// claimable lists, with mu held, the entries to claim ahead now.
+func (l *Lane) claimable() []*entry {
+	// A lane that is idle has its worker ask; ahead is what stands behind.
+	var batch []*entry
+	for i, en := range l.queue {
+		if i >= l.windowLocked() {
+			break
+		}
+		if en.claim == nil && !en.asking && !en.tried && en.invalid == nil && en.prev == nil {
+			batch = append(batch, en)
+		}
+	}
+	return batch
+}
+
+func (l *Lane) askAhead(batch []*entry) {
+	reqs := make([]idem.Request, len(batch))
+	for i, en := range batch {
+		reqs[i] = en.request()
+	}
+	answers := l.e.guard.BeginAll(l.ph.ask, reqs)
+
+	type duplicate struct {
+		en *entry
+		as outcome
+	}
+	var duplicates []duplicate
+	l.mu.Lock()
+	for i, en := range batch {
+		en.asking = false
+		if answers[i].Err == nil {
+			en.claim = answers[i].Claim
+			continue
+		}
+		en.tried, en.shared = true, false
+		l.e.gate.leave(1, false)
+		var dup *idem.DuplicateError
+		if errors.As(answers[i].Err, &dup) && !l.e.policy.shadow && !l.ending() {
+			duplicates = append(duplicates, duplicate{en, outcomeOf(dup)})
+			l.drop(en)
+			l.tookLocked(0)
+		}
+	}
+	l.cond.Broadcast()
+	l.mu.Unlock()
+	for _, d := range duplicates {
+		d.en.settle(d.en.d.Ack, d.as)
+	}
+}
+
+// drop takes an entry out of the queue, with mu held.
+func (l *Lane) drop(en *entry) {
+	for i, x := range l.queue {
+		if x == en {
+			l.queue = append(l.queue[:i:i], l.queue[i+1:]...)
+			return
+		}
+	}
+}
+
+// giveBackAhead releases, uncounted, the claims that were made ahead and not
+// started.
+func (l *Lane) giveBackAhead() {
+	var batch []*entry
+	var claims []*idem.Claim
+	l.mu.Lock()
+	for _, en := range l.queue {
+		if en.claim != nil && !en.asking {
+			en.asking = true
+			batch = append(batch, en)
+			claims = append(claims, en.claim)
+		}
+	}
+	l.mu.Unlock()
+	if len(batch) == 0 {
+		return
+	}
+	_ = l.e.guard.ReleaseAll(l.ph.final, claims, false) // one that fails was lost, or is left to its lease
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, en := range batch {
+		en.claim, en.asking, en.shared = nil, false, false
+		l.e.gate.leave(1, false)
+	}
+	l.cond.Broadcast()
+}

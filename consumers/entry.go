@@ -1,0 +1,158 @@
+package consumers
+
+import (
+	"context"
+	"sync"
+
+	"github.com/idemq/idemq/idem"
+)
+
+// outcome is how the engine's part in a delivery ended.
+type outcome uint8
+
+const (
+	open      outcome = iota
+	unsettled         // left to the broker
+	settled           // acked, terminated, or sent back
+	completed         // acked, and known to be done
+)
+
+// entry is one delivery on its way through a lane.
+type entry struct {
+	l       *Lane
+	d       Delivery
+	nth     uint64 // of all that the engine held
+	token   string
+	invalid error  // why there is no token
+	prev    *entry // the same token, earlier in this lane
+
+	over    chan struct{} // closed when outcome is set
+	outcome outcome
+	failure error // Handle: why nothing was settled
+
+	// Guarded by the lane's mutex while the entry is queued; after that they are
+	// the worker's.
+	claim  *idem.Claim
+	asking bool // a trip for this entry is under way
+	tried  bool // a claim ahead was refused: its turn decides
+	alone  bool // it is claimed with nothing beside it
+	shared bool // it counts at the gate
+
+	failures int // without a claim to count them: shadow mode, FailOpen
+
+	mu      sync.Mutex
+	started bool // in the handler
+}
+
+func (en *entry) inHandler() bool {
+	en.mu.Lock()
+	defer en.mu.Unlock()
+	return en.started
+}
+
+func (en *entry) setStarted(started bool) {
+	en.mu.Lock()
+	defer en.mu.Unlock()
+	en.started = started
+}
+
+// abandon leaves the claim of a handler that does not return to its lease.
+func (en *entry) abandon() {
+	en.mu.Lock()
+	defer en.mu.Unlock()
+	if en.claim != nil {
+		en.claim.Abandon()
+	}
+}
+
+func (l *Lane) newEntry(d Delivery) *entry {
+	en := &entry{l: l, d: d, over: make(chan struct{})}
+	en.token, en.invalid = l.e.policy.token(d)
+	if en.invalid != nil {
+		en.token = ""
+	}
+	return en
+}
+
+// outcomeOf tells later deliveries of the token whether they have to ask the store:
+// done stays done; a dead token may be redriven.
+func outcomeOf(dup *idem.DuplicateError) outcome {
+	if dup.Dead {
+		return settled
+	}
+	return completed
+}
+
+func (en *entry) request() idem.Request {
+	e := en.l.e
+	r := idem.Request{
+		Token: en.token, Redrive: redrive(en.d), MaxExpiries: e.policy.maxExpiries(),
+		Patient: true, FailOpen: e.policy.failOpen,
+	}
+	if en.alone {
+		r.MaxExpiries = 0
+	}
+	if e.policy.fingerprints {
+		if r.Payload = en.d.Body(); r.Payload == nil {
+			r.Payload = []byte{}
+		}
+	}
+	return r
+}
+
+// setClaim is seen by the drain, which abandons the claims of handlers that do not
+// return.
+func (en *entry) setClaim(c *idem.Claim) {
+	en.mu.Lock()
+	defer en.mu.Unlock()
+	en.claim = c
+}
+
+// giveBack releases the claim; one that was lost is gone already.
+func (en *entry) giveBack(counted bool) {
+	ph := en.l.ph
+	if counted {
+		_ = en.claim.Release(ph.final)
+	} else {
+		_ = en.claim.GiveBack(ph.final)
+	}
+	en.setClaim(nil)
+	en.leaveGate()
+}
+
+func (en *entry) leaveGate() {
+	if en.shared {
+		en.shared = false
+		en.l.e.gate.leave(1, en.alone)
+	}
+}
+
+// settle tells the broker, and ends the engine's part.
+func (en *entry) settle(verb func(context.Context) error, o outcome) {
+	e := en.l.e
+	if en.l.ctx.Err() == nil { // else it is another consumer's now
+		if err := verb(en.l.ph.final); err != nil {
+			e.emit(en, idem.Event{Kind: idem.EventSettleFailed, Err: err})
+		}
+	}
+	e.forget(en, o)
+}
+
+// leave ends the engine's part without settling: the broker delivers again. Until the
+// drain is over the delivery is held, and goes back then.
+func (en *entry) leave() {
+	if en.l.cond == nil || en.l.ctx.Err() != nil {
+		en.l.e.forget(en, unsettled)
+	}
+}
+
+// halt stops the consumer: this message must not be passed over.
+func (en *entry) halt(err error) {
+	if en.l.cond == nil {
+		en.failure = err
+		en.leave()
+		return
+	}
+	en.l.e.stop(err)
+	en.leave()
+}

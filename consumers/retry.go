@@ -1,0 +1,90 @@
+package consumers
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"github.com/idemq/idemq/idem"
+)
+
+// wait is for a worker that cannot go on with its message because somebody else
+// holds it: claims made ahead are given back, or two consumers could each hold the
+// other's next message for ever.
+func (l *Lane) wait(ctx context.Context, d time.Duration) {
+	if l.cond != nil {
+		l.mu.Lock()
+		l.waiting++
+		l.cond.Broadcast() // claimAhead gives back
+		l.mu.Unlock()
+		defer func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.waiting--
+			l.cond.Broadcast()
+		}()
+	}
+	sleep(ctx, d)
+}
+
+// jitter spreads waits, so that those who wait for one thing do not ask at once.
+func jitter(d time.Duration) time.Duration {
+	return d/2 + rand.N(d/2+1)
+}
+
+// sleep waits for d, or the end of ctx.
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// tryLater waits and tries again: in place under this claim, or by way of the
+// broker where order does not matter.
+func (en *entry) tryLater(err error, d time.Duration, counted bool) (again bool) {
+	l, e, c := en.l, en.l.e, en.claim
+	e.emit(en, idem.Event{Kind: idem.EventRetry, Attempt: c.Attempt(), Err: err, Wait: d})
+	if e.broker.Redelivers {
+		en.giveBack(counted)
+		en.settle(func(ctx context.Context) error { return en.d.Redeliver(ctx, d) }, settled)
+		return false
+	}
+	until := time.Now().Add(d)
+	kept := !en.alone && en.keepFor(c, d)
+	if l.ending() || !kept {
+		en.giveBack(counted)
+		sleep(l.waits, time.Until(until))
+		return true
+	}
+	// The claim's share at the gate goes to the next one.
+	next, err := c.Retry(l.ph.ask, counted, en.request())
+	claimed, again := en.judge(idem.Begun{Claim: next, Err: err})
+	if !claimed {
+		en.setClaim(nil)
+	}
+	return claimed || again
+}
+
+// keepFor waits for d while the claim is held; false if the claim has to go before.
+func (en *entry) keepFor(c *idem.Claim, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	for {
+		changed, shut := en.l.e.gate.shutting()
+		if shut {
+			return false
+		}
+		select {
+		case <-t.C:
+			return true
+		case <-changed:
+		case <-c.Context().Done():
+			return false
+		case <-en.l.waits.Done():
+			return false
+		}
+	}
+}
