@@ -281,7 +281,7 @@ func (e *Engine) Handle(ctx context.Context, d Delivery) error {
 	defer wg.Wait()
 	defer stop() // also when the handler panics: else nobody else would ever get the message
 	en.process()
-	if en.outcome == unsettled {
+	if en.outcome == unsettled || en.outcome == open {
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}

@@ -19,7 +19,9 @@ const askAgain = time.Second
 // the store when it returns.
 func (en *entry) process() {
 	if en.invalid != nil {
-		en.refuse(ReasonToken, fmt.Errorf("%w", en.invalid))
+		if en.refuse(ReasonToken, en.invalid) {
+			en.leave() // the consumer ends
+		}
 		return
 	}
 	if en.prev != nil && en.awaitPrevious() {

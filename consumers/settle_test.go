@@ -489,6 +489,26 @@ func TestHandleOne(t *testing.T) {
 	})
 }
 
+// A message that Handle did not settle is never reported as handled, whatever held it
+// up until the end.
+func TestHandleOneThatCannotBeDeadLettered(t *testing.T) {
+	for _, token := range []string{"", "fine"} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, deadLetters)
+			r.b.dlqErr = errBoom
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			m := &message{id: 1, headers: map[string][]string{idem.Header: {token}}}
+			err := r.engine(r.guard).Handle(ctx, &delivery{message: m, b: r.b, h: failing(9, idem.Permanent(errBoom))})
+			if !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("token %q: Handle returned %v", token, err)
+			}
+			r.wantSettled()
+			time.Sleep(time.Minute)
+		})
+	}
+}
+
 func TestOptionsOfAConsumer(t *testing.T) {
 	type mine struct{ n int }
 	type other struct{}
