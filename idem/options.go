@@ -43,7 +43,11 @@ type Options struct {
 type Option = func(*Options)
 
 // WithRedis keeps the records in Redis 7.0 or later, or Valkey 8 or later. A nil
-// client, a typed nil included, is ignored.
+// client, a typed nil included, is ignored. The client stays the caller's to close.
+//
+// Set ContextTimeoutEnabled in the client's options, and a ReadTimeout well below a
+// third of the lease: else a connection that hangs holds its batch up for the client's
+// own timeouts and retries, in which leases run out.
 func WithRedis(c redis.UniversalClient) Option {
 	return func(o *Options) {
 		if isNil(c) {
