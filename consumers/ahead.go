@@ -136,7 +136,7 @@ func (l *Lane) claimable() []*entry {
 		if i >= l.windowLocked() {
 			break
 		}
-		if en.claim == nil && !en.asking && !en.tried && en.invalid == nil && en.prev == nil {
+		if en.claim == nil && !en.asking && !en.tried && !en.alone && en.invalid == nil && en.prev == nil {
 			batch = append(batch, en)
 		}
 	}
@@ -205,7 +205,11 @@ func (l *Lane) giveBackAhead() {
 	if len(batch) == 0 {
 		return
 	}
-	_ = l.e.guard.ReleaseAll(l.ph.final, claims, false) // one that fails was lost, or is left to its lease
+	for i, err := range l.e.guard.ReleaseAll(l.ph.final, claims, false) {
+		if err != nil {
+			claims[i].Abandon() // its lease runs out
+		}
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, en := range batch {

@@ -2,10 +2,15 @@ package consumers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/idemq/idemq/idem"
 )
+
+// ErrUndeliverable is wrapped by errors of Delivery.DeadLetter that no waiting mends: a
+// copy that is larger than the destination takes. The consumer stops.
+var ErrUndeliverable = errors.New("the copy is undeliverable")
 
 // deadLetter hands the claimed message over to the dead-letter destination, then
 // records it as dead, then tells the broker: in this order, a death in between makes
@@ -13,20 +18,20 @@ import (
 func (en *entry) deadLetter(reason string, cause error) (again bool) {
 	e, c := en.l.e, en.claim
 	if !e.broker.DeadLetters {
-		en.giveBack(true)
+		en.giveBack(false) // or the mended handler would not be started
 		en.halt(noDestination(en, reason, cause))
 		return false
+	}
+	if en.solo {
+		en.leaveGate() // nothing is started any more that could end the process
 	}
 	l := Letter{Token: en.token, Reason: reason, Err: cause, Attempt: c.Attempt(), Redrive: c.Redrive() + 1}
 	if !en.post(l) {
 		en.giveBack(false)
 		return true
 	}
-	err := c.Bury(en.l.ph.final)
-	en.setClaim(nil)
-	en.leaveGate()
-	if err != nil {
-		return true // somebody took over, or the store is away to the end: ask again
+	if !en.bury() {
+		return true
 	}
 	en.settle(en.d.Terminate, settled)
 	return false
@@ -44,17 +49,32 @@ func (en *entry) failedOnce(cause error) (again bool) {
 	}
 	// Dead before it is published, so that a redrive can spend the token anew.
 	redrive := c.Redrive() + 1
-	err := c.Bury(en.l.ph.final)
-	en.setClaim(nil)
-	en.leaveGate()
-	if err != nil {
+	if !en.bury() {
 		return true
 	}
 	if !en.post(Letter{Token: en.token, Reason: ReasonFailed, Err: cause, Attempt: c.Attempt(), Redrive: redrive}) {
+		// The next delivery is a duplicate of what is recorded as dead.
+		e.emit(en, idem.Event{Kind: idem.EventDropped, Attempt: c.Attempt(), Err: cause})
 		return true
 	}
 	en.settle(en.d.Terminate, settled)
 	return false
+}
+
+// bury records the claimed message as dead. If that is refused, because somebody took
+// over, or the store is away to the end, the token has to be asked for again.
+func (en *entry) bury() bool {
+	c := en.claim
+	err := c.Bury(en.l.ph.final)
+	if err != nil {
+		c.Abandon()
+	}
+	en.setClaim(nil)
+	en.leaveGate()
+	if err != nil {
+		sleep(en.l.waits, jitter(askAgain))
+	}
+	return err == nil
 }
 
 // refuse dead-letters a message for which there is no claim, so there is nothing to
@@ -65,7 +85,11 @@ func (en *entry) refuse(reason string, cause error) (again bool) {
 		en.halt(noDestination(en, reason, cause))
 		return false
 	}
-	if !en.post(Letter{Token: en.token, Reason: reason, Err: cause, Redrive: redrive(en.d) + 1}) {
+	l := Letter{Token: en.token, Reason: reason, Err: cause}
+	if en.invalid == nil {
+		l.Redrive = en.redrive + 1
+	}
+	if !en.post(l) {
 		return true
 	}
 	en.settle(en.d.Terminate, settled)
@@ -83,6 +107,10 @@ func (en *entry) post(l Letter) bool {
 			e.emit(en, idem.Event{Kind: idem.EventDeadLetter, Attempt: l.Attempt, Err: l.Err, Text: l.Reason})
 			return true
 		}
+		if errors.Is(err, ErrUndeliverable) {
+			en.halt(fmt.Errorf("consumer: %s (token %q): %s, and its dead-letter copy cannot be published; nothing was skipped: %w", en.d, en.token, l.Reason, err))
+			return false
+		}
 		wait := e.policy.backoff(n)
 		e.emit(en, idem.Event{Kind: idem.EventWaiting, Err: fmt.Errorf("dead-letter destination: %w", err), Wait: wait})
 		sleep(en.l.waits, wait)
@@ -93,5 +121,5 @@ func (en *entry) post(l Letter) bool {
 }
 
 func noDestination(en *entry, reason string, cause error) error {
-	return fmt.Errorf("consumer: %s (token %q): %s, and there is no dead-letter destination: give the consumer one with DeadLetter, or mend the cause and start again; nothing was skipped: %w", en.d, en.token, reason, cause)
+	return fmt.Errorf("consumer: %s (token %q): %s, and there is no dead-letter destination: give the consumer one with DeadLetter, or mend the cause and start again (a message whose processes died too often needs guard.Forget besides); nothing was skipped: %w", en.d, en.token, reason, cause)
 }

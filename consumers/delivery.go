@@ -86,7 +86,7 @@ type Letter struct {
 	Reason  string // a short constant of package consumers
 	Err     error  // what happened
 	Attempt int    // starts so far; zero where the message was never claimed
-	Redrive int    // for the header idem.RedriveHeader
+	Redrive int    // for the header idem.RedriveHeader; zero leaves the message's own
 }
 
 // Reasons of dead-lettering.
@@ -120,8 +120,10 @@ func (l Letter) Headers(source string) [][2]string {
 	if l.Token != "" {
 		h = append(h, [2]string{idem.Header, l.Token})
 	}
+	if l.Redrive > 0 {
+		h = append(h, [2]string{idem.RedriveHeader, strconv.Itoa(l.Redrive)})
+	}
 	h = append(h,
-		[2]string{idem.RedriveHeader, strconv.Itoa(l.Redrive)},
 		[2]string{HeaderReason, l.Reason},
 		[2]string{HeaderAttempt, strconv.Itoa(l.Attempt)},
 		[2]string{HeaderGroup, printable(l.Group)},

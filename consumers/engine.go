@@ -83,10 +83,8 @@ func (e *Engine) maxHeld() int {
 	case e.policy.ahead > 0:
 		return e.broker.Workers + 2*(e.policy.ahead-1) + 1
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	window := 1
-	for l := range e.lanes {
+	for _, l := range e.allLanes() {
 		window = max(window, l.window())
 	}
 	return e.broker.Workers + 2*window
@@ -221,18 +219,20 @@ func (e *Engine) drain(ph *phases) error {
 		case <-time.After(drainGrace):
 		}
 	}
+	// The phases may be over; a broker that has gone must not hold Run up.
+	back, cancel := context.WithTimeout(context.WithoutCancel(ph.final), drainGrace)
+	defer cancel()
 	var stuck []string
 	for _, en := range e.allHeld() {
 		if en.inHandler() {
 			stuck = append(stuck, fmt.Sprintf("%s (token %q)", en.d, en.token))
-			en.abandon()
+			en.stopRenewing()
 			e.emit(en, idem.Event{Kind: idem.EventStuck, Wait: e.policy.drainTimeout})
 			continue
 		}
-		// The phases are over; a broker that has gone must not hold Run up.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ph.final), drainGrace)
-		_ = en.d.Redeliver(ctx, 0)
-		cancel()
+		if en.l.ctx.Err() == nil {
+			_ = en.d.Redeliver(back, 0)
+		}
 		e.forget(en, unsettled)
 	}
 	if len(stuck) == 0 {
@@ -242,17 +242,18 @@ func (e *Engine) drain(ph *phases) error {
 	return fmt.Errorf("consumer: handlers did not return within %v of shutdown, nor when their context was cancelled: %s", e.policy.drainTimeout, strings.Join(stuck, ", "))
 }
 
-// Room waits until the engine wants more deliveries and returns how many. At least
-// half of what it holds at most is asked for at a time, so that a fetch is worth its
-// trip.
+// Room waits until the engine wants more deliveries and returns how many. While all
+// workers have something to do, at least half of what it holds at most is asked for at a
+// time, so that a fetch is worth its trip.
 func (e *Engine) Room(ctx context.Context) (int, error) {
 	for {
 		limit := e.maxHeld()
 		e.mu.Lock()
 		free := limit - len(e.held)
+		idle := len(e.held) < e.broker.Workers*max(len(e.lanes), 1)
 		changed := e.changed
 		e.mu.Unlock()
-		if free > 0 && free >= limit/2 {
+		if free > 0 && (idle || free >= limit/2) {
 			return free, nil
 		}
 		select {
@@ -282,10 +283,13 @@ func (e *Engine) Handle(ctx context.Context, d Delivery) error {
 	defer stop() // also when the handler panics: else nobody else would ever get the message
 	en.process()
 	if en.outcome == unsettled || en.outcome == open {
-		if err := context.Cause(ctx); err != nil {
+		switch err := context.Cause(ctx); {
+		case err != nil:
 			return err
+		case en.failure != nil:
+			return en.failure
 		}
-		return en.failure
+		return fmt.Errorf("consumer: %s was not settled: it has to come again", d)
 	}
 	return nil
 }

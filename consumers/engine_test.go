@@ -117,6 +117,7 @@ func TestFailOpen(t *testing.T) {
 		time.Sleep(20 * time.Second)
 		r.wantSettled("ack 1", "ack 2")
 		r.store.Set(storefault.None)
+		time.Sleep(5 * time.Second) // until it is noticed
 		r.b.publish("c", "a")
 		time.Sleep(time.Minute)
 		r.mustStop(stop)

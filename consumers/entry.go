@@ -23,10 +23,12 @@ type entry struct {
 	d       Delivery
 	nth     uint64 // of all that the engine held
 	token   string
-	invalid error  // why there is no token
+	redrive int
+	invalid error  // why there is no token, or no redrive number
 	prev    *entry // the same token, earlier in this lane
 
-	over    chan struct{} // closed when outcome is set
+	over    chan struct{} // closed when the outcome is set, or its completion was refused
+	isOver  bool          // over is closed; guarded by the lane's mutex
 	outcome outcome
 	failure error // Handle: why nothing was settled
 
@@ -35,8 +37,10 @@ type entry struct {
 	claim  *idem.Claim
 	asking bool // a trip for this entry is under way
 	tried  bool // a claim ahead was refused: its turn decides
-	alone  bool // it is claimed with nothing beside it
+	alone  bool // it is to be claimed with nothing beside it
 	shared bool // it counts at the gate
+	solo   bool // and has it for itself
+	stale  bool // it was found to be older than the retention
 
 	failures int // without a claim to count them: shadow mode, FailOpen
 
@@ -56,18 +60,21 @@ func (en *entry) setStarted(started bool) {
 	en.started = started
 }
 
-// abandon leaves the claim of a handler that does not return to its lease.
-func (en *entry) abandon() {
+// stopRenewing leaves the claim of a handler that does not return to its lease.
+func (en *entry) stopRenewing() {
 	en.mu.Lock()
 	defer en.mu.Unlock()
 	if en.claim != nil {
-		en.claim.Abandon()
+		en.claim.StopRenewing()
 	}
 }
 
 func (l *Lane) newEntry(d Delivery) *entry {
 	en := &entry{l: l, d: d, over: make(chan struct{})}
 	en.token, en.invalid = l.e.policy.token(d)
+	if en.invalid == nil {
+		en.redrive, en.invalid = redrive(d)
+	}
 	if en.invalid != nil {
 		en.token = ""
 	}
@@ -86,7 +93,7 @@ func outcomeOf(dup *idem.DuplicateError) outcome {
 func (en *entry) request() idem.Request {
 	e := en.l.e
 	r := idem.Request{
-		Token: en.token, Redrive: redrive(en.d), MaxExpiries: e.policy.maxExpiries(),
+		Token: en.token, Redrive: en.redrive, MaxExpiries: e.policy.maxExpiries(),
 		Patient: true, FailOpen: e.policy.failOpen,
 	}
 	if en.alone {
@@ -109,12 +116,15 @@ func (en *entry) setClaim(c *idem.Claim) {
 }
 
 // giveBack releases the claim; one that was lost is gone already.
-func (en *entry) giveBack(counted bool) {
-	ph := en.l.ph
+func (en *entry) giveBack(counted bool) { en.giveBackWithin(en.l.ph.final, counted) }
+
+func (en *entry) giveBackWithin(ctx context.Context, counted bool) {
+	end := en.claim.GiveBack
 	if counted {
-		_ = en.claim.Release(ph.final)
-	} else {
-		_ = en.claim.GiveBack(ph.final)
+		end = en.claim.Release
+	}
+	if end(ctx) != nil {
+		en.claim.Abandon() // its lease runs out
 	}
 	en.setClaim(nil)
 	en.leaveGate()
@@ -123,7 +133,7 @@ func (en *entry) giveBack(counted bool) {
 func (en *entry) leaveGate() {
 	if en.shared {
 		en.shared = false
-		en.l.e.gate.leave(1, en.alone)
+		en.l.e.gate.leave(1, en.solo)
 	}
 }
 

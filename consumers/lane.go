@@ -79,9 +79,12 @@ func (l *Lane) forgetQueued() {
 // Add hands a delivery to the lane. It does not wait: the bound is Room's.
 func (l *Lane) Add(d Delivery) {
 	en := l.newEntry(d)
-	l.e.hold(en)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.ctx.Err() != nil {
+		return // it is another consumer's now
+	}
+	l.e.hold(en)
 	if en.token != "" {
 		en.prev = l.last[en.token]
 		l.last[en.token] = en
@@ -120,7 +123,7 @@ func (l *Lane) settled(en *entry, o outcome) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	en.outcome = o
-	close(en.over)
+	l.release(en)
 	if l.last[en.token] == en {
 		delete(l.last, en.token)
 	}
@@ -171,10 +174,22 @@ func (l *Lane) take() *entry {
 // idle reports, with mu held, that nothing is in the lane.
 func (l *Lane) idle() bool { return len(l.queue) == 0 && l.working == 0 && len(l.returned) == 0 }
 
-// putBack makes an entry the next one again: its completion was refused.
+// putBack makes an entry the next one again: its completion was refused. Repeats of
+// its token do not wait for it any more, or the lane's only worker might wait for what
+// it has to handle itself.
 func (l *Lane) putBack(en *entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	en.tried, en.alone = true, false // it asks in its turn, like any other
+	l.release(en)
 	l.queue = append([]*entry{en}, l.queue...)
 	l.cond.Broadcast()
+}
+
+// release wakes those who wait for an entry, with mu held.
+func (l *Lane) release(en *entry) {
+	if !en.isOver {
+		en.isOver = true
+		close(en.over)
+	}
 }

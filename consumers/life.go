@@ -28,7 +28,7 @@ func (en *entry) process() {
 		return
 	}
 	for en.next() {
-		if en.l.ending() {
+		if en.l.ending() || en.failure != nil {
 			if en.claim != nil {
 				en.giveBack(false)
 			}
@@ -36,6 +36,13 @@ func (en *entry) process() {
 			return
 		}
 	}
+}
+
+// isCompleted reports whether a message is known to be done.
+func (l *Lane) isCompleted(en *entry) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return en.outcome == completed
 }
 
 // awaitPrevious waits for the same token's earlier delivery in this lane, and
@@ -48,7 +55,7 @@ func (en *entry) awaitPrevious() (isSettled bool) {
 		return false
 	}
 	e := en.l.e
-	if prev.outcome != completed || e.policy.fingerprints || e.policy.shadow {
+	if !en.l.isCompleted(prev) || e.policy.fingerprints || e.policy.shadow {
 		return false
 	}
 	e.emit(en, idem.Event{Kind: idem.EventDuplicate})
@@ -80,7 +87,7 @@ func (en *entry) obtain() (claimed, again bool) {
 	if err := enter(l.waits); err != nil {
 		return false, true // ending
 	}
-	en.shared = true
+	en.shared, en.solo = true, en.alone
 	var b idem.Begun
 	if e.policy.atMostOnce {
 		b = e.guard.SpendAll(l.ph.ask, []idem.Request{en.request()})[0]
@@ -133,23 +140,33 @@ func (en *entry) judge(b idem.Begun) (claimed, again bool) {
 	return false, false
 }
 
+var errFinal = errors.New("the broker will not deliver this message again, so it is not started")
+
 // admitted looks at a fresh claim: is its message to be handled at all? If not, it
 // is dead-lettered without a start.
 func (en *entry) admitted() (done, again bool) {
 	e, c := en.l.e, en.claim
 	switch {
+	case e.policy.atMostOnce && en.d.Final():
+		return true, en.failedOnce(errFinal)
 	case e.policy.atMostOnce && c.Spent() > 0:
 		return true, en.failedOnce(fmt.Errorf("attempt %d may have started before", c.Attempt()-1))
 	case !e.policy.atMostOnce && c.Spent() >= e.policy.budget:
 		return true, en.deadLetter(ReasonBudget, fmt.Errorf("%d of %d attempts failed or did not end", c.Spent(), e.policy.budget))
 	case en.d.Final():
-		return true, en.deadLetter(ReasonFinal, errors.New("the broker will not deliver this message again, so it is not started"))
+		return true, en.deadLetter(ReasonFinal, errFinal)
 	}
-	if t := en.d.Time(); !t.IsZero() && c.Attempt() == 1 && c.ClaimedAt().Sub(t) > e.guard.Settings().Retention {
+	// What was claimed and given back proves nothing; what failed, or was redriven, was
+	// known before.
+	if t := en.d.Time(); !t.IsZero() && !en.stale && c.Spent() == 0 && c.Redrive() == 0 && c.ClaimedAt().Sub(t) > e.guard.Settings().Retention {
 		age := c.ClaimedAt().Sub(t).Round(time.Second)
 		text := fmt.Sprintf("%s is %v old, longer than the retention of %v: a record of its handling may have expired", en.d, age, e.guard.Settings().Retention)
 		e.emit(en, idem.Event{Kind: idem.EventStale, Text: text})
-		if e.policy.stopStale {
+		en.stale = true
+		switch {
+		case e.policy.stopStale && e.policy.atMostOnce:
+			return true, en.failedOnce(errors.New(text))
+		case e.policy.stopStale:
 			return true, en.deadLetter(ReasonStale, errors.New(text))
 		}
 	}
@@ -171,16 +188,16 @@ func (en *entry) attempt() (again bool) {
 	switch {
 	case err == nil:
 		return en.complete()
+	case e.policy.atMostOnce:
+		return en.failedOnce(err)
 	case errors.Is(context.Cause(ctx), idem.ErrLeaseLost):
 		en.giveBack(false)
 		return true
 	case ctx.Err() != nil && l.ending(), l.ctx.Err() != nil:
 		en.giveBack(false)
 		return true
-	case e.policy.atMostOnce:
-		return en.failedOnce(err)
 	case later:
-		return en.tryLater(err, delay, false)
+		return en.tryLater(err, max(delay, e.policy.firstBackoff), false)
 	case idem.IsPermanent(err):
 		return en.deadLetter(ReasonPermanent, err)
 	case c.Spent()+1 >= e.policy.budget:
@@ -208,7 +225,10 @@ func (en *entry) run(ctx context.Context) error {
 		l.took(time.Since(begin))
 		if !returned {
 			if en.claim != nil {
-				en.giveBack(true)
+				// Not for long: a panic has to go on.
+				ctx, cancel := context.WithTimeout(l.ph.final, e.guard.Settings().Lease/3)
+				defer cancel()
+				en.giveBackWithin(ctx, true)
 			}
 			en.halt(fmt.Errorf("consumer: the handler of %s panicked, or ended its goroutine", en.d))
 		}
@@ -232,6 +252,7 @@ func (en *entry) unguarded() (again bool) {
 	case ctx.Err() != nil && l.ending():
 		return true
 	case later:
+		delay = max(delay, e.policy.firstBackoff)
 	case idem.IsPermanent(err):
 		return en.refuse(ReasonPermanent, err)
 	default:

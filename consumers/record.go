@@ -2,6 +2,7 @@ package consumers
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/idemq/idemq/idem"
 )
@@ -79,7 +80,7 @@ func (e *Engine) commit(batch []*entry) (again []*entry) {
 	}
 	errs := e.guard.CommitAll(batch[0].l.ph.final, claims)
 	for i, en := range batch {
-		attempt := en.claim.Attempt()
+		c := en.claim
 		en.setClaim(nil)
 		en.leaveGate()
 		switch {
@@ -88,8 +89,13 @@ func (e *Engine) commit(batch []*entry) (again []*entry) {
 		case errors.Is(errs[i], idem.ErrLeaseLost):
 			again = append(again, en)
 		default:
-			e.emit(en, idem.Event{Kind: idem.EventUnrecorded, Attempt: attempt, Err: errs[i]})
-			en.leave()
+			c.Abandon() // its lease runs out
+			e.emit(en, idem.Event{Kind: idem.EventUnrecorded, Attempt: c.Attempt(), Err: errs[i]})
+			if en.l.ph.final.Err() != nil {
+				en.leave()
+				continue
+			}
+			en.halt(fmt.Errorf("consumer: %s: its handler returned nil, and that could not be recorded; a redelivery runs it again: %w", en.d, errs[i]))
 		}
 	}
 	return again

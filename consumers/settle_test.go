@@ -64,11 +64,11 @@ func TestSettlement(t *testing.T) {
 		},
 		{
 			name: "permanent, no destination", publish: []string{"a", "b"}, handler: failing(1, idem.Permanent(errBoom)),
-			want: []string{"redeliver 1", "redeliver 2"}, handled: 1, state: store.Released, spent: 1, stops: "message 1",
+			want: []string{"redeliver 1", "redeliver 2"}, handled: 1, state: store.Released, spent: 0, stops: "message 1",
 		},
 		{
 			name: "budget spent, no destination", opts: []consumers.Option{consumers.Budget(2)}, publish: []string{"a"}, handler: failing(99, errBoom),
-			want: []string{"redeliver 1"}, handled: 2, state: store.Released, spent: 2, stops: "no dead-letter destination",
+			want: []string{"redeliver 1"}, handled: 2, state: store.Released, spent: 1, stops: "no dead-letter destination",
 		},
 		{
 			name: "error where order does not matter", shape: consumers.Broker{Redelivers: true}, publish: []string{"a"}, handler: failing(1, errBoom),

@@ -54,7 +54,7 @@ func (m oneHeader) Header(string) []string { return []string{m.value} }
 // coordinates.
 func (p *Policy) token(m Message) (string, error) {
 	if p.tokenFrom != nil {
-		token, err := p.tokenFrom(m)
+		token, err := p.extract(m)
 		if err != nil {
 			return "", fmt.Errorf("TokenFrom: %w", err)
 		}
@@ -77,6 +77,17 @@ func (p *Policy) token(m Message) (string, error) {
 	return "", errNoToken
 }
 
+// extract calls TokenFrom's function. Its panic is the message's fault, not the
+// process's: each new process would meet the message again.
+func (p *Policy) extract(m Message) (token string, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			token, err = "", fmt.Errorf("the function panicked: %v", r)
+		}
+	}()
+	return p.tokenFrom(m)
+}
+
 func cloudEventToken(m Message) string {
 	for _, prefix := range cloudEventPrefixes {
 		source, id := m.Header(prefix+"source"), m.Header(prefix+"id")
@@ -87,16 +98,20 @@ func cloudEventToken(m Message) string {
 	return ""
 }
 
-// redrive returns the number in idem.RedriveHeader; anything that is no such
-// number is zero: a stray redelivery.
-func redrive(m Message) int {
+// maxRedrive is the highest number that is exact in every store.
+const maxRedrive = 1 << 53
+
+// redrive returns the number in idem.RedriveHeader, zero where it is missing. A number
+// that cannot be used is an error: read as zero, it would make a message that was moved
+// back a stray redelivery, which is dropped.
+func redrive(m Message) (int, error) {
 	values := m.Header(idem.RedriveHeader)
-	if len(values) != 1 {
-		return 0
+	if len(values) == 0 {
+		return 0, nil
 	}
 	n, err := strconv.Atoi(values[0])
-	if err != nil || n < 0 || n > 1<<30 {
-		return 0
+	if len(values) > 1 || err != nil || n < 0 || n > maxRedrive {
+		return 0, fmt.Errorf("header %s: %.40q is no number from 0 to 2^53", idem.RedriveHeader, values)
 	}
-	return n
+	return n, nil
 }

@@ -47,6 +47,7 @@ type call struct {
 	err   error
 
 	// Guarded by the batcher's mutex.
+	submitted bool
 	everSent  bool
 	finished  bool
 	abandoned bool
@@ -58,10 +59,47 @@ type batcher struct {
 	core *core
 
 	mu      sync.Mutex
-	queue   []*call // to be sent next
+	queue   [classes][]*call // to be sent next
 	flights int
 	outage  outage
 	full    outage // the store answers, and has no room for claims
+}
+
+// Calls of a lower class are sent first: what ends a claim, then what keeps one, then
+// what asks for more. Behind a crowd of new claims the held ones would run out.
+const (
+	ending = iota
+	keeping
+	asking
+	classes
+)
+
+func (c *call) class() int {
+	switch c.op.Kind {
+	case store.Commit, store.Release, store.Bury:
+		return ending
+	case store.Renew:
+		return keeping
+	}
+	return asking
+}
+
+// enqueue is called with mu held.
+func (b *batcher) enqueue(calls ...*call) {
+	for _, c := range calls {
+		b.queue[c.class()] = append(b.queue[c.class()], c)
+	}
+}
+
+// dequeue takes the next batch, with mu held.
+func (b *batcher) dequeue() []*call {
+	var batch []*call
+	for class, queue := range b.queue {
+		n := min(len(queue), maxBatch-len(batch))
+		batch = append(batch, queue[:n]...)
+		b.queue[class] = slices.Delete(queue, 0, n)
+	}
+	return batch
 }
 
 // outage is a time in which the store does not answer as it should.
@@ -69,9 +107,9 @@ type outage struct {
 	stalled  []*call // wait for the next try
 	failures int
 	since    time.Time
+	away     time.Time // since when every try found the store out of reach; zero: the last one did not
 	last     time.Time
 	err      error
-	refused  bool // the last try reached the store, which refused
 	timer    *time.Timer
 }
 
@@ -85,7 +123,12 @@ func (o *outage) fail(now time.Time, err error) (first bool) {
 	}
 	o.failures++
 	o.last, o.err = now, err
-	o.refused = !errors.Is(err, store.ErrUnavailable)
+	switch {
+	case !errors.Is(err, store.ErrUnavailable):
+		o.away = time.Time{}
+	case first || o.away.IsZero():
+		o.away = now
+	}
 	return first
 }
 
@@ -97,21 +140,24 @@ func (o *outage) givesUp(c *call, now time.Time) bool {
 	case !c.until.IsZero() && !now.Before(c.until):
 		return true
 	}
-	return c.failOpen > 0 && !o.refused && now.Sub(o.since) >= c.failOpen
+	return c.failOpen > 0 && !o.away.IsZero() && now.Sub(o.away) >= c.failOpen
 }
 
 // submit sends calls on their way.
 func (b *batcher) submit(calls ...*call) {
 	var given []*call
 	b.mu.Lock()
+	for _, c := range calls {
+		c.submitted = true
+	}
 	if b.outage.failures == 0 {
-		b.queue = append(b.queue, calls...)
+		b.enqueue(calls...)
 	} else {
 		now := time.Now()
 		for _, c := range calls {
 			switch {
 			case !c.patient || len(b.outage.stalled) == 0 && now.Sub(b.outage.last) >= b.outage.wait():
-				b.queue = append(b.queue, c)
+				b.enqueue(c)
 			case b.outage.givesUp(c, now):
 				c.err, c.finished = b.outage.err, true
 				given = append(given, c)
@@ -129,7 +175,7 @@ func (b *batcher) submit(calls ...*call) {
 
 // launch starts a flight for what is queued, where one may start.
 func (b *batcher) launch() {
-	if len(b.queue) > 0 && b.flights < maxFlights {
+	if b.flights < maxFlights && slices.ContainsFunc(b.queue[:], func(q []*call) bool { return len(q) > 0 }) {
 		b.flights++
 		go b.fly()
 	}
@@ -156,7 +202,7 @@ func (b *batcher) resume(o *outage) {
 		o.timer.Stop()
 		o.timer = nil
 	}
-	b.queue = append(o.stalled, b.queue...)
+	b.enqueue(o.stalled...)
 	o.stalled = nil
 }
 
@@ -164,20 +210,18 @@ func (b *batcher) resume(o *outage) {
 func (b *batcher) fly() {
 	for {
 		b.mu.Lock()
-		n := min(len(b.queue), maxBatch)
-		if n == 0 {
+		calls := b.dequeue()
+		if len(calls) == 0 {
 			b.flights--
 			b.mu.Unlock()
 			return
 		}
-		calls := slices.Clone(b.queue[:n])
-		b.queue = slices.Delete(b.queue, 0, n)
 		for _, c := range calls {
 			c.everSent = true
 		}
 		b.mu.Unlock()
 
-		batch := store.Batch{Ops: make([]store.Op, 0, n)}
+		batch := store.Batch{Ops: make([]store.Op, 0, len(calls))}
 		for _, c := range calls {
 			if c.before != nil {
 				batch.Ops = append(batch.Ops, *c.before)
@@ -217,7 +261,7 @@ func (b *batcher) land(calls []*call, batch *store.Batch, sent time.Time, err er
 				unwanted = append(unwanted, c)
 			case b.outage.givesUp(c, now):
 				c.err, c.finished = err, true
-				given = append(given, c)
+				given, unwanted = append(given, c), append(unwanted, c)
 			default:
 				b.stall(&b.outage, c)
 			}
@@ -266,9 +310,7 @@ func (b *batcher) land(calls []*call, batch *store.Batch, sent time.Time, err er
 // for one of them later is given back.
 func (b *batcher) do(ctx context.Context, calls ...*call) {
 	if err := context.Cause(ctx); err != nil {
-		for _, c := range calls {
-			c.err = err
-		}
+		b.abandon(calls, err)
 		return
 	}
 	var mu sync.Mutex
@@ -310,9 +352,14 @@ func (b *batcher) abandon(calls []*call, err error) {
 	for _, c := range calls {
 		if !c.finished {
 			c.abandoned, c.err = true, err
+			if c.before != nil && !c.submitted {
+				unwanted = append(unwanted, c)
+			}
 		}
 	}
-	b.queue = keep(b.queue)
+	for class := range b.queue {
+		b.queue[class] = keep(b.queue[class])
+	}
 	b.outage.stalled = keep(b.outage.stalled)
 	b.full.stalled = keep(b.full.stalled)
 	b.mu.Unlock()

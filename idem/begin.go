@@ -60,16 +60,17 @@ func WithRedrive(n int) ClaimOption {
 // ErrInvalidToken, ErrSuperseded, and those of the store, after which nothing is
 // known.
 //
-// The claim is renewed until Commit, Release, or the end of ctx. Where the
-// context ends first, the claim is neither committed nor released: its lease runs
-// out. A token that is claimed in this guard and not ended is ErrInProgress
-// without a trip, also when its lease was lost: its handler may still run.
+// The claim is renewed until Commit, Release, or the end of ctx. Where the context
+// ends first, the claim is neither committed nor released by itself: its lease runs
+// out, and until somebody else claims the token it can still be committed. A token that
+// is claimed in this guard and not ended is ErrInProgress without a trip, also when its
+// lease was lost: its handler may still run.
 func (g *Guard) Begin(ctx context.Context, token string, opts ...ClaimOption) (*Claim, error) {
 	c, err := g.begin(ctx, newRequest(token, opts))
 	if err != nil {
 		return nil, err
 	}
-	stop := context.AfterFunc(ctx, c.drop)
+	stop := context.AfterFunc(ctx, c.lapse)
 	c.mu.Lock()
 	c.stopAfter = stop
 	c.mu.Unlock()
@@ -127,6 +128,9 @@ func (g *Guard) askAll(ctx context.Context, kind store.Kind, reqs []Request) []B
 	calls := make([]*call, 0, len(reqs))
 	places := make([]int, 0, len(reqs))
 	ready := g.core.ready()
+	if ready == nil && ctx.Err() != nil {
+		ready = context.Cause(ctx)
+	}
 	for i, r := range reqs {
 		err := ready
 		if err == nil {
@@ -170,8 +174,9 @@ func (g *Guard) claimCall(kind store.Kind, r Request) *call {
 func (g *Guard) begun(ctx context.Context, c *call) Begun {
 	token, r := c.op.Token, c.reply
 	if c.err == nil && r.Status == store.Claimed {
+		claim := g.newClaim(ctx, c)
 		g.Emit(Event{Kind: EventClaimed, Token: token, Attempt: r.Attempt})
-		return Begun{Claim: g.newClaim(ctx, c)}
+		return Begun{Claim: claim}
 	}
 	g.core.leave(g.run(token))
 	if c.err != nil {

@@ -12,6 +12,11 @@ import (
 // Claim is the right to handle one token now. Its methods are safe for concurrent
 // use.
 type Claim struct {
+	*claim
+	borrowed bool // a handler's: whoever began the claim ends it
+}
+
+type claim struct {
 	guard    *Guard
 	id       string
 	token    string
@@ -28,6 +33,7 @@ type Claim struct {
 	lost      bool
 	ended     bool
 	ending    bool // Commit, Release or Bury is under way
+	entered   bool // holds the token in this guard
 	result    []byte
 	parent    context.Context
 	ctx       context.Context
@@ -38,14 +44,17 @@ type Claim struct {
 
 func (g *Guard) newClaim(ctx context.Context, answered *call) *Claim {
 	r := answered.reply
-	c := &Claim{
+	c := &Claim{claim: &claim{
 		guard: g, id: answered.op.Claim, token: answered.op.Token,
 		attempt: r.Attempt, spent: r.Spent, redrive: r.Redrive, at: answered.now,
 		oneTrip: answered.op.Kind == store.Spend, patient: answered.patient, failOpen: answered.failOpen,
 		deadline: answered.sent.Add(g.core.opts.lease), parent: ctx,
-	}
-	if !c.oneTrip {
-		g.core.leases.add(c)
+		entered: answered.op.Kind != store.Spend,
+	}}
+	if c.oneTrip {
+		g.core.leave(g.run(c.token)) // it is done: a repeat is a duplicate
+	} else {
+		g.core.leases.add(c.claim)
 	}
 	return c
 }
@@ -81,13 +90,14 @@ func (c *Claim) SetResult(result []byte) {
 func (c *Claim) Context() context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.context()
+	return c.context(c)
 }
 
-// context is called with mu held.
-func (c *Claim) context() context.Context {
+// context is called with mu held. The claim that FromContext finds is given by whoever
+// asks first.
+func (c *claim) context(found *Claim) context.Context {
 	if c.ctx == nil {
-		c.ctx, c.cancel = context.WithCancelCause(context.WithValue(c.parent, claimKey{}, c))
+		c.ctx, c.cancel = context.WithCancelCause(context.WithValue(c.parent, claimKey{}, found))
 		switch {
 		case c.lost:
 			c.cancel(ErrLeaseLost)
@@ -100,7 +110,8 @@ func (c *Claim) context() context.Context {
 
 // Start is to be called just before the handler is: it returns the handler's
 // context, derived from ctx, or ErrLeaseLost where the lease has run out by this
-// process's clock. Then the handler must not start.
+// process's clock. Then the handler must not start. The handler's own claim, which
+// FromContext finds, cannot be ended: that is for the caller of Start.
 func (c *Claim) Start(ctx context.Context) (context.Context, error) {
 	if !c.oneTrip && !time.Now().Before(c.leaseEnd()) {
 		c.lose()
@@ -116,7 +127,7 @@ func (c *Claim) Start(ctx context.Context) (context.Context, error) {
 	case c.ended:
 		return nil, fmt.Errorf("idem: token %q: %w", c.token, ErrClaimEnded)
 	}
-	return c.context(), nil
+	return c.context(&Claim{claim: c.claim, borrowed: true}), nil
 }
 
 // Commit records that the message was handled. After ErrLeaseLost somebody else
@@ -151,11 +162,21 @@ func (c *Claim) Bury(ctx context.Context) error {
 	return c.end(ctx, store.Bury, false)
 }
 
-// Abandon stops renewing the claim and neither commits nor releases it: for a
-// handler that does not return. Its lease runs out. This guard does not claim the
-// token again.
+// Abandon ends the claim in this process only: it is neither committed nor released,
+// and its lease runs out. It is for whoever could not end it, and has the handler back.
 func (c *Claim) Abandon() {
-	c.guard.core.leases.remove(c)
+	if c.lock() != nil {
+		return // it has ended, or is being ended, which goes on
+	}
+	c.finish(true, true)
+}
+
+// StopRenewing leaves the claim to its lease, for a handler that does not return. The
+// claim can still be ended; until then, this guard does not claim the token again.
+func (c *Claim) StopRenewing() {
+	if !c.borrowed {
+		c.guard.core.leases.remove(c.claim)
+	}
 }
 
 // Retry gives the claim back and claims the token anew, in one trip: the next
@@ -165,6 +186,13 @@ func (c *Claim) Retry(ctx context.Context, counted bool, req Request) (*Claim, e
 		return nil, err
 	}
 	g := c.guard
+	c.mu.Lock()
+	entered := c.entered
+	c.mu.Unlock()
+	if !entered && !g.core.enter(g.run(c.token)) { // Begin's context ended long ago
+		c.finish(true, false)
+		return nil, &InProgressError{Token: c.token, RetryAfter: g.core.opts.lease / 3}
+	}
 	req.Token = c.token
 	next := g.claimCall(store.Begin, req)
 	release := c.op(store.Release, counted)
@@ -225,6 +253,9 @@ func (g *Guard) endAll(ctx context.Context, claims []*Claim, kind store.Kind, co
 
 // lock keeps a second Commit, Release or Bury out until finish.
 func (c *Claim) lock() error {
+	if c.borrowed {
+		return fmt.Errorf("idem: token %q: %w", c.token, ErrClaimBorrowed)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ended || c.ending {
@@ -234,7 +265,7 @@ func (c *Claim) lock() error {
 	return nil
 }
 
-func (c *Claim) op(kind store.Kind, counted bool) store.Op {
+func (c *claim) op(kind store.Kind, counted bool) store.Op {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return store.Op{
@@ -258,6 +289,9 @@ func (c *Claim) endedBy(answered *call) error {
 	case answered.err != nil:
 		c.finish(false, false)
 		return fmt.Errorf("idem: %s token %q: attempt %d: %w", how.verb, c.token, c.attempt, answered.err)
+	case answered.reply.Status != store.OK && answered.reply.Status != store.Lost:
+		c.finish(false, false)
+		return fmt.Errorf("idem: %s token %q: the store gave an answer that makes no sense: status %d", how.verb, c.token, answered.reply.Status)
 	case answered.reply.Status == store.Lost:
 		c.lose()
 		c.finish(true, true)
@@ -272,7 +306,7 @@ func (c *Claim) endedBy(answered *call) error {
 // unless another claim follows it, its token may be claimed here again.
 func (c *Claim) finish(ended, leave bool) {
 	if ended {
-		c.guard.core.leases.remove(c)
+		c.guard.core.leases.remove(c.claim)
 	}
 	c.mu.Lock()
 	c.ending, c.ended = false, ended
@@ -280,30 +314,42 @@ func (c *Claim) finish(ended, leave bool) {
 		c.cancel(nil)
 	}
 	stop := c.stopAfter
+	held := c.entered
+	if ended {
+		c.entered = false
+	}
 	c.mu.Unlock()
 	if ended && stop != nil {
 		stop()
 	}
-	if leave {
+	if leave && held {
 		c.guard.core.leave(c.guard.run(c.token))
 	}
 }
 
-// drop ends the claim in this process only: its lease runs out in the store.
-func (c *Claim) drop() {
-	if c.lock() != nil {
-		return // it has ended, or is being ended, which goes on
-	}
-	c.finish(true, true)
+// lapse is called when the context of Begin ends: the claim is not renewed any more,
+// and when its lease has run out this guard may claim the token again. It can still be
+// committed, as far as nobody else holds the token then.
+func (c *Claim) lapse() {
+	c.StopRenewing()
+	time.AfterFunc(time.Until(c.leaseEnd()), func() {
+		c.mu.Lock()
+		held := c.entered
+		c.entered = false
+		c.mu.Unlock()
+		if held {
+			c.guard.core.leave(c.guard.run(c.token))
+		}
+	})
 }
 
-func (c *Claim) isEnding() bool {
+func (c *claim) isEnding() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.ending
 }
 
-func (c *Claim) leaseEnd() time.Time {
+func (c *claim) leaseEnd() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.deadline
@@ -311,7 +357,7 @@ func (c *Claim) leaseEnd() time.Time {
 
 // lose tells the handler that the lease is gone. The claim stays entered until it
 // is ended: its handler may still run.
-func (c *Claim) lose() {
+func (c *claim) lose() {
 	c.mu.Lock()
 	first := !c.lost && !c.ended
 	if first {
@@ -329,7 +375,9 @@ func (c *Claim) lose() {
 
 type claimKey struct{}
 
-// FromContext returns the claim that a handler runs under.
+// FromContext returns the claim that a handler runs under, of Do or of a consumer. The
+// handler cannot end it: Do and the consumer do, by what the handler returns, and
+// Commit, Release and their like answer ErrClaimBorrowed.
 func FromContext(ctx context.Context) (*Claim, bool) {
 	c, ok := ctx.Value(claimKey{}).(*Claim)
 	return c, ok

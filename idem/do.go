@@ -68,7 +68,7 @@ func (c *Claim) endWithin(ctx context.Context, end func(context.Context) error) 
 	defer cancel()
 	err := end(ctx)
 	if err != nil {
-		c.drop()
+		c.Abandon()
 	}
 	return err
 }

@@ -39,6 +39,8 @@ var (
 	ErrNeedAlone = errors.New("token must be claimed alone")
 	// ErrClaimEnded: the claim was committed, released or buried before.
 	ErrClaimEnded = errors.New("claim has ended")
+	// ErrClaimBorrowed: a handler does not end the claim that it runs under.
+	ErrClaimBorrowed = errors.New("the claim is ended by what the handler returns")
 )
 
 // Mistakes in how a guard was made.

@@ -173,7 +173,13 @@ func (c *core) apply(b *store.Batch) error {
 		}
 		b.Owner, b.Incarnation = o.instance, n
 	}
-	return o.store.Apply(ctx, b)
+	if err := o.store.Apply(ctx, b); err != nil {
+		return err
+	}
+	if len(b.Replies) != len(b.Ops) {
+		return fmt.Errorf("the driver %T gave %d replies to %d operations", o.store, len(b.Replies), len(b.Ops))
+	}
+	return nil
 }
 
 // draw returns this guard's incarnation, drawn from the store once.

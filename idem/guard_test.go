@@ -355,9 +355,175 @@ func TestBeginsContextEndsTheClaim(t *testing.T) {
 		if next := begin(t, g, "a"); next.Attempt() != 2 {
 			t.Errorf("attempt %d after the lease ran out, want 2", next.Attempt())
 		}
-		if err := c.Commit(t.Context()); !errors.Is(err, idem.ErrClaimEnded) {
-			t.Errorf("Commit: %v", err)
+		if err := c.Commit(t.Context()); !errors.Is(err, idem.ErrLeaseLost) {
+			t.Errorf("Commit beside the next claim: %v", err)
 		}
+		if _, err := g.Begin(t.Context(), "a"); !errors.Is(err, idem.ErrInProgress) {
+			t.Errorf("the old claim's end let go of the next one's token: %v", err)
+		}
+	})
+}
+
+// The ordinary way to call it: one context for Begin and Commit, which ends in
+// between.
+func TestCommitAfterBeginsContextEnded(t *testing.T) {
+	for _, after := range []time.Duration{time.Second, time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			g, _ := newGuard()
+			ctx, cancel := context.WithCancel(t.Context())
+			c, err := g.Begin(ctx, "a")
+			if err != nil {
+				t.Fatal(err)
+			}
+			cancel()
+			time.Sleep(after)
+			if err := c.Commit(ctx); err != nil {
+				t.Errorf("after %v: Commit: %v", after, err)
+			}
+			if r := inspect(t, g, "a"); r.State != store.Done {
+				t.Errorf("after %v: record %+v", after, r)
+			}
+			time.Sleep(time.Minute)
+		})
+	}
+}
+
+// Under a crowd, what ends and keeps claims goes before what asks for new ones: else
+// effects would go unrecorded and leases would run out.
+func TestCrowdBeforeASlowStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, s := newGuard()
+		s.Delay(time.Second)
+		var wg sync.WaitGroup
+		for range 10_000 {
+			wg.Go(func() {
+				if err := g.Do(t.Context(), idem.NewToken(), func(ctx context.Context) error {
+					time.Sleep(100 * time.Millisecond)
+					return context.Cause(ctx)
+				}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		time.Sleep(5 * time.Second) // renewals that were on their way
+	})
+}
+
+// A lost reply spends nothing: who got no answer gives back what may have been
+// claimed.
+func TestFailedBeginIsGivenBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, s := newGuard()
+		s.Once(store.Begin, storefault.Swallow)
+		if _, err := g.Begin(t.Context(), "a"); !errors.Is(err, store.ErrUnavailable) {
+			t.Fatalf("Begin: %v", err)
+		}
+		time.Sleep(time.Second)
+		if r := inspect(t, g, "a"); r.State != store.Released || r.Spent != 0 {
+			t.Errorf("record %+v", r)
+		}
+	})
+}
+
+func TestRetryUnderAnEndedContextReleases(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, _ := newGuard()
+		c := begin(t, g, "a")
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := c.Retry(ctx, false, idem.Request{}); !errors.Is(err, context.Canceled) {
+			t.Fatalf("Retry: %v", err)
+		}
+		time.Sleep(time.Second)
+		if r := inspect(t, g, "a"); r.State != store.Released || r.Spent != 0 {
+			t.Errorf("record %+v, want it given back", r)
+		}
+		begin(t, g, "a")
+	})
+}
+
+// A handler cannot end the claim that it runs under: its result would then be taken
+// for that of a claim that is gone.
+func TestHandlersClaimIsBorrowed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, _ := newGuard()
+		err := g.Do(t.Context(), "a", func(ctx context.Context) error {
+			c, _ := idem.FromContext(ctx)
+			_, retryErr := c.Retry(ctx, true, idem.Request{})
+			for _, err := range []error{c.Commit(ctx), c.Release(ctx), c.GiveBack(ctx), c.Bury(ctx), retryErr} {
+				if !errors.Is(err, idem.ErrClaimBorrowed) {
+					t.Errorf("a handler ended its claim: %v", err)
+				}
+			}
+			c.Abandon()
+			c.StopRenewing()
+			c.SetResult([]byte("kept"))
+			time.Sleep(time.Minute)
+			return context.Cause(ctx)
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		if r := inspect(t, g, "a"); r.State != store.Done || string(r.Result) != "kept" {
+			t.Errorf("record %+v", r)
+		}
+		own := begin(t, g, "b")
+		if c, ok := idem.FromContext(own.Context()); !ok || c != own {
+			t.Error("Begin's claim is its caller's")
+		}
+	})
+}
+
+// A driver that breaks the rules is an error, not a crash, nor a success.
+func TestFaultyDriver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &faultyDriver{Store: memstore.New()}
+		g := idem.New(idem.WithStore(s)).Group("billing")
+		c := begin(t, g, "a")
+		s.zero = true
+		if err := c.Commit(t.Context()); err == nil {
+			t.Error("a reply without a status was taken for success")
+		}
+		s.zero, s.short = false, true
+		if err := c.Commit(t.Context()); err == nil {
+			t.Error("no reply was taken for success")
+		}
+		s.short = false
+		if err := c.Commit(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+type faultyDriver struct {
+	store.Store
+	zero, short bool
+}
+
+func (s *faultyDriver) Apply(ctx context.Context, b *store.Batch) error {
+	err := s.Store.Apply(ctx, b)
+	if s.zero {
+		clear(b.Replies)
+	}
+	if s.short {
+		b.Replies = nil
+	}
+	return err
+}
+
+func TestFailOpenStartsAfterARefusal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, s := newGuard()
+		s.Set(storefault.Refuse)
+		time.AfterFunc(5*time.Minute, func() { s.Set(storefault.Away) })
+		start := time.Now()
+		b := g.BeginAll(t.Context(), []idem.Request{{Token: "a", Patient: true, FailOpen: time.Minute}})[0]
+		if d := time.Since(start); !errors.Is(b.Err, store.ErrUnavailable) || d < 6*time.Minute {
+			t.Errorf("%v after %v: the store refused until five minutes, and was out of reach for less than one", b.Err, d)
+		}
+		s.Set(storefault.None)
+		time.Sleep(time.Minute)
 	})
 }
 

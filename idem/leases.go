@@ -16,7 +16,7 @@ type leases struct {
 	core *core
 
 	mu    sync.Mutex
-	held  map[*Claim]renewal
+	held  map[*claim]renewal
 	timer *time.Timer
 }
 
@@ -31,11 +31,11 @@ type renewal struct {
 // claim is renewed at least each third.
 func (l *leases) tick() time.Duration { return max(l.core.opts.lease/6, time.Millisecond) }
 
-func (l *leases) add(c *Claim) {
+func (l *leases) add(c *claim) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.held == nil {
-		l.held = make(map[*Claim]renewal)
+		l.held = make(map[*claim]renewal)
 	}
 	l.held[c] = renewal{last: c.deadline.Add(-l.core.opts.lease)}
 	if l.timer == nil {
@@ -45,7 +45,7 @@ func (l *leases) add(c *Claim) {
 	}
 }
 
-func (l *leases) remove(c *Claim) {
+func (l *leases) remove(c *claim) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.held, c)
@@ -59,7 +59,7 @@ func (l *leases) run() {
 	lease, tick := l.core.opts.lease, l.tick()
 	now := time.Now()
 	next := now.Add(tick)
-	var due, over []*Claim
+	var due, over []*claim
 	l.mu.Lock()
 	for c, r := range l.held {
 		end := r.last.Add(lease)
@@ -98,7 +98,7 @@ func (l *leases) run() {
 	}
 }
 
-func (l *leases) renewed(c *Claim, answered *call) {
+func (l *leases) renewed(c *claim, answered *call) {
 	l.mu.Lock()
 	r, held := l.held[c]
 	if held {
