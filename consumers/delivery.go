@@ -69,6 +69,9 @@ type Broker struct {
 	// Redelivers says that failed messages go back to the broker for their backoff,
 	// instead of being retried in place. Only where order does not matter.
 	Redelivers bool
+	// ConfirmsAcks says that Ack waits for the broker's answer: then acks are sent side
+	// by side, and nothing waits for them.
+	ConfirmsAcks bool
 	// DeadLetters says that there is a dead-letter destination.
 	DeadLetters bool
 	// FewDeliveries says that the broker drops a message after a number of

@@ -243,6 +243,7 @@ func (en *entry) unguarded() (again bool) {
 	l, e := en.l, en.l.e
 	ctx, stop := l.handlerCtx()
 	defer stop()
+	ctx = e.guard.Detached(ctx, en.token)
 	err := en.run(ctx)
 	delay, later := idem.RetryDelay(err)
 	switch {

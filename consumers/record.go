@@ -84,6 +84,8 @@ func (e *Engine) commit(batch []*entry) (again []*entry) {
 		en.setClaim(nil)
 		en.leaveGate()
 		switch {
+		case errs[i] == nil && e.broker.ConfirmsAcks && en.l.cond != nil:
+			en.l.wg.Go(func() { en.settle(en.d.Ack, completed) })
 		case errs[i] == nil:
 			en.settle(en.d.Ack, completed)
 		case errors.Is(errs[i], idem.ErrLeaseLost):

@@ -373,6 +373,16 @@ func (c *claim) lose() {
 	}
 }
 
+// Detached returns a context for a handler that runs without a claim, where the store
+// is away or duplicates are handled on purpose: FromContext finds a claim that names the
+// token and derives tokens as ever, on attempt zero, and holds nothing in the store.
+func (g *Guard) Detached(ctx context.Context, token string) context.Context {
+	c := &Claim{claim: &claim{guard: g, token: token, oneTrip: true, parent: ctx}, borrowed: true}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.context(c)
+}
+
 type claimKey struct{}
 
 // FromContext returns the claim that a handler runs under, of Do or of a consumer. The

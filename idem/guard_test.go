@@ -757,6 +757,11 @@ func TestOptionsAreValidatedAllAtOnce(t *testing.T) {
 		idem.WithObserver(nil),
 		idem.WithLogger(nil),
 	)
+	for _, long := range []time.Duration{1<<63 - 1, 200 * 365 * 24 * time.Hour} {
+		if err := idem.New(idem.WithRetention(long)).Err(); err == nil {
+			t.Errorf("a retention of %v is accepted", long)
+		}
+	}
 	for _, want := range []string{"WithStore", "WithLease", "WithRetention", "WithPrefix", "WithInstance", "WithObserver", "WithLogger"} {
 		if g.Err() == nil || !strings.Contains(g.Err().Error(), want) {
 			t.Errorf("Err does not name %s: %v", want, g.Err())

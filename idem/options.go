@@ -23,6 +23,7 @@ const (
 
 const (
 	minLease      = 10 * time.Millisecond // below it a garbage collection loses leases
+	maxRetention  = 100 * 365 * 24 * time.Hour
 	maxNameLength = 255
 )
 
@@ -116,6 +117,10 @@ func WithInstance(name string) Option {
 
 // WithIssuedOnly makes Begin, Do and Spend admit only tokens that Token or Issue
 // registered; others are ErrUnknownToken. It costs the producer a round trip.
+//
+// It finds producers that forgot to stamp, and tokens that are too old; it is no
+// defence against a sender who wants to be admitted: a message that bears RedriveHeader
+// passes, since dead letters that are moved back must.
 func WithIssuedOnly() Option {
 	return func(o *Options) { o.issuedOnly = true }
 }
@@ -158,11 +163,14 @@ func newOptions(opts []Option) (*Options, error) {
 	if len(o.instance) > maxNameLength {
 		fault("WithInstance: %d bytes are too many, at most %d", len(o.instance), maxNameLength)
 	}
-	if limit := int(1<<63/uint64(time.Minute)) - 1; o.expire > limit {
+	if limit := int(maxRetention / time.Minute); o.expire > limit {
 		fault("WithExpire: %d minutes are too many, at most %d", o.expire, limit)
 	}
 	if o.lease < minLease {
 		fault("WithLease: %v is too short, at least %v", o.lease, minLease)
+	}
+	if o.retention > maxRetention {
+		fault("WithRetention: %v is too long, at most 100 years", o.retention)
 	}
 	if o.retention < o.lease {
 		fault("WithRetention: %v is shorter than the lease, %v", o.retention, o.lease)

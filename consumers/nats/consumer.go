@@ -18,8 +18,8 @@ const (
 	minAckWait     = 30 * time.Millisecond
 )
 
-// heldPerLane is how many messages are held for each lane of OrderBy, so that the
-// lanes of other keys find work while one stands still.
+// heldPerLane is how many messages are held for each lane of OrderBy, in all lanes
+// together: so many of one key that stands still hold up all.
 const heldPerLane = 8
 
 // Consumer handles the messages of one JetStream consumer.
@@ -102,6 +102,7 @@ func (c *Consumer) engine(cc jetstream.ConsumerConfig) (*consumers.Engine, error
 		ExtendEvery:   shortestWait(cc) / 3,
 		DeadLetters:   c.conf.letters != nil || c.conf.terminate,
 		FewDeliveries: cc.MaxDeliver > 0,
+		ConfirmsAcks:  c.conf.doubleAck,
 	}
 	if c.conf.orderBy != nil {
 		b.Workers = 1
@@ -128,13 +129,16 @@ func shortestWait(cc jetstream.ConsumerConfig) time.Duration {
 // Run handles messages until ctx ends. Then it fetches no more, gives handlers that
 // have started consumers.DrainTimeout, sends what it did not handle back to the
 // server, and returns nil. A pull request that is out is waited for, up to a second: what
-// is on its way would otherwise be stranded for AckWait. While the server is away it waits, and tells the guard's observers
-// (idem.EventWaiting).
+// is on its way would otherwise be stranded for AckWait. While the server is away it
+// waits, and tells the guard's observers (idem.EventWaiting).
 //
 // It returns an error, and has acked nothing that is not done, when a message must not
 // be passed over (no dead-letter destination), when the JetStream consumer or the
-// connection is gone for good, when settings were changed to what NewConsumer would
-// refuse, and when a handler does not return at the end: that names its message.
+// connection is gone for good, when settings were changed, before Run, to what
+// NewConsumer would refuse, and when a handler does not return at the end: that names
+// its message. Settings that change while it runs are not noticed: stop the consumer
+// first. The same goes for deleting a stream and creating it anew: acks of old messages
+// may reach new ones until Run has noticed.
 //
 // Run may be called once. The connection is the caller's to close, afterwards.
 func (c *Consumer) Run(ctx context.Context) error {
@@ -152,5 +156,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("idemnats: consumer: %w", err)
 	}
-	return e.Run(ctx, func(ctx context.Context) error { return c.fetch(ctx, e, info) })
+	ours, lose := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer lose(nil)
+	return e.Run(ctx, func(ctx context.Context) error { return c.fetch(ctx, ours, lose, e, info) })
 }

@@ -81,6 +81,8 @@ func (d *delivery) DeadLetter(ctx context.Context, l consumers.Letter) error {
 	switch {
 	case errors.Is(err, jetstream.ErrNoStreamResponse), errors.Is(err, nats.ErrNoResponders):
 		return fmt.Errorf("publishing to %s: no stream answers: create one that stores this subject: %w", to.subject, err)
+	case tooLarge(err):
+		return fmt.Errorf("publishing to %s: the copy of %d bytes, with its headers, is larger than the server (max_payload) or the stream (max_msg_size) takes: raise that, or delete the message from its stream: %w: %w", to.subject, len(d.msg.Data()), consumers.ErrUndeliverable, err)
 	case err != nil:
 		return fmt.Errorf("publishing to %s: %w", to.subject, err)
 	case ack == nil:
@@ -89,6 +91,19 @@ func (d *delivery) DeadLetter(ctx context.Context, l consumers.Letter) error {
 		return fmt.Errorf("publishing to %s: stream %s took the copy for a duplicate and did not store it", to.subject, ack.Stream)
 	}
 	return nil
+}
+
+// The server's JSStreamMessageExceedsMaximumErr and JSStreamHeaderExceedsMaximumErr.
+const (
+	codeMessageTooLarge = 10054
+	codeHeaderTooLarge  = 10097
+)
+
+func tooLarge(err error) bool {
+	if api, ok := errors.AsType[*jetstream.APIError](err); ok {
+		return api.ErrorCode == codeMessageTooLarge || api.ErrorCode == codeHeaderTooLarge
+	}
+	return errors.Is(err, nats.ErrMaxPayload)
 }
 
 // copy makes the dead-letter copy. Headers that begin with Nats- tell the server how

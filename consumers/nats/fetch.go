@@ -25,15 +25,22 @@ const (
 
 	firstPause = 100 * time.Millisecond
 	lastPause  = 5 * time.Second
+	// messagePause is the pause where a message broke its request, not the server: each
+	// such message costs one.
+	messagePause = 20 * time.Millisecond
 )
 
 // fetch gives the engine messages until ctx ends or there will be no more.
-func (c *Consumer) fetch(ctx context.Context, e *consumers.Engine, info *jetstream.ConsumerInfo) error {
+//
+// The messages are this consumer's while ours lasts: JetStream takes none away that is
+// extended, and a consumer that was created anew takes all.
+func (c *Consumer) fetch(ctx, ours context.Context, lose context.CancelCauseFunc, e *consumers.Engine, info *jetstream.ConsumerInfo) error {
 	s := &settler{
 		guard: c.guard, handle: c.handle, letters: c.conf.letters, terminate: c.conf.terminate,
 		doubleAck: c.conf.doubleAck, maxDeliver: uint64(max(info.Config.MaxDeliver, 0)),
 	}
-	add := c.lanes(ctx, e, s)
+	add := c.lanes(ours, e, s)
+	var order sequence
 	most, wait := info.Config.MaxRequestBatch, fetchWait
 	if limit := info.Config.MaxRequestExpires; limit > 0 {
 		wait = min(wait, limit)
@@ -50,7 +57,17 @@ func (c *Consumer) fetch(ctx context.Context, e *consumers.Engine, info *jetstre
 		if p.failing() {
 			n = 1 // a message that breaks its request must not take others with it each time
 		}
-		got, err := c.pull(n, wait, add)
+		got, err := c.pull(n, wait, func(msg jetstream.Msg) error {
+			if !order.follows(msg) && c.anew(ctx, info) {
+				return fmt.Errorf("idemnats: %s was %w", nameOf(info), errAnew)
+			}
+			add(msg)
+			return nil
+		})
+		if errors.Is(err, errAnew) {
+			lose(err) // what is held bears numbers that are other messages' now
+			return err
+		}
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
@@ -63,12 +80,16 @@ func (c *Consumer) fetch(ctx context.Context, e *consumers.Engine, info *jetstre
 		if gone := c.gone(ctx, err, info); gone != nil {
 			return gone
 		}
-		p.wait(ctx, c.guard, fmt.Errorf("fetching from the JetStream consumer: %w", err))
+		limit := lastPause
+		if errors.Is(err, errNoMessage) {
+			limit = messagePause
+		}
+		p.wait(ctx, c.guard, fmt.Errorf("fetching from the JetStream consumer: %w", err), limit)
 	}
 }
 
 // pull makes one pull request for n messages and hands over each as it comes.
-func (c *Consumer) pull(n int, wait time.Duration, add func(jetstream.Msg)) (got int, err error) {
+func (c *Consumer) pull(n int, wait time.Duration, add func(jetstream.Msg) error) (got int, err error) {
 	began := time.Now()
 	batch, err := c.source.Fetch(n, jetstream.FetchMaxWait(wait))
 	if err != nil {
@@ -76,27 +97,63 @@ func (c *Consumer) pull(n int, wait time.Duration, add func(jetstream.Msg)) (got
 	}
 	for msg := range batch.Messages() {
 		got++
-		add(msg)
+		if err == nil {
+			err = add(msg)
+		}
+	}
+	if err != nil {
+		return got, err
 	}
 	if err := batch.Error(); err != nil {
 		return got, err
 	}
 	if got == 0 && time.Since(began) < wait/2 {
-		return 0, errors.New("the server ended the request at once, without a message")
+		return 0, errNoMessage
 	}
 	return got, nil
 }
 
+// errNoMessage is what a message looks like that nats.go takes for the server's own.
+var errNoMessage = errors.New("the request ended at once, without a message: is there an empty message with a Status header, just above the consumer's ack floor? Delete it from the stream")
+
+// errAnew: the JetStream consumer is not the one that Run began with.
+var errAnew = errors.New("deleted and created anew: make a new consumer")
+
+// sequence watches the consumer's own numbers of deliveries, which only rise.
+type sequence struct{ last uint64 }
+
+func (s *sequence) follows(msg jetstream.Msg) bool {
+	meta, err := msg.Metadata()
+	if err != nil {
+		return true
+	}
+	before := s.last
+	s.last = meta.Sequence.Consumer
+	return s.last > before
+}
+
+// anew reports whether the JetStream consumer was deleted and created anew. A server
+// that crashed may have forgotten its last numbers too.
+func (c *Consumer) anew(ctx context.Context, info *jetstream.ConsumerInfo) bool {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	now, err := c.source.Info(ctx)
+	return err == nil && !now.Created.Equal(info.Created)
+}
+
+func nameOf(info *jetstream.ConsumerInfo) string {
+	return fmt.Sprintf("the JetStream consumer %q of stream %q", info.Name, info.Stream)
+}
+
 // lanes returns the function that hands a message to its lane.
-func (c *Consumer) lanes(ctx context.Context, e *consumers.Engine, s *settler) func(jetstream.Msg) {
-	base := context.WithoutCancel(ctx) // JetStream takes no message away while it is extended
+func (c *Consumer) lanes(ours context.Context, e *consumers.Engine, s *settler) func(jetstream.Msg) {
 	n := 1
 	if c.conf.orderBy != nil {
 		n = c.conf.concurrency
 	}
 	lanes := make([]*consumers.Lane, n)
 	for i := range lanes {
-		lanes[i] = e.Lane(base)
+		lanes[i] = e.Lane(ours)
 	}
 	seed := maphash.MakeSeed()
 	return func(msg jetstream.Msg) {
@@ -112,7 +169,7 @@ func (c *Consumer) lanes(ctx context.Context, e *consumers.Engine, s *settler) f
 // back. A fetch alone cannot tell: no responders is also the answer of a server that
 // starts, and a message's own headers may look like any answer.
 func (c *Consumer) gone(ctx context.Context, err error, info *jetstream.ConsumerInfo) error {
-	name := fmt.Sprintf("the JetStream consumer %q of stream %q", info.Name, info.Stream)
+	name := nameOf(info)
 	if isClosed(err) {
 		return fmt.Errorf("idemnats: %s: the connection was closed: connect anew, and make a new consumer: %w", name, err)
 	}
@@ -124,7 +181,7 @@ func (c *Consumer) gone(ctx context.Context, err error, info *jetstream.Consumer
 	now, err := c.source.Info(ctx)
 	switch {
 	case err == nil && !now.Created.Equal(info.Created):
-		return fmt.Errorf("idemnats: %s was deleted and created anew: make a new consumer", name)
+		return fmt.Errorf("idemnats: %s was %w", name, errAnew)
 	case err == nil:
 		return nil
 	case isClosed(err):
@@ -151,8 +208,8 @@ func (p *pause) reset() { p.last = 0 }
 func (p *pause) failing() bool { return p.last > 0 }
 
 // wait reports err and waits, not beyond the end of ctx.
-func (p *pause) wait(ctx context.Context, g *idem.Guard, err error) {
-	p.last = min(max(2*p.last, firstPause), lastPause)
+func (p *pause) wait(ctx context.Context, g *idem.Guard, err error, limit time.Duration) {
+	p.last = min(max(2*p.last, firstPause), limit)
 	d := p.last/2 + rand.N(p.last/2+1)
 	g.Emit(idem.Event{Kind: idem.EventWaiting, Err: err, Wait: d})
 	t := time.NewTimer(d)

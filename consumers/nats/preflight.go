@@ -43,7 +43,7 @@ func (c *Consumer) preflight(ctx context.Context) (*jetstream.ConsumerInfo, erro
 		case ctx.Err() != nil:
 			return nil, context.Cause(ctx)
 		}
-		p.wait(ctx, c.guard, err)
+		p.wait(ctx, c.guard, err, lastPause)
 	}
 }
 

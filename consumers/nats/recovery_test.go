@@ -1,0 +1,107 @@
+package idemnats_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/idemq/idemq/consumers"
+	"github.com/idemq/idemq/idem"
+	"github.com/idemq/idemq/internal/testenv"
+)
+
+// TestRecreated: the stream and its consumer are deleted and created anew while old
+// messages are in hand. Their acks bear the numbers of new messages, so none is sent.
+func TestRecreated(t *testing.T) {
+	v := setup(t)
+	var j journal
+	gate := make(chan struct{})
+	var first atomic.Bool
+	c := v.consumer(func(ctx context.Context, m jetstream.Msg) error {
+		if first.CompareAndSwap(false, true) {
+			<-gate
+		}
+		work(20 * time.Millisecond)
+		return j.handle(ctx, m)
+	}, consumers.WorkAhead(8))
+	done := make(chan error, 1)
+	go func() { done <- c.Run(v.ctx()) }()
+	for i := range 20 {
+		v.publish(fmt.Sprint("old", i))
+	}
+	testenv.Await(t, "the first is in its handler, the window full", func() bool { return first.Load() && v.info().NumAckPending >= 9 })
+	cc := v.info().Config
+	if err := v.js.DeleteStream(v.ctx(), "ORDERS"); err != nil {
+		t.Fatal(err)
+	}
+	v.stream("ORDERS", "orders.>")
+	source, err := v.js.CreateConsumer(v.ctx(), "ORDERS", cc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var fresh []string
+	for i := range 20 {
+		fresh = append(fresh, fmt.Sprint("new", i))
+		v.publish(fresh[i])
+	}
+	close(gate)
+	if err := <-done; err == nil || !strings.Contains(err.Error(), "created anew") {
+		t.Fatalf("Run: %v, want an error that says so", err)
+	}
+	v.source = source
+	v.run(j.handle)
+	testenv.Await(t, "the new ones are handled", func() bool {
+		all := strings.Join(j.list(), " ") + " "
+		for _, name := range fresh {
+			if !strings.Contains(all, name+" ") {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// TestOversizedLetter: a message whose copy cannot be published stops Run, which names
+// it; nothing is skipped.
+func TestOversizedLetter(t *testing.T) {
+	v := setup(t)
+	msg := nats.NewMsg("orders.big")
+	msg.Header[idem.Header] = []string{""}
+	msg.Data = make([]byte, 1<<20-100)
+	v.send(msg)
+	var j journal
+	err := v.consumer(j.handle, v.deadLetter()).Run(v.ctx())
+	if !errors.Is(err, consumers.ErrUndeliverable) || !strings.Contains(err.Error(), "sequence 1 ") {
+		t.Errorf("Run: %v", err)
+	}
+	if n := v.info().NumPending + uint64(v.info().NumAckPending); n != 1 {
+		t.Errorf("the server owes %d messages, want the one", n)
+	}
+}
+
+// TestStatusMessages: empty messages that nats.go takes for the server's own cost time,
+// and do not stop the others.
+func TestStatusMessages(t *testing.T) {
+	v := setup(t, ackWait(5*time.Second))
+	for range 30 {
+		msg := nats.NewMsg("orders.odd")
+		msg.Header.Set("Status", "404")
+		v.send(msg)
+	}
+	want := []string{"a", "b", "c", "d", "e"}
+	v.publish(want...)
+	var j journal
+	v.run(j.handle)
+	testenv.Await(t, "the others are handled", func() bool { return j.len() == len(want) })
+	waits := v.events.of(idem.EventWaiting)
+	if len(waits) == 0 || !strings.Contains(waits[0].Err.Error(), "Status header") {
+		t.Errorf("nobody is told what to look for: %+v", waits)
+	}
+}
