@@ -245,8 +245,8 @@ func (it *item) read(line string, stringsSent []string) error {
 	default:
 		return fmt.Errorf("redisstore: a script answered %q", line)
 	}
-	if f.bad {
-		return fmt.Errorf("redisstore: a script answered %q", line)
+	if f.bad { // the record's numbers are none: its fault alone
+		*r = store.Reply{Err: it.broken("u1")}
 	}
 	return nil
 }

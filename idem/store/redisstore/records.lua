@@ -104,6 +104,16 @@ local function broken(v, n)
   return '!u' .. n
 end
 
+-- overlong: numbers beyond what is exact here were never written by this script.
+local function overlong(...)
+  for i = 1, select('#', ...) do
+    if #select(i, ...) > 16 then
+      return true
+    end
+  end
+  return false
+end
+
 -- parse takes a record apart; nil, and the line to answer, if it is none.
 local function parse(v)
   local st = match(v, '^1(%l)|')
@@ -111,26 +121,26 @@ local function parse(v)
   if st == 'p' then
     local claim, attempt, spent, expiries, redrive, fp, fence, fid, deadline, lease, inc, who = match(v,
       '^1p|([^|]*)|(%d+)|(%d+)|(%d+)|(%d+)|([^|]*)|(%d*)|([^|]*)|(%d+)|(%d+)|(%d+)|([^|]*)$')
-    if claim then
+    if claim and not overlong(attempt, spent, expiries, redrive, fence, deadline, lease, inc) then
       r = {claim = claim, attempt = attempt + 0, spent = spent + 0, expiries = expiries + 0, redrive = redrive, fp = fp,
         fence = fence, fid = fid, deadline = deadline + 0, lease = lease + 0, inc = inc, owner = who}
     end
   elseif st == 'r' or st == 'f' then
     local claim, attempt, spent, expiries, redrive, fp, fence, fid = match(v,
       '^1%l|([^|]*)|(%d+)|(%d+)|(%d+)|(%d+)|([^|]*)|(%d*)|([^|]*)$')
-    if claim then
+    if claim and not overlong(attempt, spent, expiries, redrive, fence) then
       r = {claim = claim, attempt = attempt + 0, spent = spent + 0, expiries = expiries + 0, redrive = redrive, fp = fp,
         fence = fence, fid = fid}
     end
   elseif st == 'd' or st == 's' or st == 'x' then
     local claim, at = match(v, '^1%l|([^|]*)|(%d+)$')
-    if claim then
+    if claim and not overlong(at) then
       r = {claim = claim, at = at, attempt = 1, redrive = '0', fp = '', fence = '', fid = '', spent = 0, expiries = 0, result = ''}
     else
       local attempt, redrive, fp, fence, fid, spent, expiries, result
       claim, at, attempt, redrive, fp, fence, fid, spent, expiries, result = match(v,
         '^1%l|([^|]*)|(%d+)|(%d+)|(%d+)|([^|]*)|(%d*)|([^|]*)|(%d+)|(%d+)|(.*)$')
-      if claim then
+      if claim and not overlong(at, attempt, redrive, fence, spent, expiries) then
         r = {claim = claim, at = at, attempt = attempt + 0, redrive = redrive, fp = fp, fence = fence, fid = fid,
           spent = spent + 0, expiries = expiries + 0, result = result}
       end
