@@ -264,7 +264,9 @@ func TestDrainWithTheBrokerGone(t *testing.T) {
 		time.Sleep(time.Second)
 		cancel()
 		begin := time.Now()
-		<-done
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
 		if d := time.Since(begin); d > 10*time.Second {
 			t.Errorf("Run returned %v after the end of its context; drain timeout 1 s", d)
 		}

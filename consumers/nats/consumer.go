@@ -148,7 +148,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 	info, err := c.preflight(ctx)
 	switch {
 	case ctx.Err() != nil:
-		return nil //nolint:nilerr // it was told to stop before it began: that is no error of Run's
+		return nil // it was told to stop before it began
 	case err != nil:
 		return fmt.Errorf("idemnats: consumer: %w", err)
 	}
