@@ -60,14 +60,14 @@ func TestRefusedCompletionBeforeItsRepeat(t *testing.T) {
 // A completion that could not be recorded by the end of the drain leaves its claim to
 // the lease: the next consumer, of this guard or another, gets the message.
 func TestClaimsDoNotOutliveTheirConsumer(t *testing.T) {
-	for _, after := range []time.Duration{0, time.Minute} {
-		t.Run(fmt.Sprint("store back ", after, " after Run"), func(t *testing.T) {
+	for after, result := range map[time.Duration]error{0: nil, time.Second: errBoom, time.Minute: nil} {
+		t.Run(fmt.Sprint("store back ", after, " after Run, handler returned ", result), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := newRig(t, consumers.Broker{})
 				r.b.publish("a")
 				stop := r.start(func(context.Context, *delivery) error {
 					r.store.Set(storefault.Away)
-					return nil
+					return result
 				}, consumers.DrainTimeout(time.Second))
 				time.Sleep(time.Second)
 				r.mustStop(stop)
