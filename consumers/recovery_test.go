@@ -60,7 +60,7 @@ func TestRefusedCompletionBeforeItsRepeat(t *testing.T) {
 // A completion that could not be recorded by the end of the drain leaves its claim to
 // the lease: the next consumer, of this guard or another, gets the message.
 func TestClaimsDoNotOutliveTheirConsumer(t *testing.T) {
-	for after, result := range map[time.Duration]error{0: nil, time.Second: errBoom, time.Minute: nil} {
+	for after, result := range map[time.Duration]error{0: nil, time.Second: idem.RetryAfter(errBoom, time.Minute), time.Minute: nil} {
 		t.Run(fmt.Sprint("store back ", after, " after Run, handler returned ", result), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := newRig(t, consumers.Broker{})
