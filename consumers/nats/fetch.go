@@ -27,7 +27,7 @@ const (
 	lastPause  = 5 * time.Second
 	// messagePause is the pause where a message broke its request, not the server: each
 	// such message costs one.
-	messagePause = 20 * time.Millisecond
+	messagePause = 50 * time.Millisecond
 )
 
 // fetch gives the engine messages until ctx ends or there will be no more.

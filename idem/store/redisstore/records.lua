@@ -121,7 +121,7 @@ local function parse(v)
   if st == 'p' then
     local claim, attempt, spent, expiries, redrive, fp, fence, fid, deadline, lease, inc, who = match(v,
       '^1p|([^|]*)|(%d+)|(%d+)|(%d+)|(%d+)|([^|]*)|(%d*)|([^|]*)|(%d+)|(%d+)|(%d+)|([^|]*)$')
-    if claim and not overlong(attempt, spent, expiries, redrive, fence, deadline, lease, inc) then
+    if claim and #inc <= 20 and not overlong(attempt, spent, expiries, redrive, fence, deadline, lease) then
       r = {claim = claim, attempt = attempt + 0, spent = spent + 0, expiries = expiries + 0, redrive = redrive, fp = fp,
         fence = fence, fid = fid, deadline = deadline + 0, lease = lease + 0, inc = inc, owner = who}
     end
