@@ -22,9 +22,7 @@ func (en *entry) deadLetter(reason string, cause error) (again bool) {
 		en.halt(noDestination(en, reason, cause))
 		return false
 	}
-	if en.solo {
-		en.leaveGate() // nothing is started any more that could end the process
-	}
+	en.leaveGate() // nothing is started any more that could end the process
 	l := Letter{Token: en.token, Reason: reason, Err: cause, Attempt: c.Attempt(), Redrive: c.Redrive() + 1}
 	if !en.post(l) {
 		en.giveBack(false)

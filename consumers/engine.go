@@ -265,8 +265,10 @@ func (e *Engine) Room(ctx context.Context) (int, error) {
 }
 
 // Handle handles and settles one delivery, and returns when that is done: for loops
-// that belong to the user. The error says why nothing was settled: ctx ended, or
-// something happened that no message may be skipped for.
+// that belong to the user. Nil says that the message may be passed over: it is done, or
+// dead-lettered (should the broker not have taken the ack, it comes again and is
+// dropped). The error says why it may not: ctx ended, or something happened that no
+// message may be skipped for.
 func (e *Engine) Handle(ctx context.Context, d Delivery) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)

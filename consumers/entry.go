@@ -140,7 +140,7 @@ func (en *entry) leaveGate() {
 // settle tells the broker, and ends the engine's part.
 func (en *entry) settle(verb func(context.Context) error, o outcome) {
 	e := en.l.e
-	if en.l.ctx.Err() == nil { // else it is another consumer's now
+	if en.l.cond == nil || en.l.ctx.Err() == nil { // else it is another consumer's now
 		if err := verb(en.l.ph.final); err != nil {
 			e.emit(en, idem.Event{Kind: idem.EventSettleFailed, Err: err})
 		}

@@ -411,3 +411,41 @@ func TestUndeliverableLetter(t *testing.T) {
 		})
 	}
 }
+
+// While one message waits for the dead-letter destination, another needs solitude: the
+// first holds up neither that one nor the rest.
+func TestLetterThatWaitsHoldsUpNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{Workers: 4, DeadLetters: true})
+		r.die("poison", 2)
+		r.b.dlqErr = errBoom
+		r.b.publish("bad", "poison")
+		r.b.publish(tokens(20)...)
+		stop := r.start(func(ctx context.Context, _ *delivery) error {
+			if c, _ := idem.FromContext(ctx); c.Token() == "bad" {
+				return idem.Permanent(errBoom)
+			}
+			time.Sleep(10 * time.Millisecond)
+			return nil
+		})
+		time.Sleep(time.Hour)
+		if n := len(r.b.settlements()); n != 21 {
+			t.Errorf("%d of 22 settled in an hour, though only one cannot be dead-lettered", n)
+		}
+		r.mustStop(stop)
+	})
+}
+
+// Handle's context ends while the handler works: what is done is acked.
+func TestHandleAcksWhatIsDone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, deadLetters)
+		ctx, cancel := context.WithCancel(t.Context())
+		m := &message{id: 1, headers: map[string][]string{idem.Header: {"a"}}}
+		err := r.engine(r.guard).Handle(ctx, &delivery{message: m, b: r.b, h: func(context.Context, *delivery) error { cancel(); return nil }})
+		if err != nil {
+			t.Errorf("Handle: %v", err)
+		}
+		r.wantSettled("ack 1")
+	})
+}

@@ -3,6 +3,7 @@ package consumers
 import (
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 
 	"github.com/idemq/idemq/idem"
@@ -109,9 +110,9 @@ func redrive(m Message) (int, error) {
 	if len(values) == 0 {
 		return 0, nil
 	}
-	n, err := strconv.Atoi(values[0])
-	if len(values) > 1 || err != nil || n < 0 || n > maxRedrive {
+	n, err := strconv.ParseInt(values[0], 10, 64)
+	if len(values) > 1 || err != nil || n < 0 || n > maxRedrive || n > math.MaxInt-1 {
 		return 0, fmt.Errorf("header %s: %.40q is no number from 0 to 2^53", idem.RedriveHeader, values)
 	}
-	return n, nil
+	return int(n), nil
 }

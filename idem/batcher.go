@@ -171,6 +171,7 @@ func (b *batcher) submit(calls ...*call) {
 	for _, c := range given {
 		c.answered(c)
 	}
+	b.giveBack(slices.DeleteFunc(given, func(c *call) bool { return c.before == nil }))
 }
 
 // launch starts a flight for what is queued, where one may start.

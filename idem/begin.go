@@ -64,7 +64,7 @@ func WithRedrive(n int) ClaimOption {
 // ends first, the claim is neither committed nor released by itself: its lease runs
 // out, and until somebody else claims the token it can still be committed. A token that
 // is claimed in this guard and not ended is ErrInProgress without a trip, also when its
-// lease was lost: its handler may still run.
+// lease was lost: its handler may still run. That ends one lease after ctx does.
 func (g *Guard) Begin(ctx context.Context, token string, opts ...ClaimOption) (*Claim, error) {
 	c, err := g.begin(ctx, newRequest(token, opts))
 	if err != nil {

@@ -188,6 +188,7 @@ func (c *Claim) Retry(ctx context.Context, counted bool, req Request) (*Claim, e
 	g := c.guard
 	c.mu.Lock()
 	entered := c.entered
+	c.entered = false // the next claim's, whatever lapse does meanwhile
 	c.mu.Unlock()
 	if !entered && !g.core.enter(g.run(c.token)) { // Begin's context ended long ago
 		c.finish(true, false)
@@ -378,9 +379,7 @@ func (c *claim) lose() {
 // token and derives tokens as ever, on attempt zero, and holds nothing in the store.
 func (g *Guard) Detached(ctx context.Context, token string) context.Context {
 	c := &Claim{claim: &claim{guard: g, token: token, oneTrip: true, parent: ctx}, borrowed: true}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.context(c)
+	return context.WithValue(ctx, claimKey{}, c)
 }
 
 type claimKey struct{}

@@ -782,3 +782,50 @@ func TestOptionsAreValidatedAllAtOnce(t *testing.T) {
 		t.Errorf("a guard without a store is valid until it is used: %v", err)
 	}
 }
+
+// Begin's context ended, and its lease ends while the next claim is on its way: the token
+// goes to that one, and is not free in between.
+func TestRetryWhileTheLeaseLapses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, s := newGuard()
+		ctx, cancel := context.WithCancel(t.Context())
+		c, err := g.Begin(ctx, "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		time.Sleep(8500 * time.Millisecond)
+		s.Delay(time.Second)
+		next, err := c.Retry(t.Context(), true, idem.Request{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Delay(0)
+		next.StopRenewing()
+		time.Sleep(10 * time.Second)
+		if _, err := g.Begin(t.Context(), "a"); !errors.Is(err, idem.ErrInProgress) {
+			t.Errorf("Begin beside a claim that is not ended: %v", err)
+		}
+		_ = next.Release(t.Context())
+	})
+}
+
+// A Retry that is answered at once, because the outage is known, gives the old claim back
+// all the same.
+func TestRetryInAKnownOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, s := newGuard()
+		c := begin(t, g, "a")
+		s.Set(storefault.Away)
+		go g.BeginAll(t.Context(), []idem.Request{{Token: "waits", Patient: true}})
+		time.Sleep(2500 * time.Millisecond)
+		if _, err := c.Retry(t.Context(), true, idem.Request{Patient: true, FailOpen: time.Second}); !errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("Retry: %v", err)
+		}
+		s.Set(storefault.None)
+		time.Sleep(3 * time.Second)
+		if r := inspect(t, g, "a"); r.State != store.Released || r.Spent != 1 {
+			t.Errorf("record %+v, want released and counted once", r)
+		}
+	})
+}

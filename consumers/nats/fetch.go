@@ -58,14 +58,21 @@ func (c *Consumer) fetch(ctx, ours context.Context, lose context.CancelCauseFunc
 			n = 1 // a message that breaks its request must not take others with it each time
 		}
 		got, err := c.pull(n, wait, func(msg jetstream.Msg) error {
-			if !order.follows(msg) && c.anew(ctx, info) {
-				return fmt.Errorf("idemnats: %s was %w", nameOf(info), errAnew)
+			if !order.follows(msg) {
+				anew, err := c.anew(ctx, info)
+				switch {
+				case anew:
+					err = fmt.Errorf("idemnats: %s was %w", nameOf(info), errAnew)
+					lose(err) // what is held bears numbers that are other messages' now
+					return err
+				case err == nil:
+					order.accept(msg)
+				}
 			}
 			add(msg)
 			return nil
 		})
 		if errors.Is(err, errAnew) {
-			lose(err) // what is held bears numbers that are other messages' now
 			return err
 		}
 		switch {
@@ -78,6 +85,7 @@ func (c *Consumer) fetch(ctx, ours context.Context, lose context.CancelCauseFunc
 			continue
 		}
 		if gone := c.gone(ctx, err, info); gone != nil {
+			lose(gone)
 			return gone
 		}
 		limit := lastPause
@@ -99,6 +107,9 @@ func (c *Consumer) pull(n int, wait time.Duration, add func(jetstream.Msg) error
 		got++
 		if err == nil {
 			err = add(msg)
+		}
+		if err != nil {
+			_ = msg.Nak() // for whoever comes next; at worst after AckWait
 		}
 	}
 	if err != nil {
@@ -127,18 +138,30 @@ func (s *sequence) follows(msg jetstream.Msg) bool {
 	if err != nil {
 		return true
 	}
-	before := s.last
+	if meta.Sequence.Consumer <= s.last {
+		return false
+	}
 	s.last = meta.Sequence.Consumer
-	return s.last > before
+	return true
+}
+
+// accept goes on from a lower number.
+func (s *sequence) accept(msg jetstream.Msg) {
+	if meta, err := msg.Metadata(); err == nil {
+		s.last = meta.Sequence.Consumer
+	}
 }
 
 // anew reports whether the JetStream consumer was deleted and created anew. A server
-// that crashed may have forgotten its last numbers too.
-func (c *Consumer) anew(ctx context.Context, info *jetstream.ConsumerInfo) bool {
+// that crashed may have forgotten its last numbers too. After an error it is not known.
+func (c *Consumer) anew(ctx context.Context, info *jetstream.ConsumerInfo) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	now, err := c.source.Info(ctx)
-	return err == nil && !now.Created.Equal(info.Created)
+	if err != nil {
+		return isMissing(err), err
+	}
+	return !now.Created.Equal(info.Created), nil
 }
 
 func nameOf(info *jetstream.ConsumerInfo) string {

@@ -19,9 +19,12 @@ import (
 
 // TestRecreated: the stream and its consumer are deleted and created anew while old
 // messages are in hand. Their acks bear the numbers of new messages, so none is sent.
+// The question whether it is a new one gets no answer at first.
 func TestRecreated(t *testing.T) {
 	v := setup(t)
 	var j journal
+	source1 := &forgetful{Consumer: v.source}
+	v.source = source1
 	gate := make(chan struct{})
 	var first atomic.Bool
 	c := v.consumer(func(ctx context.Context, m jetstream.Msg) error {
@@ -51,6 +54,7 @@ func TestRecreated(t *testing.T) {
 		fresh = append(fresh, fmt.Sprint("new", i))
 		v.publish(fresh[i])
 	}
+	source1.fail.Store(true)
 	close(gate)
 	if err := <-done; err == nil || !strings.Contains(err.Error(), "created anew") {
 		t.Fatalf("Run: %v, want an error that says so", err)
@@ -103,5 +107,66 @@ func TestStatusMessages(t *testing.T) {
 	waits := v.events.of(idem.EventWaiting)
 	if len(waits) == 0 || !strings.Contains(waits[0].Err.Error(), "Status header") {
 		t.Errorf("nobody is told what to look for: %+v", waits)
+	}
+}
+
+// forgetful is a source that gives no answer once.
+type forgetful struct {
+	jetstream.Consumer
+	fail atomic.Bool
+}
+
+func (f *forgetful) Info(ctx context.Context) (*jetstream.ConsumerInfo, error) {
+	if f.fail.CompareAndSwap(true, false) {
+		return nil, context.DeadlineExceeded
+	}
+	return f.Consumer.Info(ctx)
+}
+
+// TestDeletedWithAPullOut: the server says at once that the stream is gone; what is in
+// hand is not settled any more, for its number is another message's soon.
+func TestDeletedWithAPullOut(t *testing.T) {
+	v := setup(t)
+	var j journal
+	gate := make(chan struct{})
+	var started atomic.Bool
+	c := v.consumer(func(ctx context.Context, m jetstream.Msg) error {
+		started.Store(true)
+		<-gate
+		return j.handle(ctx, m)
+	})
+	done := make(chan error, 1)
+	go func() { done <- c.Run(v.ctx()) }()
+	v.publish("old")
+	testenv.Await(t, "it is in its handler, a pull is out", func() bool { return started.Load() && v.info().NumWaiting >= 1 })
+	cc := v.info().Config
+	if err := v.js.DeleteStream(v.ctx(), "ORDERS"); err != nil {
+		t.Fatal(err)
+	}
+	noticed := time.Now()
+	testenv.Await(t, "Run has had time to notice", func() bool { return time.Since(noticed) > time.Second })
+	v.stream("ORDERS", "orders.>")
+	source, err := v.js.CreateConsumer(v.ctx(), "ORDERS", cc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.publish("new")
+	batch, err := source.Fetch(1, jetstream.FetchMaxWait(10*time.Second)) // another process has it in hand
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := <-batch.Messages(); m == nil {
+		t.Fatal("the new message did not come")
+	}
+	close(gate)
+	if err := <-done; err == nil || !strings.Contains(err.Error(), "deleted") {
+		t.Errorf("Run: %v", err)
+	}
+	info, err := source.Info(v.ctx())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := info.NumAckPending + int(info.NumPending); n != 1 {
+		t.Errorf("the server owes %d messages: the old one's ack reached the new one", n)
 	}
 }
