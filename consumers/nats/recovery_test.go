@@ -162,6 +162,8 @@ func TestDeletedWithAPullOut(t *testing.T) {
 	if err := <-done; err == nil || !strings.Contains(err.Error(), "deleted") {
 		t.Errorf("Run: %v", err)
 	}
+	ended := time.Now()
+	testenv.Await(t, "an ack would have arrived", func() bool { return time.Since(ended) > 500*time.Millisecond })
 	info, err := source.Info(v.ctx())
 	if err != nil {
 		t.Fatal(err)
