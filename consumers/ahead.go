@@ -163,7 +163,7 @@ func (l *Lane) askAhead(batch []*entry) {
 			continue
 		}
 		en.tried, en.shared = true, false
-		l.e.gate.leave(1, false)
+		l.e.gate.leave(false)
 		var dup *idem.DuplicateError
 		if errors.As(answers[i].Err, &dup) && !l.e.policy.shadow && !l.ending() {
 			duplicates = append(duplicates, duplicate{en, outcomeOf(dup)})
@@ -214,7 +214,7 @@ func (l *Lane) giveBackAhead() {
 	defer l.mu.Unlock()
 	for _, en := range batch {
 		en.claim, en.asking, en.shared = nil, false, false
-		l.e.gate.leave(1, false)
+		l.e.gate.leave(false)
 	}
 	l.cond.Broadcast()
 }

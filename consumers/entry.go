@@ -133,7 +133,7 @@ func (en *entry) giveBackWithin(ctx context.Context, counted bool) {
 func (en *entry) leaveGate() {
 	if en.shared {
 		en.shared = false
-		en.l.e.gate.leave(1, en.solo)
+		en.l.e.gate.leave(en.solo)
 	}
 }
 

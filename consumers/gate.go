@@ -80,14 +80,14 @@ func (g *gate) enterAlone(ctx context.Context) error {
 	return err
 }
 
-// leave ends what enter (or n of tryEnter), or enterAlone, began.
-func (g *gate) leave(n int, alone bool) {
+// leave ends what enter (or one of tryEnter), or enterAlone, began.
+func (g *gate) leave(alone bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if alone {
 		g.alone = false
 	} else {
-		g.claims -= n
+		g.claims--
 	}
 	g.signal()
 }

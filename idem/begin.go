@@ -66,7 +66,7 @@ func WithRedrive(n int) ClaimOption {
 // is claimed in this guard and not ended is ErrInProgress without a trip, also when its
 // lease was lost: its handler may still run. That ends one lease after ctx does.
 func (g *Guard) Begin(ctx context.Context, token string, opts ...ClaimOption) (*Claim, error) {
-	c, err := g.begin(ctx, newRequest(token, opts))
+	c, err := g.ask(ctx, store.Begin, newRequest(token, opts))
 	if err != nil {
 		return nil, err
 	}
@@ -112,10 +112,6 @@ func newRequest(token string, opts []ClaimOption) Request {
 		}
 	}
 	return r
-}
-
-func (g *Guard) begin(ctx context.Context, req Request) (*Claim, error) {
-	return g.ask(ctx, store.Begin, req)
 }
 
 func (g *Guard) ask(ctx context.Context, kind store.Kind, req Request) (*Claim, error) {

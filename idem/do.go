@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+
+	"github.com/idemq/idemq/idem/store"
 )
 
 // Do claims a token, calls fn under the claim's context while the claim is
@@ -19,7 +21,7 @@ import (
 // the error says so: the effect happened, and a redelivery runs fn again. With
 // ErrLeaseLost, another process has the message, and the effect may happen twice.
 func (g *Guard) Do(ctx context.Context, token string, fn func(context.Context) error, opts ...ClaimOption) error {
-	c, err := g.begin(ctx, newRequest(token, opts))
+	c, err := g.ask(ctx, store.Begin, newRequest(token, opts))
 	if err != nil {
 		return err
 	}
