@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/idemq/idemq/internal/child"
 )
 
 const slots = 16384
@@ -27,7 +29,7 @@ func StartCluster(tb testing.TB) *Cluster {
 	busPorts := make([]int, size)
 	for i := range size {
 		// The default bus port, 10000 higher, may be no port at all.
-		busPorts[i] = freePort(tb)
+		busPorts[i] = child.FreePort(tb)
 		c.Nodes = append(c.Nodes, Start(tb,
 			"--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(busPorts[i]), "--cluster-node-timeout", "5000"))
 	}

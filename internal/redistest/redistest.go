@@ -9,16 +9,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/idemq/idemq/internal/child"
 	"github.com/idemq/idemq/internal/testenv"
 )
 
@@ -39,7 +38,7 @@ type Server struct {
 	dir  string
 	args []string
 	port int
-	proc *process
+	proc *child.Process
 }
 
 // Start runs a server of the test's own: free port, own folder, no persistence
@@ -65,7 +64,7 @@ func Start(tb testing.TB, args ...string) *Server {
 	}
 	s := &Server{tb: tb, bin: bin, dir: tb.TempDir(), args: args}
 	s.start()
-	tb.Cleanup(func() { s.proc.kill() })
+	tb.Cleanup(func() { s.proc.Kill() })
 	return s
 }
 
@@ -104,7 +103,7 @@ func (s *Server) start() {
 	s.tb.Helper()
 	var err error
 	for range 5 {
-		s.port = freePort(s.tb)
+		s.port = child.FreePort(s.tb)
 		s.addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port))
 		if err = s.run(); err == nil {
 			return
@@ -119,7 +118,7 @@ func (s *Server) run() error {
 		"--port", strconv.Itoa(s.port), "--bind", "127.0.0.1", "--dir", s.dir,
 		"--logfile", logfile, "--daemonize", "no", "--save", "", "--appendonly", "no",
 	}, s.args...)
-	proc, err := startProcess(exec.Command(s.bin, args...))
+	proc, err := child.Start(exec.Command(s.bin, args...))
 	if err != nil {
 		return err
 	}
@@ -127,22 +126,17 @@ func (s *Server) run() error {
 	deadline := time.Now().Add(startTimeout)
 	for !answers(s.addr) {
 		select {
-		case <-proc.done:
+		case <-proc.Done():
 			text, _ := os.ReadFile(logfile)
-			return fmt.Errorf("it ended at once: %s", tail(text))
+			return fmt.Errorf("it ended at once: %s", child.Tail(text))
 		case <-time.After(pollEvery):
 		}
 		if time.Now().After(deadline) {
-			proc.kill()
+			proc.Kill()
 			return errors.New("it does not answer")
 		}
 	}
 	return nil
-}
-
-// tail is the end of a log.
-func tail(text []byte) []byte {
-	return text[max(0, len(text)-1000):]
 }
 
 // answers tells whether the server has loaded its data and executes commands.
@@ -159,16 +153,6 @@ func answers(addr string) bool {
 	reply := make([]byte, 64)
 	n, _ := conn.Read(reply)
 	return bytes.HasPrefix(reply[:n], []byte("+PONG")) || bytes.HasPrefix(reply[:n], []byte("-NOAUTH"))
-}
-
-func freePort(tb testing.TB) int {
-	tb.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 // Addr is the server's host and port.
@@ -208,7 +192,7 @@ func (s *Server) needsProcess(verb string) {
 func (s *Server) Kill() {
 	s.tb.Helper()
 	s.needsProcess("kill")
-	s.proc.kill()
+	s.proc.Kill()
 }
 
 // Restart starts a killed server again, on the same port and with what its
@@ -216,7 +200,7 @@ func (s *Server) Kill() {
 func (s *Server) Restart() {
 	s.tb.Helper()
 	s.needsProcess("restart")
-	s.proc.kill()
+	s.proc.Kill()
 	if err := s.run(); err != nil {
 		s.tb.Fatalf("restarting %s: %v", s.bin, err)
 	}
@@ -239,40 +223,9 @@ func (s *Server) Resume() {
 
 func (s *Server) signal(sig syscall.Signal) {
 	s.tb.Helper()
-	if err := s.proc.cmd.Process.Signal(sig); err != nil {
+	if err := s.proc.Signal(sig); err != nil {
 		s.tb.Fatalf("%v to %s: %v", sig, s.bin, err)
 	}
-}
-
-// process is a child that somebody waits for.
-type process struct {
-	cmd  *exec.Cmd
-	once sync.Once
-	done chan struct{} // closed when it has ended
-}
-
-// startProcess starts cmd from a thread that lives as long as the child does:
-// Linux sends the parent-death signal when the starting thread ends.
-func startProcess(cmd *exec.Cmd) (*process, error) {
-	dieWithParent(cmd)
-	p := &process{cmd: cmd, done: make(chan struct{})}
-	started := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			_ = cmd.Wait()
-		}
-		close(p.done)
-	}()
-	return p, <-started
-}
-
-func (p *process) kill() {
-	p.once.Do(func() { _ = p.cmd.Process.Kill() })
-	<-p.done
 }
 
 // field is the value of one line of an INFO-like text.

@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/idemq/idemq/internal/child"
 	"github.com/idemq/idemq/internal/testenv"
 )
 
@@ -86,7 +87,7 @@ func TestDiesWithParent(t *testing.T) {
 		}
 		select {}
 	}
-	if !diesWithParent {
+	if !child.DiesWithParent {
 		t.Skip("servers outlive a killed test on this system")
 	}
 	if binary(t) == "" {
@@ -95,16 +96,16 @@ func TestDiesWithParent(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "addr")
 	helper := exec.Command(os.Args[0], "-test.run=^TestDiesWithParent$")
 	helper.Env = append(os.Environ(), envHelper+"="+path)
-	proc, err := startProcess(helper)
+	proc, err := child.Start(helper)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer proc.kill()
+	defer proc.Kill()
 	var addr []byte
 	testenv.Await(t, "the helper's server", func() bool {
 		addr, err = os.ReadFile(path)
 		return err == nil && answers(string(addr))
 	})
-	proc.kill()
+	proc.Kill()
 	testenv.Await(t, "the server's end", func() bool { return !answers(string(addr)) })
 }

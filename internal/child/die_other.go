@@ -1,10 +1,11 @@
 //go:build !linux
 
-package redistest
+package child
 
 import "os/exec"
 
-const diesWithParent = false
+// DiesWithParent: children outlive this process when it is killed.
+const DiesWithParent = false
 
 // dieWithParent does nothing: a server outlives a killed test here.
 func dieWithParent(*exec.Cmd) {}

@@ -1,11 +1,12 @@
-package redistest
+package child
 
 import (
 	"os/exec"
 	"syscall"
 )
 
-const diesWithParent = true
+// DiesWithParent: children end when this process is killed.
+const DiesWithParent = true
 
 // dieWithParent has the kernel kill the child when this process dies.
 func dieWithParent(cmd *exec.Cmd) {
