@@ -3,6 +3,7 @@ package consumers
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/idemq/idemq/idem"
@@ -15,16 +16,21 @@ const (
 	maxWindow = 64
 )
 
-// window is how many of the next messages are claimed ahead.
-func (l *Lane) window() int {
-	if a := l.e.policy.ahead; a > 0 {
-		return a - 1
-	}
+// mostHeld is how many deliveries the lane has a use for.
+func (l *Lane) mostHeld() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.windowLocked()
+	return l.mostHeldLocked()
 }
 
+func (l *Lane) mostHeldLocked() int {
+	if l.e.broker.FewDeliveries {
+		return l.e.broker.Workers
+	}
+	return l.e.broker.Workers + max(2*l.windowLocked(), 1)
+}
+
+// windowLocked is how many of the next messages are claimed ahead.
 func (l *Lane) windowLocked() int {
 	if a := l.e.policy.ahead; a > 0 {
 		return a - 1
@@ -148,7 +154,7 @@ func (l *Lane) askAhead(batch []*entry) {
 	for i, en := range batch {
 		reqs[i] = en.request()
 	}
-	answers := l.e.guard.BeginAll(l.ph.ask, reqs)
+	answers := l.guard.BeginAll(l.ph.ask, reqs)
 
 	type duplicate struct {
 		en *entry
@@ -182,7 +188,7 @@ func (l *Lane) askAhead(batch []*entry) {
 func (l *Lane) drop(en *entry) {
 	for i, x := range l.queue {
 		if x == en {
-			l.queue = append(l.queue[:i:i], l.queue[i+1:]...)
+			l.queue = slices.Delete(l.queue, i, i+1)
 			return
 		}
 	}
@@ -205,7 +211,7 @@ func (l *Lane) giveBackAhead() {
 	if len(batch) == 0 {
 		return
 	}
-	for i, err := range l.e.guard.ReleaseAll(l.ph.final, claims, false) {
+	for i, err := range l.guard.ReleaseAll(l.ph.final, claims, false) {
 		if err != nil {
 			claims[i].Abandon() // its lease runs out
 		}

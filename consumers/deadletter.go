@@ -70,7 +70,7 @@ func (en *entry) bury() bool {
 	en.setClaim(nil)
 	en.leaveGate()
 	if err != nil {
-		sleep(en.l.waits, jitter(askAgain))
+		sleep(en.waits, jitter(askAgain))
 	}
 	return err == nil
 }
@@ -98,7 +98,7 @@ func (en *entry) refuse(reason string, cause error) (again bool) {
 // ends before.
 func (en *entry) post(l Letter) bool {
 	e := en.l.e
-	l.Group = e.guard.Settings().Group
+	l.Group = en.l.guard.Settings().Group
 	for n := 1; ; n++ {
 		err := en.d.DeadLetter(en.l.ph.final, l)
 		if err == nil {
@@ -111,8 +111,8 @@ func (en *entry) post(l Letter) bool {
 		}
 		wait := e.policy.backoff(n)
 		e.emit(en, idem.Event{Kind: idem.EventWaiting, Err: fmt.Errorf("dead-letter destination: %w", err), Wait: wait})
-		sleep(en.l.waits, wait)
-		if en.l.ending() || context.Cause(en.l.ph.final) != nil {
+		sleep(en.waits, wait)
+		if en.over() || context.Cause(en.l.ph.final) != nil {
 			return false
 		}
 	}

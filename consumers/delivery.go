@@ -34,6 +34,10 @@ type Message interface {
 // engine. The engine calls Handle from one goroutine at a time, and settles a
 // delivery once at most. Settling verbs that fail are reported and not repeated,
 // but for DeadLetter: the broker delivers again, and the token is known by then.
+//
+// Settling verbs may be called after the end of the lane's context, when a handler
+// that had started has returned: where the broker would take the settlement for another
+// message's, it is the delivery that must refuse.
 type Delivery interface {
 	Message
 
@@ -45,7 +49,7 @@ type Delivery interface {
 	// Terminate is Ack for a message that was dead-lettered.
 	Terminate(ctx context.Context) error
 	// Redeliver asks the broker to deliver the message again after a while. It is
-	// called only where Broker.Redelivers, and at drain.
+	// called only where Broker.Redelivers, at drain, and beyond Broker.HoldLimit.
 	Redeliver(ctx context.Context, after time.Duration) error
 	// DeadLetter hands a copy to the dead-letter destination and returns nil only
 	// after the destination confirmed it. It is called only where
@@ -77,9 +81,18 @@ type Broker struct {
 	// FewDeliveries says that the broker drops a message after a number of
 	// deliveries: then no message is held before it can be started.
 	FewDeliveries bool
-	// MaxHeld bounds the deliveries that the engine holds in all; zero is a
-	// number that fits how far it works ahead.
+	// MaxHeld bounds the deliveries that Engine.Room lets the engine hold in all; zero
+	// is a number that fits how far it works ahead.
 	MaxHeld int
+	// KeepHandlers says that the end of a lane does not cancel its handlers: the claim
+	// is held all the same, so a handler that finishes has its completion recorded, and
+	// the message is a duplicate wherever it comes again.
+	KeepHandlers bool
+	// HoldLimit bounds how long a delivery is waited with: through backoffs, for whoever
+	// has it in progress, for the store. Then its claim is given back, spending no
+	// budget, and it is redelivered. A handler that runs is not interrupted. Zero is no
+	// limit.
+	HoldLimit time.Duration
 }
 
 // Letter is what a dead-letter copy says besides the message.

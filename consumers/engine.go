@@ -80,14 +80,12 @@ func (e *Engine) maxHeld() int {
 		return e.broker.Workers
 	case e.broker.MaxHeld > 0:
 		return e.broker.MaxHeld
-	case e.policy.ahead > 0:
-		return e.broker.Workers + 2*(e.policy.ahead-1) + 1
 	}
-	window := 1
+	most := e.broker.Workers
 	for _, l := range e.allLanes() {
-		window = max(window, l.window())
+		most = max(most, l.mostHeld())
 	}
-	return e.broker.Workers + 2*window
+	return most
 }
 
 // phases are the contexts of a consumer's life and end. All carry the values of
@@ -242,19 +240,18 @@ func (e *Engine) drain(ph *phases) error {
 	return fmt.Errorf("consumer: handlers did not return within %v of shutdown, nor when their context was cancelled: %s", e.policy.drainTimeout, strings.Join(stuck, ", "))
 }
 
-// Room waits until the engine wants more deliveries and returns how many. While all
-// workers have something to do, at least half of what it holds at most is asked for at a
-// time, so that a fetch is worth its trip.
+// Room waits until the engine wants more deliveries, for any of its lanes, and returns
+// how many. While all workers have something to do, at least half of what it holds at
+// most is asked for at a time, so that a fetch is worth its trip.
 func (e *Engine) Room(ctx context.Context) (int, error) {
 	for {
 		limit := e.maxHeld()
 		e.mu.Lock()
-		free := limit - len(e.held)
-		idle := len(e.held) < e.broker.Workers*max(len(e.lanes), 1)
+		n := room(limit, len(e.held), e.broker.Workers*max(len(e.lanes), 1))
 		changed := e.changed
 		e.mu.Unlock()
-		if free > 0 && (idle || free >= limit/2) {
-			return free, nil
+		if n > 0 {
+			return n, nil
 		}
 		select {
 		case <-changed:
@@ -275,7 +272,7 @@ func (e *Engine) Handle(ctx context.Context, d Delivery) error {
 	}
 	ph, end := e.newPhases(ctx)
 	defer end()
-	l := &Lane{e: e, ctx: ctx, ph: ph, waits: ctx}
+	l := &Lane{e: e, guard: e.guard, ctx: context.WithoutCancel(ctx), ph: ph, waits: ctx}
 	en := l.newEntry(d)
 	e.hold(en)
 	extending, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -296,7 +293,20 @@ func (e *Engine) Handle(ctx context.Context, d Delivery) error {
 	return nil
 }
 
+// room is how many deliveries are wanted beside those held, zero while it is not worth
+// a trip.
+func room(limit, held, workers int) int {
+	free := limit - held
+	if free > 0 && (held < workers || free >= limit/2) {
+		return free
+	}
+	return 0
+}
+
 func (e *Engine) hold(en *entry) {
+	if limit := e.broker.HoldLimit; limit > 0 {
+		en.holdUntil = time.Now().Add(limit)
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.holds++
@@ -367,5 +377,5 @@ func (e *Engine) extend(ctx context.Context, deliveries func() []*entry) {
 
 func (e *Engine) emit(en *entry, ev idem.Event) {
 	ev.Token = en.token
-	e.guard.Emit(ev)
+	en.l.guard.Emit(ev)
 }

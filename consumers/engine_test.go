@@ -615,39 +615,6 @@ func TestLostLane(t *testing.T) {
 	})
 }
 
-// A handler that returns nil after its partition went away: its effect is recorded,
-// and the delivery is the new owner's to settle.
-func TestLostLaneSettlesNothing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, consumers.Broker{})
-		e := r.engine(r.guard)
-		revoked, revoke := context.WithCancel(t.Context())
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() {
-			done <- e.Run(ctx, func(ctx context.Context) error {
-				lane := e.Lane(revoked)
-				lane.Add(&delivery{
-					message: &message{id: 1, headers: map[string][]string{idem.Header: {"a"}}}, b: r.b,
-					h: func(context.Context, *delivery) error { revoke(); return nil },
-				})
-				lane.Wait()
-				<-ctx.Done()
-				return ctx.Err()
-			})
-		}()
-		time.Sleep(time.Minute)
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-		r.wantSettled()
-		if rec, _ := r.guard.Inspect(t.Context(), "a"); rec.State != store.Done {
-			t.Errorf("record %+v", rec)
-		}
-	})
-}
-
 // A store outage that costs a handler its lease spends no budget.
 func TestLeaseLostInAnOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

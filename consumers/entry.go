@@ -2,7 +2,9 @@ package consumers
 
 import (
 	"context"
+	"errors"
 	"sync"
+	"time"
 
 	"github.com/idemq/idemq/idem"
 )
@@ -27,8 +29,8 @@ type entry struct {
 	invalid error  // why there is no token, or no redrive number
 	prev    *entry // the same token, earlier in this lane
 
-	over    chan struct{} // closed when the outcome is set, or its completion was refused
-	isOver  bool          // over is closed; guarded by the lane's mutex
+	ended   chan struct{} // closed when the outcome is set, or its completion was refused
+	isEnded bool          // ended is closed; guarded by the lane's mutex
 	outcome outcome
 	failure error // Handle: why nothing was settled
 
@@ -44,9 +46,38 @@ type entry struct {
 
 	failures int // without a claim to count them: shadow mode, FailOpen
 
+	holdUntil time.Time       // zero: as long as it takes
+	ask       context.Context // ends when no claim is asked for any more
+	waits     context.Context // ends when nothing is waited for any more
+
 	mu      sync.Mutex
 	started bool // in the handler
 }
+
+// begin sets how long the entry may be waited with.
+func (en *entry) begin() (end func()) {
+	en.ask, en.waits = en.l.ph.ask, en.l.waits
+	if en.holdUntil.IsZero() {
+		return func() {}
+	}
+	var ends [2]context.CancelFunc
+	en.ask, ends[0] = context.WithDeadlineCause(en.ask, en.holdUntil, errHeldLong)
+	en.waits, ends[1] = context.WithDeadlineCause(en.waits, en.holdUntil, errHeldLong)
+	return func() {
+		ends[0]()
+		ends[1]()
+	}
+}
+
+var errHeldLong = errors.New("held for too long")
+
+// heldLong reports whether the entry has to go back to the broker.
+func (en *entry) heldLong() bool {
+	return !en.holdUntil.IsZero() && !time.Now().Before(en.holdUntil)
+}
+
+// over reports whether there is to be no other try.
+func (en *entry) over() bool { return en.failure != nil || en.l.ending() || en.heldLong() }
 
 func (en *entry) inHandler() bool {
 	en.mu.Lock()
@@ -70,7 +101,7 @@ func (en *entry) stopRenewing() {
 }
 
 func (l *Lane) newEntry(d Delivery) *entry {
-	en := &entry{l: l, d: d, over: make(chan struct{})}
+	en := &entry{l: l, d: d, ended: make(chan struct{})}
 	en.token, en.invalid = l.e.policy.token(d)
 	if en.invalid == nil {
 		en.redrive, en.invalid = redrive(d)
@@ -140,10 +171,8 @@ func (en *entry) leaveGate() {
 // settle tells the broker, and ends the engine's part.
 func (en *entry) settle(verb func(context.Context) error, o outcome) {
 	e := en.l.e
-	if en.l.cond == nil || en.l.ctx.Err() == nil { // else it is another consumer's now
-		if err := verb(en.l.ph.final); err != nil {
-			e.emit(en, idem.Event{Kind: idem.EventSettleFailed, Err: err})
-		}
+	if err := verb(en.l.ph.final); err != nil {
+		e.emit(en, idem.Event{Kind: idem.EventSettleFailed, Err: err})
 	}
 	e.forget(en, o)
 }

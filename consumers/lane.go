@@ -1,23 +1,28 @@
 package consumers
 
 import (
+	"cmp"
 	"context"
 	"sync"
 	"time"
+
+	"github.com/idemq/idemq/idem"
 )
 
 // Lane is a line of deliveries. With one worker its messages reach the handler one
 // after another; lanes are independent of each other.
 type Lane struct {
-	e   *Engine
-	ctx context.Context // ends when its deliveries are this consumer's no longer
-	ph  *phases
-	wg  sync.WaitGroup
+	e     *Engine
+	guard *idem.Guard     // of its group
+	ctx   context.Context // ends when its deliveries are this consumer's no longer
+	ph    *phases
+	wg    sync.WaitGroup
 
 	waits context.Context // ends when nothing of this lane is waited for any more
 
 	mu       sync.Mutex
 	cond     *sync.Cond
+	held     int               // deliveries that were added and are not settled
 	queue    []*entry          // in order; the first is next
 	last     map[string]*entry // by token, the latest that is not settled
 	returned []*entry          // handled, completion to be recorded
@@ -28,12 +33,21 @@ type Lane struct {
 }
 
 // Lane makes a lane, whose deliveries belong to this consumer until ctx ends: then
-// handlers are cancelled, claims are given back uncounted, and nothing more of it is
-// settled. It is called by the function that Run fetches with.
-func (e *Engine) Lane(ctx context.Context) *Lane {
+// handlers are cancelled (but see Broker.KeepHandlers), claims that were not started
+// are given back uncounted, and what had not started is forgotten. It is called by the
+// function that Run fetches with.
+func (e *Engine) Lane(ctx context.Context) *Lane { return e.lane(ctx, e.guard) }
+
+// GroupLane makes a lane whose records belong to another group than the guard's: for a
+// consumer of several topics, each of which is a group.
+func (e *Engine) GroupLane(ctx context.Context, group string) *Lane {
+	return e.lane(ctx, e.guard.Group(group))
+}
+
+func (e *Engine) lane(ctx context.Context, g *idem.Guard) *Lane {
 	e.mu.Lock()
 	ph := e.ph
-	l := &Lane{e: e, ctx: ctx, ph: ph, last: make(map[string]*entry)}
+	l := &Lane{e: e, guard: g, ctx: ctx, ph: ph, last: make(map[string]*entry)}
 	l.cond = sync.NewCond(&l.mu)
 	e.lanes[l] = struct{}{}
 	e.mu.Unlock()
@@ -76,6 +90,27 @@ func (l *Lane) forgetQueued() {
 	}
 }
 
+// Room waits until this lane wants more deliveries and returns how many: for sources
+// that can be read lane by lane, so that one that stands still holds up no other. It
+// ends with ctx, or with the lane.
+func (l *Lane) Room(ctx context.Context) (int, error) {
+	defer context.AfterFunc(ctx, l.wake)()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for {
+		switch {
+		case ctx.Err() != nil:
+			return 0, context.Cause(ctx)
+		case l.ending():
+			return 0, cmp.Or(context.Cause(l.ctx), context.Cause(l.ph.run))
+		}
+		if n := room(l.mostHeldLocked(), l.held, l.e.broker.Workers); n > 0 {
+			return n, nil
+		}
+		l.cond.Wait()
+	}
+}
+
 // Add hands a delivery to the lane. It does not wait: the bound is Room's.
 func (l *Lane) Add(d Delivery) {
 	en := l.newEntry(d)
@@ -85,6 +120,7 @@ func (l *Lane) Add(d Delivery) {
 		return // it is another consumer's now
 	}
 	l.e.hold(en)
+	l.held++
 	if en.token != "" {
 		en.prev = l.last[en.token]
 		l.last[en.token] = en
@@ -123,6 +159,7 @@ func (l *Lane) settled(en *entry, o outcome) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	en.outcome = o
+	l.held--
 	l.release(en)
 	if l.last[en.token] == en {
 		delete(l.last, en.token)
@@ -188,8 +225,8 @@ func (l *Lane) putBack(en *entry) {
 
 // release wakes those who wait for an entry, with mu held.
 func (l *Lane) release(en *entry) {
-	if !en.isOver {
-		en.isOver = true
-		close(en.over)
+	if !en.isEnded {
+		en.isEnded = true
+		close(en.ended)
 	}
 }

@@ -18,23 +18,23 @@ const askAgain = time.Second
 // point where it must be left to the broker. A completion may still be on its way to
 // the store when it returns.
 func (en *entry) process() {
-	if en.invalid != nil {
-		if en.refuse(ReasonToken, en.invalid) {
-			en.leave() // the consumer ends
-		}
-		return
-	}
+	defer en.begin()()
 	if en.prev != nil && en.awaitPrevious() {
 		return
 	}
-	for en.next() {
-		if en.l.ending() || en.failure != nil {
+	for again := true; again; {
+		if en.over() {
 			if en.claim != nil {
 				en.giveBack(false)
 			}
-			en.leave()
+			if en.heldLong() && !en.l.ending() {
+				en.settle(func(ctx context.Context) error { return en.d.Redeliver(ctx, 0) }, settled)
+			} else {
+				en.leave()
+			}
 			return
 		}
+		again = en.next()
 	}
 }
 
@@ -50,8 +50,8 @@ func (l *Lane) isCompleted(en *entry) bool {
 func (en *entry) awaitPrevious() (isSettled bool) {
 	prev := en.prev
 	select {
-	case <-prev.over:
-	case <-en.l.waits.Done():
+	case <-prev.ended:
+	case <-en.waits.Done():
 		return false
 	}
 	e := en.l.e
@@ -66,6 +66,9 @@ func (en *entry) awaitPrevious() (isSettled bool) {
 // next is one try: a claim, a handler, an outcome. It reports whether there is to be
 // another.
 func (en *entry) next() (again bool) {
+	if en.invalid != nil {
+		return en.refuse(ReasonToken, en.invalid)
+	}
 	if en.claim == nil {
 		if claimed, again := en.obtain(); !claimed {
 			return again
@@ -84,15 +87,15 @@ func (en *entry) obtain() (claimed, again bool) {
 	if en.alone {
 		enter = e.gate.enterAlone
 	}
-	if err := enter(l.waits); err != nil {
-		return false, true // ending
+	if err := enter(en.waits); err != nil {
+		return false, true // it is over
 	}
 	en.shared, en.solo = true, en.alone
 	var b idem.Begun
 	if e.policy.atMostOnce {
-		b = e.guard.SpendAll(l.ph.ask, []idem.Request{en.request()})[0]
+		b = l.guard.SpendAll(en.ask, []idem.Request{en.request()})[0]
 	} else {
-		b = e.guard.BeginAll(l.ph.ask, []idem.Request{en.request()})[0]
+		b = l.guard.BeginAll(en.ask, []idem.Request{en.request()})[0]
 	}
 	return en.judge(b)
 }
@@ -121,7 +124,7 @@ func (en *entry) judge(b idem.Begun) (claimed, again bool) {
 			en.settle(en.d.Ack, outcomeOf(dup))
 			return false, false
 		}
-		l.wait(l.waits, jitter(min(max(busy.RetryAfter, time.Millisecond), askAgain)))
+		l.wait(en.waits, jitter(min(max(busy.RetryAfter, time.Millisecond), askAgain)))
 		return false, true
 	case errors.Is(err, idem.ErrUnknownToken):
 		return false, en.refuse(ReasonUnknown, err)
@@ -129,7 +132,7 @@ func (en *entry) judge(b idem.Begun) (claimed, again bool) {
 		return false, en.refuse(ReasonConflict, err)
 	case errors.Is(err, store.ErrUnreadable):
 		return false, en.refuse(ReasonRecord, err)
-	case l.ph.ask.Err() != nil, l.ending():
+	case en.ask.Err() != nil, l.ending():
 		return false, true
 	case e.policy.failOpen > 0 && errors.Is(err, store.ErrUnavailable):
 		e.emit(en, idem.Event{Kind: idem.EventUnguarded, Err: err})
@@ -193,8 +196,8 @@ func (en *entry) attempt() (again bool) {
 	case errors.Is(context.Cause(ctx), idem.ErrLeaseLost):
 		en.giveBack(false)
 		return true
-	case ctx.Err() != nil && l.ending(), l.ctx.Err() != nil:
-		en.giveBack(false)
+	case l.ctx.Err() != nil, ctx.Err() != nil && l.ending():
+		en.giveBack(ctx.Err() == nil && e.broker.KeepHandlers && !later)
 		return true
 	case later:
 		return en.tryLater(err, max(delay, e.policy.firstBackoff), false)
@@ -243,7 +246,7 @@ func (en *entry) unguarded() (again bool) {
 	l, e := en.l, en.l.e
 	ctx, stop := l.handlerCtx()
 	defer stop()
-	ctx = e.guard.Detached(ctx, en.token)
+	ctx = l.guard.Detached(ctx, en.token)
 	err := en.run(ctx)
 	delay, later := idem.RetryDelay(err)
 	switch {
@@ -263,15 +266,18 @@ func (en *entry) unguarded() (again bool) {
 		delay = e.policy.backoff(en.failures)
 	}
 	e.emit(en, idem.Event{Kind: idem.EventRetry, Attempt: en.failures, Err: err, Wait: delay})
-	sleep(l.waits, delay)
+	sleep(en.waits, delay)
 	return true
 }
 
 // handlerCtx is the parent of a handler's context: it outlives the beginning of the
-// drain, and ends with the lane.
+// drain, and ends with the lane unless the broker keeps handlers.
 func (l *Lane) handlerCtx() (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(l.ph.hard)
-	stop := context.AfterFunc(l.ctx, func() { cancel(context.Cause(l.ctx)) })
+	stop := func() bool { return true }
+	if !l.e.broker.KeepHandlers {
+		stop = context.AfterFunc(l.ctx, func() { cancel(context.Cause(l.ctx)) })
+	}
 	return ctx, func() {
 		stop()
 		cancel(nil)

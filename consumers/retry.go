@@ -45,7 +45,7 @@ func sleep(ctx context.Context, d time.Duration) {
 // tryLater waits and tries again: in place under this claim, or by way of the
 // broker where order does not matter.
 func (en *entry) tryLater(err error, d time.Duration, counted bool) (again bool) {
-	l, e, c := en.l, en.l.e, en.claim
+	e, c := en.l.e, en.claim
 	e.emit(en, idem.Event{Kind: idem.EventRetry, Attempt: c.Attempt(), Err: err, Wait: d})
 	if e.broker.Redelivers {
 		en.giveBack(counted)
@@ -54,13 +54,13 @@ func (en *entry) tryLater(err error, d time.Duration, counted bool) (again bool)
 	}
 	until := time.Now().Add(d)
 	kept := !en.alone && en.keepFor(c, d)
-	if l.ending() || !kept {
+	if en.over() || !kept {
 		en.giveBack(counted)
-		sleep(l.waits, time.Until(until))
+		sleep(en.waits, time.Until(until))
 		return true
 	}
 	// The claim's share at the gate goes to the next one.
-	next, err := c.Retry(l.ph.ask, counted, en.request())
+	next, err := c.Retry(en.ask, counted, en.request())
 	claimed, again := en.judge(idem.Begun{Claim: next, Err: err})
 	if !claimed {
 		en.setClaim(nil)
@@ -83,7 +83,7 @@ func (en *entry) keepFor(c *idem.Claim, d time.Duration) bool {
 		case <-changed:
 		case <-c.Context().Done():
 			return false
-		case <-en.l.waits.Done():
+		case <-en.waits.Done():
 			return false
 		}
 	}

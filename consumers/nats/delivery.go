@@ -26,6 +26,8 @@ type settler struct {
 	terminate  bool
 	doubleAck  bool
 	maxDeliver uint64 // zero: unlimited
+
+	ours context.Context // ends when sequences may be other messages'
 }
 
 // delivery implements consumers.Delivery.
@@ -41,6 +43,9 @@ func (s *settler) delivery(msg jetstream.Msg) *delivery {
 func (d *delivery) Handle(ctx context.Context) error { return d.s.handle(ctx, handled{d.msg}) }
 
 func (d *delivery) Ack(ctx context.Context) error {
+	if err := context.Cause(d.s.ours); err != nil {
+		return err
+	}
 	if !d.s.doubleAck {
 		return d.msg.Ack()
 	}
@@ -50,6 +55,9 @@ func (d *delivery) Ack(ctx context.Context) error {
 }
 
 func (d *delivery) Terminate(context.Context) error {
+	if err := context.Cause(d.s.ours); err != nil {
+		return err
+	}
 	if d.s.terminate {
 		return d.msg.TermWithReason("given up")
 	}
@@ -57,6 +65,9 @@ func (d *delivery) Terminate(context.Context) error {
 }
 
 func (d *delivery) Redeliver(_ context.Context, after time.Duration) error {
+	if err := context.Cause(d.s.ours); err != nil {
+		return err
+	}
 	if after <= 0 {
 		return d.msg.Nak()
 	}

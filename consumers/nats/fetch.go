@@ -37,7 +37,7 @@ const (
 func (c *Consumer) fetch(ctx, ours context.Context, lose context.CancelCauseFunc, e *consumers.Engine, info *jetstream.ConsumerInfo) error {
 	s := &settler{
 		guard: c.guard, handle: c.handle, letters: c.conf.letters, terminate: c.conf.terminate,
-		doubleAck: c.conf.doubleAck, maxDeliver: uint64(max(info.Config.MaxDeliver, 0)),
+		doubleAck: c.conf.doubleAck, maxDeliver: uint64(max(info.Config.MaxDeliver, 0)), ours: ours,
 	}
 	add := c.lanes(ours, e, s)
 	var order sequence

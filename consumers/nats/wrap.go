@@ -51,7 +51,7 @@ func Wrap(g *idem.Guard, h Handler, opts ...Option) (jetstream.MessageHandler, e
 	if base == nil {
 		base = context.Background()
 	}
-	s := &settler{guard: g, handle: h, letters: conf.letters, terminate: conf.terminate, doubleAck: conf.doubleAck}
+	s := &settler{guard: g, handle: h, letters: conf.letters, terminate: conf.terminate, doubleAck: conf.doubleAck, ours: context.Background()}
 	return func(msg jetstream.Msg) {
 		if err := e.Handle(base, s.delivery(msg)); err != nil && base.Err() == nil && conf.onStop != nil {
 			conf.onStop(err)

@@ -1,0 +1,298 @@
+package consumers_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/idemq/idemq/consumers"
+	"github.com/idemq/idemq/idem"
+	"github.com/idemq/idemq/idem/store"
+	"github.com/idemq/idemq/internal/storefault"
+)
+
+// within runs fetch in the Run of an engine, until it has returned and a minute has
+// passed.
+func (r *rig) within(e *consumers.Engine, fetch func(ctx context.Context)) {
+	r.t.Helper()
+	ctx, cancel := context.WithCancel(r.t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		done <- e.Run(ctx, func(ctx context.Context) error {
+			fetch(ctx)
+			<-ctx.Done()
+			return ctx.Err()
+		})
+	}()
+	time.Sleep(time.Minute)
+	cancel()
+	if err := <-done; err != nil {
+		r.t.Errorf("Run: %v", err)
+	}
+}
+
+func (r *rig) delivery(id int, token string, h handler) *delivery {
+	return &delivery{message: &message{id: id, headers: map[string][]string{idem.Header: {token}}}, b: r.b, h: h}
+}
+
+// A handler that returns nil after its lane has ended: its effect is recorded, and the
+// delivery is told, which knows whether it is still its to settle.
+func TestLaneEndsBeforeItsHandler(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		shape     consumers.Broker
+		cancelled bool
+	}{
+		{"its handlers end with it", consumers.Broker{}, true},
+		{"its handlers are kept", consumers.Broker{KeepHandlers: true}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, c.shape)
+				ours, lose := context.WithCancel(t.Context())
+				e := r.engine(r.guard)
+				r.within(e, func(context.Context) {
+					lane := e.Lane(ours)
+					lane.Add(r.delivery(1, "a", func(ctx context.Context, _ *delivery) error {
+						lose()
+						time.Sleep(time.Second)
+						if cancelled := ctx.Err() != nil; cancelled != c.cancelled {
+							t.Errorf("cancelled: %v, want %v", cancelled, c.cancelled)
+						}
+						return nil
+					}))
+					lane.Add(r.delivery(2, "b", func(context.Context, *delivery) error {
+						t.Error("a message was started after the end of its lane")
+						return nil
+					}))
+					lane.Wait()
+				})
+				r.wantSettled("ack 1")
+				if rec, _ := r.guard.Inspect(t.Context(), "a"); rec.State != store.Done {
+					t.Errorf("record %+v", rec)
+				}
+			})
+		})
+	}
+}
+
+// A handler that fails after its lane has ended: where that cancelled it, the failure
+// is not the message's; where it was kept, it is.
+func TestHandlerFailsAfterItsLane(t *testing.T) {
+	for _, keep := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, consumers.Broker{KeepHandlers: keep})
+			ours, lose := context.WithCancel(t.Context())
+			e := r.engine(r.guard)
+			r.within(e, func(context.Context) {
+				e.Lane(ours).Add(r.delivery(1, "a", func(context.Context, *delivery) error {
+					lose()
+					time.Sleep(time.Second)
+					return errBoom
+				}))
+			})
+			r.wantSettled()
+			rec, err := r.guard.Inspect(t.Context(), "a")
+			if err != nil || rec.State != store.Released || (rec.Spent == 1) != keep {
+				t.Errorf("keep %v: record %+v, %v", keep, rec, err)
+			}
+		})
+	}
+}
+
+// One lane that stands still holds up no other, and holds a bounded number.
+func TestRoomOfALane(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{})
+		e := r.engine(r.guard, consumers.WorkAhead(3))
+		stuck := make(chan struct{})
+		added := 0
+		r.within(e, func(ctx context.Context) {
+			blocked, free := e.Lane(context.WithoutCancel(ctx)), e.Lane(context.WithoutCancel(ctx))
+			soon, cancel := context.WithTimeout(ctx, time.Second)
+			defer cancel()
+			for {
+				n, err := blocked.Room(soon)
+				if err != nil {
+					if !errors.Is(err, context.DeadlineExceeded) {
+						t.Errorf("Room: %v", err)
+					}
+					break
+				}
+				for range n {
+					added++
+					blocked.Add(r.delivery(added, tokens(100)[added], func(context.Context, *delivery) error { <-stuck; return nil }))
+				}
+			}
+			for i := 200; i < 300; {
+				n, err := free.Room(ctx)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				for range n {
+					free.Add(r.delivery(i, tokens(1000)[i], fine))
+					i++
+				}
+			}
+			time.Sleep(time.Second)
+			if n := len(r.b.settlements()); n < 100 {
+				t.Errorf("%d settled beside the lane that stands still", n)
+			}
+			close(stuck)
+		})
+		if added != 7 { // the one at work, and twice what is claimed ahead
+			t.Errorf("a lane that stands still took %d deliveries, want 7", added)
+		}
+	})
+}
+
+// Room ends with its lane, and with Run.
+func TestRoomEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{})
+		e := r.engine(r.guard, consumers.WorkAhead(0))
+		gone := errors.New("gone")
+		r.within(e, func(ctx context.Context) {
+			ours, lose := context.WithCancelCause(context.WithoutCancel(ctx))
+			lane := e.Lane(ours)
+			for i := range 2 {
+				lane.Add(r.delivery(i, tokens(2)[i], func(ctx context.Context, _ *delivery) error { <-ctx.Done(); return ctx.Err() }))
+			}
+			time.AfterFunc(time.Second, func() { lose(gone) })
+			if n, err := lane.Room(ctx); !errors.Is(err, gone) {
+				t.Errorf("Room: %d, %v, want the lane's end", n, err)
+			}
+		})
+	})
+}
+
+// Two lanes of one consumer whose records belong to different groups: one token is
+// handled in each.
+func TestGroupLane(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, deadLetters)
+		e := r.engine(r.guard)
+		var groups []string
+		r.within(e, func(ctx context.Context) {
+			for i, group := range []string{"orders", "refunds"} {
+				lane := e.GroupLane(context.WithoutCancel(ctx), group)
+				lane.Add(r.delivery(i, "a", func(context.Context, *delivery) error {
+					groups = append(groups, group)
+					return idem.Permanent(errBoom)
+				}))
+				time.Sleep(time.Second)
+				lane.Add(r.delivery(10+i, "a", fine))
+			}
+		})
+		if !slices.Equal(groups, []string{"orders", "refunds"}) {
+			t.Errorf("handled in %q", groups)
+		}
+		r.wantSettled("term 0", "ack 10", "term 1", "ack 11")
+		for i, l := range r.b.posted() {
+			if l.Group != groups[i] {
+				t.Errorf("letter of group %q, want %q", l.Group, groups[i])
+			}
+		}
+		for _, g := range groups {
+			if rec, _ := r.guard.Group(g).Inspect(t.Context(), "a"); rec.State != store.Dead {
+				t.Errorf("%s: %+v", g, rec)
+			}
+		}
+	})
+}
+
+// What is waited with for longer than the broker allows goes back to it, in whatever it
+// waits, and spends nothing.
+func TestHoldLimit(t *testing.T) {
+	shape := consumers.Broker{HoldLimit: 10 * time.Second, DeadLetters: true}
+	for _, c := range []struct {
+		name string
+		with func(r *rig)
+		h    handler
+	}{
+		{"a backoff", func(*rig) {}, func(context.Context, *delivery) error { return idem.RetryAfter(errBoom, time.Minute) }},
+		{"in progress elsewhere", func(r *rig) {
+			if _, err := r.newGuard().Begin(r.t.Context(), "a"); err != nil {
+				r.t.Fatal(err)
+			}
+		}, fine},
+		{"the store away", func(r *rig) { r.store.Set(storefault.Away) }, fine},
+		{"no dead-letter destination", func(r *rig) { r.b.dlqErr = errBoom }, func(context.Context, *delivery) error { return idem.Permanent(errBoom) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, shape)
+				c.with(r)
+				r.b.publish("a")
+				begun := time.Now()
+				stop := r.start(c.h)
+				for len(r.b.settlements()) == 0 && time.Since(begun) < time.Minute {
+					time.Sleep(100 * time.Millisecond)
+				}
+				if took := time.Since(begun); took < 9*time.Second || took > 12*time.Second {
+					t.Errorf("given back after %v", took)
+				}
+				if got := r.b.settlements(); len(got) == 0 || got[0] != "redeliver 1" {
+					t.Errorf("settlements %q", got)
+				}
+				r.store.Set(storefault.None)
+				if err := stop(); err != nil {
+					t.Error(err)
+				}
+				if rec, err := r.guard.Inspect(t.Context(), "a"); err != nil || rec.Spent != 0 {
+					t.Errorf("record %+v, %v", rec, err)
+				}
+			})
+		})
+	}
+}
+
+// A handler at work is not interrupted, and what waited behind it for too long is not
+// started with what the broker has given up.
+func TestHoldLimitBehindAHandler(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{HoldLimit: 10 * time.Second})
+		r.b.publish("a", "b")
+		stop := r.start(func(_ context.Context, d *delivery) error {
+			if d.deliveries == 1 {
+				time.Sleep(15 * time.Second)
+			}
+			return nil
+		})
+		time.Sleep(time.Minute)
+		r.mustStop(stop)
+		settled := r.b.settlements()
+		slices.Sort(settled)
+		if want := []string{"ack 1", "ack 2", "redeliver 2"}; !slices.Equal(settled, want) {
+			t.Errorf("settlements %q, want %q", settled, want)
+		}
+		r.wantHandled("a", "b")
+	})
+}
+
+// Handle gives a handler that has started the drain timeout.
+func TestHandleDrains(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{})
+		e := r.engine(r.guard)
+		ctx, cancel := context.WithCancel(t.Context())
+		err := e.Handle(ctx, r.delivery(1, "a", func(ctx context.Context, _ *delivery) error {
+			cancel()
+			select {
+			case <-time.After(time.Second):
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}))
+		if err != nil {
+			t.Errorf("Handle: %v", err)
+		}
+		r.wantSettled("ack 1")
+	})
+}
