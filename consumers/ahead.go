@@ -154,7 +154,13 @@ func (l *Lane) askAhead(batch []*entry) {
 	for i, en := range batch {
 		reqs[i] = en.request()
 	}
-	answers := l.guard.BeginAll(l.ph.ask, reqs)
+	ask := l.ph.ask
+	if until := batch[0].holdUntil; !until.IsZero() { // the one that came first
+		var cancel context.CancelFunc
+		ask, cancel = context.WithDeadlineCause(ask, until, errHeldLong)
+		defer cancel()
+	}
+	answers := l.guard.BeginAll(ask, reqs)
 
 	type duplicate struct {
 		en *entry
