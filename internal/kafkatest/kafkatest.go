@@ -52,17 +52,17 @@ type Server struct {
 func Start(tb testing.TB, props ...string) *Server {
 	tb.Helper()
 	s := &Server{tb: tb, lib: jars(tb), dir: tb.TempDir(), props: props}
-	if _, err := exec.LookPath("java"); err != nil {
-		testenv.Missing(tb, "Java 17 or later", "apt-get install openjdk-17-jre-headless, or make test")
-	}
 	s.start()
 	tb.Cleanup(func() { s.proc.Kill() })
 	return s
 }
 
-// jars is the folder of the broker's jars.
+// jars is the folder of the broker's jars, on a machine that can run them.
 func jars(tb testing.TB) string {
 	tb.Helper()
+	if _, err := exec.LookPath("java"); err != nil {
+		testenv.Missing(tb, "Java 17 or later", "apt-get install openjdk-17-jre-headless, or make test")
+	}
 	home := os.Getenv(envHome)
 	given := home != ""
 	if !given {
@@ -152,6 +152,9 @@ func (s *Server) format() error {
 		"listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
 		"inter.broker.listener.name=PLAINTEXT",
 		"log.dirs=" + s.data(),
+		// A restarted broker waits until its predecessor's session has ended.
+		"broker.session.timeout.ms=2000",
+		"broker.heartbeat.interval.ms=500",
 		"auto.create.topics.enable=false",
 		"group.initial.rebalance.delay.ms=0",
 		"offsets.topic.replication.factor=1",
@@ -220,7 +223,11 @@ func (s *Server) Addr() string { return s.addr }
 func (s *Server) needsProcess(verb string) {
 	s.tb.Helper()
 	if s.proc == nil {
-		s.tb.Fatalf("cannot %s a fake: use kafkatest.Start", verb)
+		what := "a broker that other tests use"
+		if s.lib == "" {
+			what = "a fake"
+		}
+		s.tb.Fatalf("cannot %s %s: use kafkatest.Start", verb, what)
 	}
 }
 
@@ -243,7 +250,8 @@ func (s *Server) Restart() {
 }
 
 // Pause stops the broker with SIGSTOP: connections are accepted by the kernel, nothing
-// is answered. Requests sent meanwhile are executed after [Server.Resume].
+// is answered. Requests sent meanwhile are executed after [Server.Resume]; when that
+// took more than two seconds, the partitions may have no leader for a moment.
 func (s *Server) Pause() {
 	s.tb.Helper()
 	s.needsProcess("pause")

@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -18,7 +20,7 @@ import (
 	"github.com/idemq/idemq/internal/testenv"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(Main(m)) }
 
 // write writes one message of each value, to the partition that its place says.
 func write(tb testing.TB, s *Server, topic string, partitions int, values ...string) {
@@ -95,6 +97,66 @@ func TestStart(t *testing.T) {
 	tour(t, Start(t))
 }
 
+// TestShared: two tests, one broker, and neither may kill it.
+func TestShared(t *testing.T) {
+	t.Parallel()
+	var addrs []string
+	for _, name := range []string{"first", "second"} {
+		t.Run(name, func(t *testing.T) {
+			s := Shared(t)
+			s.CreateTopic(t, name, 1)
+			addrs = append(addrs, s.Addr())
+		})
+	}
+	if len(addrs) != 2 || addrs[0] != addrs[1] {
+		t.Errorf("brokers at %q", addrs)
+	}
+}
+
+// recorder is a testing.TB that notes how a test was ended.
+type recorder struct {
+	testing.TB
+	failed string
+}
+
+func (r *recorder) Helper() {}
+func (r *recorder) Fatalf(format string, args ...any) {
+	r.failed = fmt.Sprintf(format, args...)
+	runtime.Goexit()
+}
+
+// TestNotYours: no verb reaches a fake, nor a broker that others use.
+func TestNotYours(t *testing.T) {
+	t.Parallel()
+	for what, s := range map[string]*Server{"a fake": StartFake(t), "a broker that other tests use": Shared(t)} {
+		for verb, f := range map[string]func(*Server){
+			"kill": (*Server).Kill, "restart": (*Server).Restart, "pause": (*Server).Pause, "resume": (*Server).Resume,
+		} {
+			r := &recorder{}
+			copied := *s
+			copied.tb = r
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				f(&copied)
+			}()
+			<-done
+			if want := "cannot " + verb + " " + what + ": use kafkatest.Start"; r.failed != want {
+				t.Errorf("failed with %q, want %q", r.failed, want)
+			}
+		}
+		if s.Ends(t, someTopic(t, s))[0] != 0 {
+			t.Error("it does not answer")
+		}
+	}
+}
+
+func someTopic(t *testing.T, s *Server) string {
+	t.Helper()
+	s.CreateTopic(t, "not-yours", 1)
+	return "not-yours"
+}
+
 func TestFake(t *testing.T) {
 	t.Parallel()
 	tour(t, StartFake(t))
@@ -152,6 +214,29 @@ func TestProps(t *testing.T) {
 	testenv.Await(t, "the topic", func() bool { return w.WriteMessages(t.Context(), kafka.Message{Value: []byte("a")}) == nil })
 	if n := len(s.Ends(t, "made")); n != 3 {
 		t.Errorf("%d partitions, want 3", n)
+	}
+
+	s.props = append(s.props, "num.partitions=none")
+	if err := s.format(); err == nil || !strings.Contains(err.Error(), "num.partitions") {
+		t.Errorf("formatted with a bad setting: %v", err)
+	}
+}
+
+// TestEndsAtOnce: the error has the end of the broker's log.
+func TestEndsAtOnce(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	s := &Server{tb: t, lib: jars(t), dir: t.TempDir(), addr: l.Addr().String()}
+	s.controller = s.freeAddr()
+	if err := s.format(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.run(); err == nil || !strings.Contains(err.Error(), "ended at once") || !strings.Contains(err.Error(), "Address already in use") {
+		t.Errorf("on a port that is taken: %v", err)
 	}
 }
 
