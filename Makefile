@@ -1,7 +1,7 @@
 # Long work is cached in .cache, which git ignores and make clean removes.
 
 MAKEFLAGS += --no-print-directory
-TESTFLAGS ?= -race -count=1 -timeout=5m
+TESTFLAGS ?= -race -count=1 -timeout=15m
 BENCH     ?= .
 
 CACHE := $(CURDIR)/.cache
@@ -48,6 +48,14 @@ cover: ## measure how much of idem and consumers the tests reach, per package an
 .PHONY: bench
 bench: ## run the benchmarks of every module (BENCH=regexp chooses)
 	@.ci/with-servers .ci/each go test -run='^$$' -bench='$(BENCH)' -benchmem ./...
+
+.PHONY: up
+up: ## start every server of docker-compose.yml, and wait until they are healthy
+	@docker compose up --wait
+
+.PHONY: down
+down: ## stop them, and remove their data
+	@docker compose down --volumes
 
 .PHONY: quickstart
 quickstart: ## run the example that needs nothing but Go

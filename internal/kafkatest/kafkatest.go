@@ -61,7 +61,7 @@ func Start(tb testing.TB, props ...string) *Server {
 func jars(tb testing.TB) string {
 	tb.Helper()
 	if _, err := exec.LookPath("java"); err != nil {
-		testenv.Missing(tb, "Java 17 or later", "apt-get install openjdk-17-jre-headless, or make test")
+		testenv.Missing(tb, "Java 17 or later", "apt-get install default-jre-headless, or make test")
 	}
 	home := os.Getenv(envHome)
 	given := home != ""
