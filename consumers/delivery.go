@@ -88,6 +88,9 @@ type Broker struct {
 	// is held all the same, so a handler that finishes has its completion recorded, and
 	// the message is a duplicate wherever it comes again.
 	KeepHandlers bool
+	// HandlerGrace is how long, without KeepHandlers, handlers that have started may go
+	// on after the end of their lane before they are cancelled.
+	HandlerGrace time.Duration
 	// HoldLimit bounds how long a delivery is waited with: through backoffs, for whoever
 	// has it in progress, for the store. Then its claim is given back, spending no
 	// budget, and it is redelivered. A handler that runs is not interrupted. Zero is no

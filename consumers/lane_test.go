@@ -48,6 +48,8 @@ func TestLaneEndsBeforeItsHandler(t *testing.T) {
 		cancelled bool
 	}{
 		{"its handlers end with it", consumers.Broker{}, true},
+		{"its handlers end soon after it", consumers.Broker{HandlerGrace: 500 * time.Millisecond}, true},
+		{"its handlers have the time they need", consumers.Broker{HandlerGrace: 2 * time.Second}, false},
 		{"its handlers are kept", consumers.Broker{KeepHandlers: true}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -271,12 +271,17 @@ func (en *entry) unguarded() (again bool) {
 }
 
 // handlerCtx is the parent of a handler's context: it outlives the beginning of the
-// drain, and ends with the lane unless the broker keeps handlers.
+// drain, and ends with the lane, after the grace, unless the broker keeps handlers.
 func (l *Lane) handlerCtx() (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(l.ph.hard)
 	stop := func() bool { return true }
 	if !l.e.broker.KeepHandlers {
-		stop = context.AfterFunc(l.ctx, func() { cancel(context.Cause(l.ctx)) })
+		stop = context.AfterFunc(l.ctx, func() {
+			if grace := l.e.broker.HandlerGrace; grace > 0 {
+				sleep(ctx, grace)
+			}
+			cancel(context.Cause(l.ctx))
+		})
 	}
 	return ctx, func() {
 		stop()
