@@ -1,0 +1,125 @@
+package idemamqp
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/idemq/idemq/consumers"
+	"github.com/idemq/idemq/idem"
+)
+
+// deliveryCount is the header of quorum queues: how often the message was returned.
+const deliveryCount = "x-delivery-count"
+
+// settler is what the deliveries of one consumer have in common.
+type settler struct {
+	guard         *idem.Guard
+	handle        Handler
+	letters       *letters // nil: none
+	reject        bool
+	deliveryLimit int
+
+	// slots bounds the handlers of all sessions together: those of a lost one go on
+	// while the next one's begin. Nil: no bound.
+	slots chan struct{}
+}
+
+func newSettler(g *idem.Guard, h Handler, conf *config) *settler {
+	return &settler{
+		guard: g, handle: h, letters: conf.letters, reject: conf.reject, deliveryLimit: conf.deliveryLimit,
+		slots: make(chan struct{}, conf.concurrency),
+	}
+}
+
+// delivery implements consumers.Delivery.
+type delivery struct {
+	message
+	s       *settler
+	session *session
+	failed  error // of a settling verb
+}
+
+func (s *settler) delivery(d amqp.Delivery, from *session) *delivery {
+	return &delivery{message: message{d: d, queue: from.queue}, s: s, session: from}
+}
+
+func (d *delivery) Handle(ctx context.Context) error {
+	if d.s.slots != nil {
+		select {
+		case d.s.slots <- struct{}{}:
+			defer func() { <-d.s.slots }()
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	msg := d.d
+	msg.Acknowledger = handled{}
+	return d.s.handle(ctx, msg)
+}
+
+// settle calls a verb of the session that brought the delivery, if that is not over.
+func (d *delivery) settle(what string, verb func(tag uint64) error) error {
+	if err := d.session.settle(d.d.DeliveryTag, verb); err != nil {
+		d.failed = fmt.Errorf("%s of %s: %w", what, d, err)
+	}
+	return d.failed
+}
+
+func (d *delivery) Ack(context.Context) error {
+	return d.settle("ack", func(tag uint64) error { return d.session.ch.Ack(tag, false) })
+}
+
+func (d *delivery) Terminate(ctx context.Context) error {
+	if d.s.reject {
+		return d.settle("reject", func(tag uint64) error { return d.session.ch.Reject(tag, false) })
+	}
+	return d.Ack(ctx)
+}
+
+func (d *delivery) Redeliver(context.Context, time.Duration) error {
+	return d.settle("requeue", func(tag uint64) error { return d.session.ch.Nack(tag, false, true) })
+}
+
+// Extend does nothing: a delivery is the channel's for as long as that lives.
+func (d *delivery) Extend(context.Context) error { return nil }
+
+// Final reports whether the message was returned as often as the queue allows: the
+// next time the broker drops it.
+func (d *delivery) Final() bool {
+	if d.s.deliveryLimit <= 0 {
+		return false
+	}
+	n, ok := returned(d.d)
+	return ok && n >= int64(d.s.deliveryLimit)
+}
+
+// returned is how often a quorum queue had this message returned.
+func returned(d amqp.Delivery) (n int64, ok bool) {
+	switch n := d.Headers[deliveryCount].(type) {
+	case int64:
+		return n, true
+	case int32:
+		return int64(n), true
+	case int16:
+		return int64(n), true
+	case int8:
+		return int64(n), true
+	case byte:
+		return int64(n), true
+	case uint16:
+		return int64(n), true
+	case uint32:
+		return int64(n), true
+	}
+	return 0, false
+}
+
+func (d *delivery) DeadLetter(ctx context.Context, l consumers.Letter) error {
+	if d.s.reject {
+		return nil // the reject is the publishing
+	}
+	return d.s.letters.publish(ctx, copyOf(d.message, l))
+}

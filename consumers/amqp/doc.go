@@ -1,0 +1,2 @@
+// Package idemamqp handles the messages of a RabbitMQ queue once each.
+package idemamqp

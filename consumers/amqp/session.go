@@ -1,0 +1,131 @@
+package idemamqp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// closeTimeout bounds the farewell to a broker.
+const closeTimeout = 2 * time.Second
+
+// errOver: a settlement came after the end of the session that brought its delivery.
+// Its tag would be another message's in any other session.
+var errOver = errors.New("not sent: the channel that brought the delivery was closed, and the broker delivers the message again")
+
+// session is the life of one channel, from its opening to its first close. A delivery is
+// settled in the session that brought it, or not at all.
+type session struct {
+	ch    *amqp.Channel
+	queue string           // empty: not known
+	conn  *amqp.Connection // nil: the caller's
+
+	ctx        context.Context // ends with the session, at the latest with its consumer
+	end        context.CancelCauseFunc
+	closed     chan *amqp.Error // for the one who receives
+	tag        string
+	deliveries <-chan amqp.Delivery
+	prefetch   int
+	rest       sync.WaitGroup
+
+	mu          sync.Mutex
+	noticed     chan *amqp.Error // for those who settle
+	over        error
+	last        uint64 // delivery tag
+	outstanding int
+}
+
+// newSession watches a channel. Its context carries the values of ctx and outlives it.
+func newSession(ctx context.Context, ch *amqp.Channel) *session {
+	s := &session{ch: ch}
+	s.ctx, s.end = context.WithCancelCause(context.WithoutCancel(ctx))
+	s.closed = ch.NotifyClose(make(chan *amqp.Error, 1))
+	s.noticed = ch.NotifyClose(make(chan *amqp.Error, 1))
+	return s
+}
+
+// alive returns an error once the channel was closed, whatever it is now: with the
+// client's recovery the same channel is open again, and its tags start anew.
+func (s *session) alive() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.over == nil {
+		select {
+		case err := <-s.noticed:
+			s.over = reason(err)
+		default:
+			if s.ch.IsClosed() {
+				s.over = reason(nil)
+			}
+		}
+	}
+	return s.over
+}
+
+// reason explains the close of a channel.
+func reason(err *amqp.Error) error {
+	switch {
+	case err == nil:
+		return errors.New("the channel was closed")
+	case err.Code == amqp.PreconditionFailed && strings.Contains(err.Reason, "unknown delivery tag"):
+		return fmt.Errorf("the broker closed the channel: a delivery was acked that it does not wait for: subscribe with autoAck false, and let nobody else settle: %w", err)
+	case err.Code == amqp.PreconditionFailed && strings.Contains(err.Reason, "timed out"):
+		return fmt.Errorf("the broker closed the channel: a message was held for longer than its consumer timeout: raise consumer_timeout above what a handler takes, or lower HoldLimit or Prefetch: %w", err)
+	}
+	return fmt.Errorf("the channel was closed: %w", err)
+}
+
+// settle calls verb if the session is not over.
+func (s *session) settle(tag uint64, verb func(tag uint64) error) error {
+	if err := s.alive(); err != nil {
+		return fmt.Errorf("%w: %w", errOver, err)
+	}
+	s.mu.Lock()
+	s.outstanding-- // first: the broker may send the next one at once
+	s.mu.Unlock()
+	return verb(tag)
+}
+
+// accept takes a delivery in. An error says that the session cannot go on.
+func (s *session) accept(d amqp.Delivery) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if d.DeliveryTag <= s.last {
+		return fmt.Errorf("delivery tag %d came after %d: the channel was opened again (Config.Recovery), or the deliveries are not those of one subscription", d.DeliveryTag, s.last)
+	}
+	s.last = d.DeliveryTag
+	s.outstanding++
+	if s.prefetch > 0 && s.outstanding > s.prefetch {
+		return fmt.Errorf("%d deliveries are unsettled, Prefetch says %d: call Channel.Qos(%[2]d, 0, false) before Consume, and subscribe with autoAck false", s.outstanding, s.prefetch)
+	}
+	return nil
+}
+
+// sendBack ends the subscription and requeues what is on its way, until close.
+func (s *session) sendBack() {
+	s.rest.Go(func() {
+		if s.ch.Cancel(s.tag, false) != nil {
+			return // the session is over
+		}
+		for d := range s.deliveries {
+			if s.ch.Nack(d.DeliveryTag, false, true) != nil {
+				return
+			}
+		}
+	})
+}
+
+// close ends a session of the consumer's own. What is unsettled goes back to the queue.
+func (s *session) close() {
+	if s == nil {
+		return
+	}
+	s.end(nil)
+	_ = s.conn.CloseDeadline(time.Now().Add(closeTimeout))
+	s.rest.Wait()
+}

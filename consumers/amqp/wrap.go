@@ -1,0 +1,90 @@
+package idemamqp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/idemq/idemq/consumers"
+	"github.com/idemq/idemq/idem"
+)
+
+// Wrap makes a function for a loop over Channel.Consume that is the caller's. It handles
+// and settles one delivery, and returns nil when that is done. An error says that the
+// delivery was left unsettled: the loop has to stop, and to close the channel, so that
+// the broker delivers again. That is so when ctx has ended, when a message must not be
+// passed over, when a settlement could not be sent, and for each delivery of a channel
+// that was closed once.
+//
+// The guard needs a group, else the error is idem.ErrNoGroup. The subscription is not
+// seen: give Channel.Qos a count, and subscribe with autoAck false. A panic of h releases
+// the claim, spends budget, and goes on to the caller.
+//
+// The result is safe for concurrent use.
+func Wrap(g *idem.Guard, h Handler, opts ...Option) (func(ctx context.Context, d amqp.Delivery) error, error) {
+	conf, policy, faults := configure(opts, ofWrap)
+	if h == nil {
+		faults = append(faults, errNilHandler)
+	}
+	var e *consumers.Engine
+	if g == nil {
+		faults = append(faults, errNilGuard)
+	} else {
+		var err error
+		e, err = consumers.New(g, conf.engine(policy), policy)
+		faults = append(faults, err)
+	}
+	if err := errors.Join(faults...); err != nil {
+		return nil, fmt.Errorf("idemamqp: wrap: %w", err)
+	}
+	s := newSettler(g, h, &conf)
+	s.slots = nil // as many as the loop calls
+	var all sessions
+	return func(ctx context.Context, msg amqp.Delivery) error {
+		from, err := all.of(ctx, msg)
+		if err != nil {
+			return fmt.Errorf("idemamqp: %w", err)
+		}
+		d := s.delivery(msg, from)
+		if err := e.Handle(ctx, d); err != nil {
+			return err
+		}
+		return d.failed
+	}, nil
+}
+
+// sessions are those of the channels that a loop's deliveries come from.
+type sessions struct {
+	mu  sync.Mutex
+	all map[*amqp.Channel]*session
+}
+
+// of returns the session of a delivery; an error if it is over.
+func (s *sessions) of(ctx context.Context, d amqp.Delivery) (*session, error) {
+	ch, ok := d.Acknowledger.(*amqp.Channel)
+	if !ok {
+		return nil, fmt.Errorf("delivery %d: its Acknowledger is a %T: it has to be the *amqp091.Channel that brought it, whose close must be noticed", d.DeliveryTag, d.Acknowledger)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	from := s.all[ch]
+	if from == nil {
+		for old, x := range s.all {
+			if x.alive() != nil && old.IsClosed() {
+				delete(s.all, old)
+			}
+		}
+		if s.all == nil {
+			s.all = make(map[*amqp.Channel]*session)
+		}
+		from = newSession(ctx, ch)
+		s.all[ch] = from
+	}
+	if err := from.alive(); err != nil {
+		return nil, fmt.Errorf("%s: %w: %w", message{d: d}, errOver, err)
+	}
+	return from, nil
+}
