@@ -9,10 +9,6 @@ import (
 	"github.com/idemq/idemq/idem"
 )
 
-// Headers of the CloudEvents binary mode: ce_ on Kafka, ce- on NATS,
-// cloudEvents: or cloudEvents_ on AMQP.
-var cloudEventPrefixes = []string{"ce-", "ce_", "cloudEvents:", "cloudEvents_"}
-
 // errNoToken: a message names itself in no way that is trusted.
 var errNoToken = errors.New("the message has no token: let its producer stamp one, or name where it is with TokenFrom")
 
@@ -87,16 +83,6 @@ func (p *Policy) extract(m Message) (token string, err error) {
 		}
 	}()
 	return p.tokenFrom(m)
-}
-
-func cloudEventToken(m Message) string {
-	for _, prefix := range cloudEventPrefixes {
-		source, id := m.Header(prefix+"source"), m.Header(prefix+"id")
-		if len(source) == 1 && len(id) == 1 && id[0] != "" {
-			return idem.TokenFor(source[0], id[0])
-		}
-	}
-	return ""
 }
 
 // maxRedrive is the highest number that is exact in every store.
