@@ -1,0 +1,198 @@
+package idemkafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"reflect"
+	"sync/atomic"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+
+	"github.com/idemq/idemq/consumers"
+	"github.com/idemq/idemq/idem"
+)
+
+// Reader is what NewConsumer uses of a kafka.Reader.
+type Reader interface {
+	FetchMessage(ctx context.Context) (kafka.Message, error)
+	CommitMessages(ctx context.Context, msgs ...kafka.Message) error
+	Config() kafka.ReaderConfig
+}
+
+const (
+	// commitTimeout bounds one commit. Between generations a kafka.Reader's waits.
+	commitTimeout = 10 * time.Second
+
+	firstPause = 100 * time.Millisecond
+	lastPause  = 5 * time.Second
+)
+
+// Consumer handles the messages of one member of a consumer group.
+type Consumer struct {
+	source *reading  // over a Reader; nil: over a membership of its own
+	member *settings // of that membership
+	s      *settler
+	policy consumers.Policy
+	broker consumers.Broker
+	topics []string
+	brokers
+	ran atomic.Bool
+}
+
+// NewConsumer makes a consumer of source, a kafka.Reader with a GroupID. The group is
+// the guard's, else "<GroupID>/<topic>" for each topic. It asks no broker. The error
+// names all faults; among them are idem.ErrNoGroup and idem.ErrRedisNotEnabled.
+//
+// A Reader has one channel for all partitions: one that stands still stops all when
+// Buffer is full, and a commit can move the offset of a partition back that has gone to
+// another member, which then may fetch again what is done, and drop it. NewGroupConsumer
+// has neither. The Reader is the caller's to close, after Run.
+func NewConsumer(source Reader, g *idem.Guard, h Handler, opts ...Option) (*Consumer, error) {
+	c, faults := newConsumer(g, h, opts)
+	c.broker.KeepHandlers = true // a Reader does not say when a partition goes away
+	if isNil(source) {
+		faults = append(faults, errors.New("the reader is nil: make one with kafka.NewReader"))
+	} else {
+		c.source = &reading{Reader: source}
+		faults = append(faults, c.of(source.Config())...)
+	}
+	return c.checked(faults)
+}
+
+// NewGroupConsumer makes a consumer that joins the group itself, with one reader for
+// each partition: config is what kafka.NewReader would be given, with a GroupID, and
+// Topic or GroupTopics. Partitions are independent of each other; offsets are committed
+// in the generation in which they were fetched, so a late commit moves nobody else's
+// back; and when a partition goes away, its handlers are cancelled, after a moment, before
+// others get it. Otherwise it is as NewConsumer.
+//
+// CommitInterval, QueueCapacity and Partition of config have no use here. MaxWait is
+// half a second by default.
+func NewGroupConsumer(config kafka.ReaderConfig, g *idem.Guard, h Handler, opts ...Option) (*Consumer, error) {
+	c, faults := newConsumer(g, h, opts)
+	faults = append(faults, c.of(config)...)
+	var err error
+	if c.member, err = newSettings(config, c.topics); err != nil {
+		faults = append(faults, err)
+	} else {
+		c.broker.HandlerGrace = c.member.grace
+	}
+	return c.checked(faults)
+}
+
+func newConsumer(g *idem.Guard, h Handler, opts []Option) (*Consumer, []error) {
+	conf, policy, faults := configure(opts)
+	if h == nil {
+		faults = append(faults, errNilHandler)
+	}
+	c := &Consumer{policy: policy, s: &settler{guard: g, handle: h, conf: conf, nudge: make(chan struct{}, 1)}}
+	c.broker = consumers.Broker{DeadLetters: conf.letters != nil}
+	return c, faults
+}
+
+// of takes what config says of the group.
+func (c *Consumer) of(config kafka.ReaderConfig) (faults []error) {
+	c.topics = config.GroupTopics
+	if len(c.topics) == 0 && config.Topic != "" {
+		c.topics = []string{config.Topic}
+	}
+	if config.GroupID == "" {
+		faults = append(faults, errNoGroupID)
+	}
+	if len(c.topics) == 0 {
+		faults = append(faults, errors.New("the reader has no topic: set Topic, or GroupTopics"))
+	}
+	if l := c.s.conf.letters; l != nil && l.w != nil {
+		for _, t := range c.topics {
+			if t == l.name() {
+				faults = append(faults, fmt.Errorf("DeadLetter: topic %q would come back to this consumer: choose another", t))
+			}
+		}
+	}
+	c.brokers = brokers{addrs: config.Brokers, dialer: config.Dialer, start: config.StartOffset}
+	if g := c.s.guard; g != nil && g.Settings().Group == "" {
+		c.s.group = config.GroupID
+		c.s.guard = g.Group(config.GroupID)
+	}
+	return faults
+}
+
+// checked makes an engine, to have the guard's and the policy's faults too.
+func (c *Consumer) checked(faults []error) (*Consumer, error) {
+	switch g := c.s.guard; {
+	case g == nil:
+		faults = append(faults, errNilGuard)
+	case len(faults) == 0:
+		_, err := consumers.New(g, c.broker, c.policy)
+		faults = append(faults, err)
+	default:
+		faults = append(faults, g.Err())
+	}
+	if err := errors.Join(faults...); err != nil {
+		return nil, fmt.Errorf("idemkafka: consumer: %w", err)
+	}
+	return c, nil
+}
+
+// Run handles messages until ctx ends. Then it fetches no more, gives handlers that
+// have started consumers.DrainTimeout, commits the offsets of what is done, and returns
+// nil; what it did not handle is fetched by the next. While the brokers are away it
+// waits, and tells the guard's observers (idem.EventWaiting).
+//
+// It returns an error, and has committed nothing that is not done, when a message must
+// not be passed over (no dead-letter topic), when a topic is not there, or its
+// committed offset lies beyond its end, when the brokers refuse the credentials, when
+// the Reader was closed (io.EOF), and when a handler does not return at the end: that
+// names its message.
+//
+// Run may be called once.
+func (c *Consumer) Run(ctx context.Context) error {
+	if c.ran.Swap(true) {
+		return errors.New("idemkafka: Run was called twice: make a new consumer")
+	}
+	switch err := c.preflight(ctx); {
+	case ctx.Err() != nil:
+		return nil // it was told to stop before it began
+	case err != nil:
+		return fmt.Errorf("idemkafka: consumer: %w", err)
+	}
+	e, err := consumers.New(c.s.guard, c.broker, c.policy)
+	if err != nil {
+		return fmt.Errorf("idemkafka: consumer: %w", err)
+	}
+	if c.source != nil {
+		return c.source.run(ctx, c.s, e)
+	}
+	return c.join(ctx, e)
+}
+
+// pause is the wait between failures of one kind: it doubles, with jitter.
+type pause struct{ last time.Duration }
+
+func (p *pause) reset() { p.last = 0 }
+
+// wait reports err and waits, not beyond the end of ctx.
+func (p *pause) wait(ctx context.Context, g *idem.Guard, err error) {
+	p.last = min(max(2*p.last, firstPause), lastPause)
+	d := p.last/2 + rand.N(p.last/2+1)
+	g.Emit(idem.Event{Kind: idem.EventWaiting, Err: err, Wait: d})
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// isNil is for interfaces that may hold a nil pointer.
+func isNil(r Reader) bool {
+	v := reflect.ValueOf(r)
+	return r == nil || v.Kind() == reflect.Pointer && v.IsNil()
+}
+
+// errClosed: FetchMessage says io.EOF when the Reader was closed.
+var errClosed = fmt.Errorf("idemkafka: the reader was closed while Run was at work: close it after Run: %w", io.EOF)

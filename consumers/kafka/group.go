@@ -1,0 +1,308 @@
+package idemkafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+
+	"github.com/idemq/idemq/consumers"
+	"github.com/idemq/idemq/idem"
+)
+
+const (
+	// fetchWait is how long a fetch waits for messages, where the user does not say: the
+	// reader of a partition that went away cannot be closed before.
+	fetchWait = 500 * time.Millisecond
+
+	// kafka-go's.
+	defaultTimeout = 30 * time.Second
+
+	maxGrace = 5 * time.Second
+
+	// beyondEndPatience is how long a committed offset may lie beyond the end of its
+	// partition: a new leader's end lags behind the old one's for a moment (KIP-207).
+	beyondEndPatience = time.Minute
+)
+
+// settings is what a membership is made with.
+type settings struct {
+	group  kafka.ConsumerGroupConfig
+	reader kafka.ReaderConfig
+	// grace is how long handlers have when their partition goes away. The whole group
+	// waits for it, and beyond the session timeout goes on without this member.
+	grace time.Duration
+}
+
+func newSettings(c kafka.ReaderConfig, topics []string) (*settings, error) {
+	s := &settings{
+		group: kafka.ConsumerGroupConfig{
+			ID: c.GroupID, Brokers: c.Brokers, Dialer: c.Dialer, Topics: topics,
+			GroupBalancers: c.GroupBalancers, HeartbeatInterval: c.HeartbeatInterval,
+			PartitionWatchInterval: c.PartitionWatchInterval, WatchPartitionChanges: c.WatchPartitionChanges,
+			SessionTimeout: c.SessionTimeout, RebalanceTimeout: c.RebalanceTimeout,
+			JoinGroupBackoff: c.JoinGroupBackoff, RetentionTime: c.RetentionTime, StartOffset: c.StartOffset,
+			Logger: c.Logger, ErrorLogger: c.ErrorLogger,
+		},
+		reader: c,
+	}
+	group := s.group // Validate fills it in
+	if err := group.Validate(); err != nil && c.GroupID != "" && len(topics) > 0 {
+		return nil, err
+	}
+	s.grace = min(max(c.SessionTimeout, 0), max(c.RebalanceTimeout, 0))
+	if s.grace == 0 {
+		s.grace = defaultTimeout
+	}
+	s.grace = min(s.grace/4, maxGrace)
+
+	r := &s.reader
+	r.GroupID, r.GroupTopics, r.CommitInterval, r.StartOffset = "", nil, 0, 0
+	r.GroupBalancers, r.WatchPartitionChanges = nil, false
+	r.OffsetOutOfRangeError = true
+	r.ReadLagInterval = -1 // nobody reads it
+	if r.MaxWait == 0 {
+		r.MaxWait = fetchWait
+	}
+	r.Topic, r.Partition = "any", 0
+	if err := r.Validate(); err != nil && len(c.Brokers) > 0 {
+		return nil, err
+	}
+	return s, nil
+}
+
+// membership is a place in the group, for one Run.
+type membership struct {
+	c     *Consumer
+	e     *consumers.Engine
+	group *kafka.ConsumerGroup
+	fail  context.CancelCauseFunc
+	wg    sync.WaitGroup // what was started for generations
+}
+
+// join is Run over a membership of its own.
+func (c *Consumer) join(ctx context.Context, e *consumers.Engine) error {
+	group, err := kafka.NewConsumerGroup(c.member.group)
+	if err != nil {
+		return fmt.Errorf("idemkafka: consumer: %w", err)
+	}
+	m := &membership{c: c, e: e, group: group}
+	err = e.Run(ctx, m.fetch)
+	// The generation lasts through the drain. When it ends, it commits what was done.
+	_ = group.Close()
+	m.wg.Wait()
+	return err
+}
+
+// fetch follows the generations until ctx ends.
+func (m *membership) fetch(ctx context.Context) error {
+	ctx, fail := context.WithCancelCause(ctx)
+	m.fail = fail
+	var p pause
+	for {
+		gen, err := m.group.Next(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case errors.Is(err, kafka.RebalanceInProgress):
+			continue // it joins again
+		case isRefusal(err):
+			return fmt.Errorf("idemkafka: joining group %s: %w", m.c.member.group.ID, err)
+		case err != nil:
+			p.wait(ctx, m.c.s.guard, fmt.Errorf("joining group %s: %w", m.c.member.group.ID, err))
+			continue
+		}
+		p.reset()
+		m.begin(ctx, gen)
+	}
+}
+
+// generation is the time between two rebalances.
+type generation struct {
+	m          *membership
+	gen        *kafka.Generation
+	partitions []*partition
+	committing sync.Mutex
+}
+
+// begin reads the partitions of a generation until ctx or the generation ends.
+func (m *membership) begin(ctx context.Context, gen *kafka.Generation) {
+	g := &generation{m: m, gen: gen}
+	ours, lose := context.WithCancelCause(context.WithoutCancel(ctx))
+	read, stop := context.WithCancelCause(ctx)
+	n := 0
+	for _, all := range gen.Assignments {
+		n += len(all)
+	}
+	conf := m.c.s.conf
+	var readers sync.WaitGroup
+	for topic, all := range gen.Assignments {
+		for _, a := range all {
+			sh := newShelf(conf.bufferMessages, conf.bufferBytes/n)
+			p := m.c.s.newPartition(ours, read, m.e, sh, topic, a.ID)
+			g.partitions = append(g.partitions, p)
+			readers.Go(func() { m.read(read, g, p, a.Offset) })
+		}
+	}
+	m.wg.Add(1)
+	gen.Start(func(ended context.Context) {
+		defer m.wg.Done()
+		committed := make(chan struct{})
+		quit := make(chan struct{})
+		go func() {
+			defer close(committed)
+			m.c.s.commitUntil(quit, g.commit)
+		}()
+		<-ended.Done()
+		lose(kafka.ErrGenerationEnded)
+		stop(kafka.ErrGenerationEnded)
+		g.awaitLanes()
+		close(quit)
+		<-committed
+		g.commit()
+	})
+	m.wg.Go(readers.Wait)
+}
+
+// awaitLanes waits until what has started is done, and recorded, or until it has had
+// its time: one handler that does not return must not hold up the whole group.
+func (g *generation) awaitLanes() {
+	t := time.NewTimer(2 * g.m.c.member.grace)
+	defer t.Stop()
+	for _, p := range g.partitions {
+		select {
+		case <-p.ended():
+		case <-t.C:
+			return
+		}
+	}
+}
+
+// commit commits, for each partition, the prefix of what is done, in this generation.
+func (g *generation) commit() {
+	g.committing.Lock()
+	defer g.committing.Unlock()
+	offsets := make(map[string]map[int]int64)
+	type committed struct {
+		p    *partition
+		next int64
+	}
+	var batch []committed
+	for _, p := range g.partitions {
+		next, found := p.track.toCommit()
+		if !found {
+			continue
+		}
+		if offsets[p.topic] == nil {
+			offsets[p.topic] = make(map[int]int64)
+		}
+		offsets[p.topic][p.id] = next
+		batch = append(batch, committed{p, next})
+	}
+	if len(batch) == 0 {
+		return
+	}
+	if err := g.gen.CommitOffsets(offsets); err != nil {
+		g.m.c.s.commitFailed(err)
+		return
+	}
+	for _, c := range batch {
+		c.p.track.wasCommitted(c.next)
+	}
+}
+
+// read reads one partition, from its committed offset on, until ctx ends.
+func (m *membership) read(ctx context.Context, g *generation, p *partition, offset int64) {
+	defer p.feeds.Wait()
+	for {
+		start, err := m.start(ctx, p, offset)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			m.fail(err)
+			return
+		}
+		if offset == kafka.LastOffset {
+			// Nothing is committed yet: whoever gets the partition next would begin at an end
+			// that lies further on.
+			p.track.startAt(start)
+			m.c.s.commitSoon()
+		}
+		r := m.reader(p, start)
+		offset, err = m.readFrom(ctx, r, p, start)
+		m.wg.Go(func() { _ = r.Close() }) // it may wait for a fetch
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (m *membership) reader(p *partition, start int64) *kafka.Reader {
+	config := m.c.member.reader
+	config.Topic, config.Partition = p.topic, p.id
+	r := kafka.NewReader(config)
+	_ = r.SetOffset(start) // fails for the reader of a group, and a closed one
+	return r
+}
+
+// readFrom reads until ctx ends, which is an error, or until the offset that it
+// returns is out of range.
+func (m *membership) readFrom(ctx context.Context, r *kafka.Reader, p *partition, next int64) (int64, error) {
+	var wait pause
+	for {
+		msg, err := r.FetchMessage(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return next, context.Cause(ctx)
+		case errors.Is(err, kafka.OffsetOutOfRange):
+			return next, nil
+		case err != nil:
+			wait.wait(ctx, m.c.s.guard, fmt.Errorf("fetching from %s: %w", p, err))
+			continue
+		}
+		wait.reset()
+		if err := p.push(ctx, msg); err != nil {
+			return next, err
+		}
+		next = msg.Offset + 1
+	}
+}
+
+// start returns the offset to read a partition from: an absolute one, within what the
+// partition has.
+func (m *membership) start(ctx context.Context, p *partition, offset int64) (int64, error) {
+	begun := time.Now()
+	var wait pause
+	for {
+		first, last, err := m.c.brokers.ends(ctx, p.topic, p.id)
+		switch {
+		case ctx.Err() != nil:
+			return 0, context.Cause(ctx)
+		case err != nil:
+			err = fmt.Errorf("asking for the offsets of %s: %w", p, err)
+		case offset == kafka.LastOffset:
+			return last, nil
+		case offset < first:
+			if offset >= 0 {
+				m.c.notice("%s: offsets %d to %d were deleted by the topic's retention before this group had handled them: they are lost: raise the topic's retention.ms, or add consumers", p, offset, first-1)
+			}
+			return first, nil
+		case offset <= last:
+			return offset, nil
+		default:
+			err = fmt.Errorf("the committed offset of %s is %d, beyond its end at %d: the topic was deleted and made again, or has lost its tail: stop the group, and set its offset with kafka-consumer-groups --reset-offsets: to the earliest if the topic is a new one (what is known is dropped), to the latest if not", p, offset, last)
+			if time.Since(begun) > beyondEndPatience {
+				return 0, fmt.Errorf("idemkafka: %w", err)
+			}
+		}
+		wait.wait(ctx, m.c.s.guard, err)
+	}
+}
+
+func (c *Consumer) notice(format string, args ...any) {
+	c.s.guard.Emit(idem.Event{Kind: idem.EventStoreNotice, Text: fmt.Sprintf(format, args...)})
+}

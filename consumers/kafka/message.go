@@ -1,0 +1,86 @@
+package idemkafka
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+)
+
+// Handler handles one message. Nil says that its effect is done; see idem.Permanent
+// and idem.RetryAfter for what an error can say. ctx holds the message's claim
+// (idem.FromContext), and ends when that is lost, or the partition. The handler does not
+// commit: the consumer does, when what comes before is done too.
+type Handler func(ctx context.Context, msg kafka.Message) error
+
+// message implements consumers.Message.
+type message struct{ msg kafka.Message }
+
+// Header joins all spellings of a name: Kafka's headers are case-sensitive, and may
+// repeat.
+func (m message) Header(name string) []string { return header(m.msg.Headers, name) }
+
+func header(headers []kafka.Header, name string) []string {
+	var all []string
+	for _, h := range headers {
+		if len(h.Key) == len(name) && strings.EqualFold(h.Key, name) {
+			all = append(all, string(h.Value))
+		}
+	}
+	return all
+}
+
+// set replaces every spelling of a header. The slice is not shared with the caller's
+// other messages afterwards.
+func set(headers []kafka.Header, name, value string) []kafka.Header {
+	out := make([]kafka.Header, 0, len(headers)+1)
+	for _, h := range headers {
+		if !strings.EqualFold(h.Key, name) {
+			out = append(out, h)
+		}
+	}
+	return append(out, kafka.Header{Key: name, Value: []byte(value)})
+}
+
+func (m message) Body() []byte { return m.msg.Value }
+
+func (m message) Coordinates() []string {
+	return []string{
+		"kafka", m.msg.Topic, strconv.Itoa(m.msg.Partition), strconv.FormatInt(m.msg.Offset, 10),
+		m.msg.Time.UTC().Format(time.RFC3339Nano),
+	}
+}
+
+// ID is empty: Kafka has no message ids.
+func (m message) ID() string { return "" }
+
+// Time is the producer's clock, or the broker's where the topic has
+// message.timestamp.type=LogAppendTime.
+func (m message) Time() time.Time {
+	if m.msg.Time.UnixMilli() <= 0 { // -1 is Kafka's for none
+		return time.Time{}
+	}
+	return m.msg.Time
+}
+
+func (m message) String() string {
+	return fmt.Sprintf("topic %s, partition %d, offset %d", m.msg.Topic, m.msg.Partition, m.msg.Offset)
+}
+
+// size is what a message takes in memory, about.
+func size(m kafka.Message) int {
+	n := len(m.Key) + len(m.Value) + perMessage
+	for _, h := range m.Headers {
+		n += len(h.Key) + len(h.Value) + perHeader
+	}
+	return n
+}
+
+// What the structs around a message and a header take.
+const (
+	perMessage = 256
+	perHeader  = 40
+)

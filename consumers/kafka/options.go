@@ -1,0 +1,124 @@
+package idemkafka
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+
+	"github.com/idemq/idemq/consumers"
+)
+
+// Defaults of the options.
+const (
+	defaultCommitCount    = 1000
+	defaultCommitInterval = time.Second
+	defaultBufferMessages = 1000
+	defaultBufferBytes    = 64 << 20
+)
+
+// Option sets a policy of package consumers, or something of Kafka's.
+type Option = consumers.Option
+
+// config is what the options of this package come to.
+type config struct {
+	letters        *letters
+	concurrency    int
+	commitCount    int
+	commitInterval time.Duration
+	bufferMessages int
+	bufferBytes    int
+
+	ofConsumer []string // options given that Wrap has no use for
+	faults     []error
+}
+
+func (c *config) fault(format string, args ...any) {
+	c.faults = append(c.faults, fmt.Errorf(format, args...))
+}
+
+// configure applies opts. The faults are those of all options.
+func configure(opts []Option) (config, consumers.Policy, []error) {
+	var c config
+	p, err := consumers.Configure(&c, opts)
+	faults := c.faults
+	if err != nil {
+		faults = append(faults, err)
+	}
+	if c.commitCount == 0 {
+		c.commitCount, c.commitInterval = defaultCommitCount, defaultCommitInterval
+	}
+	if c.bufferMessages == 0 {
+		c.bufferMessages, c.bufferBytes = defaultBufferMessages, defaultBufferBytes
+	}
+	return c, p, faults
+}
+
+func option(name string, set func(*config)) Option { return consumers.NewOption(name, set) }
+
+func consumerOption(name string, set func(*config)) Option {
+	return option(name, func(c *config) {
+		c.ofConsumer = append(c.ofConsumer, name)
+		set(c)
+	})
+}
+
+// DeadLetter writes messages that failed for good to topic, and goes on when the
+// broker has confirmed them. Without it such a message ends Run. The writer needs
+// RequiredAcks other than RequireNone, which is kafka-go's default, and must not be
+// Async: anything else is refused. A writer with a topic of its own takes an empty one
+// here.
+//
+// The copy keeps key, value and headers. While the broker does not confirm, the message
+// is held; a topic that does not exist ends Run. A process that dies between the
+// confirmation and its record leaves a second copy. A copy waits for the writer's
+// BatchTimeout, one second by default.
+func DeadLetter(w *kafka.Writer, topic string) Option {
+	return option("DeadLetter", func(c *config) {
+		c.letters = &letters{w, topic}
+		c.faults = append(c.faults, c.letters.check()...)
+	})
+}
+
+// Concurrency lets up to n handlers run at a time for each partition. Messages of one
+// key reach the handler one after another, in order; those without a key in any order.
+// Keys share the n lines of a partition by their hash: one that fails holds up those of
+// its line. By default one handler runs for each partition, in order. Not for Wrap.
+func Concurrency(n int) Option {
+	return consumerOption("Concurrency", func(c *config) {
+		if n <= 0 {
+			c.fault("Concurrency: %d: must be more than zero", n)
+		}
+		c.concurrency = n
+	})
+}
+
+// CommitEvery commits offsets when count messages of a partition are done since the
+// last commit, and after interval at the latest; the default is 1000 and a second. A
+// process that is killed has what it did not commit fetched again, and dropped as
+// duplicates. Not for Wrap.
+func CommitEvery(count int, interval time.Duration) Option {
+	return consumerOption("CommitEvery", func(c *config) {
+		if count <= 0 || interval <= 0 {
+			c.fault("CommitEvery: %d, %v: both must be more than zero", count, interval)
+		}
+		c.commitCount, c.commitInterval = count, interval
+	})
+}
+
+// Buffer bounds what is fetched and waits for its turn: so many messages of each
+// partition, and so many bytes in all; the default is 1000, and 64 MiB. Over a Reader,
+// which cannot fetch one partition without the others, a partition that stands still
+// stops all when it has reached the bound; a consumer of NewGroupConsumer shares the
+// bytes among its partitions, and stops that one alone. Not for Wrap.
+func Buffer(messages, bytes int) Option {
+	return consumerOption("Buffer", func(c *config) {
+		if messages <= 0 || bytes <= 0 {
+			c.fault("Buffer: %d, %d: both must be more than zero", messages, bytes)
+		}
+		c.bufferMessages, c.bufferBytes = messages, bytes
+	})
+}
+
+var errNoGroupID = errors.New("the reader has no GroupID: without one nothing is committed, and every start begins anew: set it")

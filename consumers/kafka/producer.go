@@ -1,0 +1,156 @@
+package idemkafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/segmentio/kafka-go"
+
+	"github.com/idemq/idemq/consumers"
+	"github.com/idemq/idemq/idem"
+)
+
+// TokenOf returns the token in a message's header; false where it has none, or one
+// that is not valid.
+func TokenOf(msg kafka.Message) (string, bool) { return consumers.TokenIn(message{msg}) }
+
+// SetToken gives a message a token, in the place of any that it has. A nil message is
+// left alone.
+func SetToken(msg *kafka.Message, token string) {
+	if msg != nil {
+		msg.Headers = set(msg.Headers, idem.Header, token)
+	}
+}
+
+// Stamp gives a message that is to be written a token, unless it has one. A message
+// that is written again after an error has to be the same, stamped once.
+//
+// Under WithIssuedOnly the new token is registered in the store; one that the message
+// had is not (see Guard.Issue). The errors are the guard's, a token that is not
+// valid, and that ctx is a handler's: use StampAs there.
+func Stamp(ctx context.Context, g *idem.Guard, msg *kafka.Message) error {
+	switch {
+	case msg == nil:
+		return errNilMsg
+	case g == nil:
+		return fmt.Errorf("idemkafka: stamp: %w", errNilGuard)
+	case g.Err() != nil:
+		return fmt.Errorf("idemkafka: stamp: %w", g.Err())
+	}
+	if c, ok := idem.FromContext(ctx); ok {
+		return fmt.Errorf("idemkafka: Stamp in the handler of token %q: each attempt would write another token: use StampAs", c.Token())
+	}
+	return stamp(ctx, g, msg)
+}
+
+// stamp is Stamp outside a handler, with a guard that is in order.
+func stamp(ctx context.Context, g *idem.Guard, msg *kafka.Message) error {
+	found, err := hasToken(*msg)
+	switch {
+	case err != nil:
+		return err
+	case found:
+		return nil
+	}
+	token := ""
+	if g.Settings().IssuedOnly {
+		if token, err = g.Token(ctx); err != nil {
+			return fmt.Errorf("idemkafka: stamp: %w", err)
+		}
+	} else {
+		token = idem.NewToken()
+	}
+	SetToken(msg, token)
+	return nil
+}
+
+// StampAs is Stamp for a handler's messages: the token is made of the one being
+// handled, the group and name, so that a handler that runs twice writes the same token
+// twice. It takes the place of a token that was copied with the headers. Each message of
+// one attempt needs a name of its own; a name that another one has is an error. Under
+// WithIssuedOnly the token is registered.
+func StampAs(ctx context.Context, msg *kafka.Message, name string) error {
+	if msg == nil {
+		return errNilMsg
+	}
+	c, ok := idem.FromContext(ctx)
+	if !ok {
+		return errors.New("idemkafka: StampAs needs the context that a handler was called with: elsewhere use Stamp")
+	}
+	token, err := c.DeriveFor(ctx, name, msg)
+	if err != nil {
+		return fmt.Errorf("idemkafka: stamp as %q: %w", name, err)
+	}
+	SetToken(msg, token)
+	return nil
+}
+
+var (
+	errNilMsg     = errors.New("idemkafka: the message is nil")
+	errNilGuard   = errors.New("the guard is nil: make one with idem.New")
+	errNilHandler = errors.New("the handler is nil")
+)
+
+// hasToken reports whether a message to be written has a token; an error if that is
+// none that a consumer would take.
+func hasToken(msg kafka.Message) (bool, error) {
+	values := header(msg.Headers, idem.Header)
+	for _, v := range values {
+		err := idem.CheckToken(v)
+		if v != values[0] {
+			err = fmt.Errorf("%w: it is there %d times, with different values", idem.ErrInvalidToken, len(values))
+		}
+		if err != nil {
+			return true, fmt.Errorf("idemkafka: header %s: %w", idem.Header, err)
+		}
+	}
+	return len(values) > 0, nil
+}
+
+// Writer is a kafka.Writer that stamps what it writes, and changes nothing else of it:
+// its balancer, its batching (BatchTimeout is one second unless you set it) and its
+// acks (RequiredAcks is none unless you set it!) are yours. It is safe for concurrent
+// use.
+type Writer struct {
+	*kafka.Writer
+	guard *idem.Guard
+}
+
+// NewWriter makes a Writer of w. The guard needs no store, but for WithIssuedOnly.
+func NewWriter(w *kafka.Writer, g *idem.Guard) *Writer { return &Writer{w, g} }
+
+// WriteMessages stamps each message that has no token, as Stamp does, and writes them.
+// If one cannot be stamped, none is written.
+//
+// The tokens are set in the slice that msgs is: to write after an error again, write
+// that slice again. A message that was passed by value was stamped in a copy, and gets
+// another token the next time: Stamp it first.
+//
+// In a handler every message has to have been given its token by StampAs.
+func (w *Writer) WriteMessages(ctx context.Context, msgs ...kafka.Message) error {
+	switch {
+	case w.Writer == nil:
+		return errors.New("idemkafka: writer: the kafka.Writer is nil")
+	case w.guard == nil:
+		return fmt.Errorf("idemkafka: writer: %w", errNilGuard)
+	case w.guard.Err() != nil:
+		return fmt.Errorf("idemkafka: writer: %w", w.guard.Err())
+	}
+	c, inHandler := idem.FromContext(ctx)
+	for i := range msgs {
+		if !inHandler {
+			if err := stamp(ctx, w.guard, &msgs[i]); err != nil {
+				return err
+			}
+			continue
+		}
+		switch found, err := hasToken(msgs[i]); {
+		case err != nil:
+			return err
+		case !found:
+			return fmt.Errorf("idemkafka: message %d of %d, written in the handler of token %q, has no token: give it one with StampAs, the same at each attempt", i+1, len(msgs), c.Token())
+		}
+	}
+	return w.Writer.WriteMessages(ctx, msgs...)
+}
