@@ -44,7 +44,7 @@ func newNode(tb testing.TB, dir string, confLines []string) *node {
 	n := &node{bins: programs(tb), dir: dir}
 	files := map[string]string{
 		"plugins":         "[].\n",
-		"advanced.config": "[{rabbit, [{quorum_tick_interval, 200}]}].\n",
+		"advanced.config": "[].\n",
 		".erlang.cookie":  "rabbittest",
 		"rabbitmq.conf":   strings.Join(confLines, "\n") + "\n",
 	}

@@ -198,16 +198,23 @@ func (s *Server) SetPolicy(tb testing.TB, name, pattern, definition string) {
 }
 
 // Messages is how many messages a queue has, those that are delivered and not settled
-// included; minus one where there is no such queue. Quorum queues are a moment late.
+// included; minus one where there is no such queue.
 func (s *Server) Messages(tb testing.TB, queue string) int {
 	tb.Helper()
-	answer := s.Eval(tb, fmt.Sprintf(`case rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, %s)) of {ok, Q} -> [{messages, N}] = rabbit_amqqueue:info(Q, [messages]), N; _ -> -1 end`, binary(queue)))
+	answer := s.Eval(tb, fmt.Sprintf(count, binary(queue)))
 	n, err := strconv.Atoi(answer)
 	if err != nil {
 		tb.Fatalf("messages of queue %s: %s", queue, answer)
 	}
 	return n
 }
+
+// count asks the queue itself: what list_queues says of a quorum queue is a moment old.
+const count = `case rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, %s)) of ` +
+	`{ok, Q} -> case rabbit_amqqueue:is_replicated(Q) of ` +
+	`true -> {ok, N, _} = ra:consistent_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_total/1), N; ` +
+	`false -> [{messages, N}] = rabbit_amqqueue:info(Q, [messages]), N end; ` +
+	`_ -> -1 end`
 
 // binary writes an Erlang binary.
 func binary(s string) string {

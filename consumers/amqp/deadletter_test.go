@@ -1,0 +1,272 @@
+package idemamqp_test
+
+import (
+	"context"
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/idemq/idemq/consumers"
+	idemamqp "github.com/idemq/idemq/consumers/amqp"
+	"github.com/idemq/idemq/idem"
+	"github.com/idemq/idemq/internal/rabbittest"
+	"github.com/idemq/idemq/internal/testenv"
+)
+
+func bury(context.Context, amqp.Delivery) error { return idem.Permanent(errTest) }
+
+// exchange declares a direct exchange of the test's own.
+func (v *env) exchange() string {
+	v.t.Helper()
+	name := v.queue + "-exchange"
+	if err := v.ch.ExchangeDeclare(name, "direct", true, false, false, false, nil); err != nil {
+		v.t.Fatal(err)
+	}
+	v.t.Cleanup(func() {
+		if ch, err := v.conn.Channel(); err == nil {
+			_ = ch.ExchangeDelete(name, false, false)
+		}
+	})
+	return name
+}
+
+// A dead letter that the broker routes nowhere, or refuses, stops the consumer, with
+// either constructor and with Wrap; nothing is lost.
+func TestUndeliverableLetterStops(t *testing.T) {
+	tests := []struct {
+		name   string
+		spoil  func(v *env, exchange string)
+		says   string
+		reason string
+	}{
+		{"no queue is bound", func(*env, string) {}, "NO_ROUTE", "the broker confirms it all the same: the copy would be gone, and the message acked"},
+		{"the exchange was deleted", func(v *env, exchange string) {
+			if err := v.ch.ExchangeDelete(exchange, false, false); err != nil {
+				v.t.Fatal(err)
+			}
+		}, "NOT_FOUND", "the broker closes the channel: waiting mends nothing"},
+	}
+	for _, test := range tests {
+		for _, way := range []string{"NewQueueConsumer", "NewConsumer", "Wrap"} {
+			t.Run(test.name+"/"+way, func(t *testing.T) {
+				v := setup(t)
+				exchange := v.exchange()
+				to := idemamqp.DeadLetter(exchange, "letters")
+				// It fails for good once the exchange is as it is to be.
+				ready := make(chan struct{})
+				fail := func(ctx context.Context, d amqp.Delivery) error {
+					<-ready
+					return bury(ctx, d)
+				}
+				v.publish("a")
+				var err error
+				switch way {
+				case "NewQueueConsumer":
+					r := v.run(fail, to)
+					testenv.Await(t, "the consumer to have begun", func() bool { return v.consumers() == 1 })
+					test.spoil(v, exchange)
+					close(ready)
+					err = r.result()
+				case "NewConsumer":
+					test.spoil(v, exchange)
+					close(ready)
+					err = v.runOn(v.source(), fail, to).result()
+				case "Wrap":
+					test.spoil(v, exchange)
+					close(ready)
+					s := v.source()
+					f, wrapErr := idemamqp.Wrap(v.guard, fail, to, idemamqp.PublishOn(s.out))
+					if wrapErr != nil {
+						t.Fatal(wrapErr)
+					}
+					err = f(t.Context(), <-s.deliveries)
+					_ = s.conn.Close()
+				}
+				if !errors.Is(err, consumers.ErrUndeliverable) {
+					t.Errorf("%v, want ErrUndeliverable: %s", err, test.reason)
+				}
+				for _, s := range []string{exchange, "letters", test.says} {
+					if err == nil || !strings.Contains(err.Error(), s) {
+						t.Errorf("%v does not say %q", err, s)
+					}
+				}
+				v.wantOwed(1)
+				if n := len(v.deadLetters()); n != 0 {
+					t.Errorf("%d dead letters", n)
+				}
+			})
+		}
+	}
+}
+
+// A dead-letter queue that takes no more: the message is held, and delivered there when
+// there is room.
+func TestLetterRefusedForNow(t *testing.T) {
+	v := setup(t)
+	full := v.queue + "-full"
+	v.declare(full, amqp.Table{"x-max-length": int32(1), "x-overflow": "reject-publish"})
+	v.publish("a", "b")
+	r := v.run(bury, idemamqp.DeadLetter("", full))
+	testenv.Await(t, "the second to be refused", func() bool {
+		ev := v.events.of(idem.EventWaiting)
+		return len(ev) > 0 && strings.Contains(ev[0].Err.Error(), "nack") && strings.Contains(ev[0].Err.Error(), full)
+	})
+	v.wantOwed(1)
+	if _, err := v.ch.QueuePurge(full, false); err != nil {
+		t.Fatal(err)
+	}
+	v.settled()
+	if got := peek(t, v.conn, full); len(got) != 1 || string(got[0].Body) != "b" {
+		t.Errorf("dead letters %v", got)
+	}
+	if err := r.stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A broker that is short of memory reads nothing from publishers: dead letters wait,
+// what else is handled is acked all the while, and the end of Run is not held up.
+func TestBlockedPublisher(t *testing.T) {
+	t.Parallel()
+	srv := rabbittest.Start(t)
+	v := setupOn(t, srv)
+	v.publish("fine-1", "bad")
+	v.send(amqp.Publishing{Headers: amqp.Table{idem.Header: "large"}, Body: make([]byte, 8<<20)})
+	v.publish("fine-2")
+	srv.Ctl(t, "set_vm_memory_high_watermark", "0.000001")
+	fine := func(ctx context.Context, d amqp.Delivery) error {
+		if strings.HasPrefix(string(d.Body), "fine") {
+			return nil
+		}
+		return bury(ctx, d)
+	}
+	opts := []idemamqp.Option{v.deadLetter(), idemamqp.Concurrency(3), consumers.DrainTimeout(100 * time.Millisecond)}
+	r := v.run(fine, opts...)
+	testenv.Await(t, "the fine ones to be acked, the others to wait", func() bool {
+		return v.owed() == 2 && len(v.events.of(idem.EventWaiting)) > 0
+	})
+	if ev := v.events.of(idem.EventWaiting); !strings.Contains(ev[0].Err.Error(), v.dead) {
+		t.Errorf("%v does not name the dead-letter queue", ev[0].Err)
+	}
+	began := time.Now()
+	if err := r.stop(); err != nil {
+		t.Errorf("Run returned %v", err)
+	}
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("the end took %v", took)
+	}
+	v.wantOwed(2)
+	v.run(fine, opts...)
+	srv.Ctl(t, "set_vm_memory_high_watermark", "0.4")
+	v.settled()
+	if n := len(v.deadLetters()); n != 2 {
+		t.Errorf("%d dead letters, want 2", n)
+	}
+}
+
+// What the copy keeps, and what it must not keep.
+func TestLetterCopy(t *testing.T) {
+	v := setup(t)
+	elsewhere := v.queue + "-elsewhere"
+	v.declare(elsewhere)
+	now := time.Now().Truncate(time.Second)
+	v.send(amqp.Publishing{
+		Headers: amqp.Table{
+			"idempotency-KEY": "a", "Color": "red", "n": int32(7), "nothing": nil, "list": []any{"x", int64(1)},
+			"CC": []any{elsewhere}, "BCC": []any{elsewhere},
+			"x-death": []any{amqp.Table{"queue": "q"}}, "x-first-death-queue": "q", "x-last-death-reason": "expired", "x-mine": "kept",
+			"x-delivery-count": int32(3),
+		},
+		ContentType: "text/plain", ContentEncoding: "utf-8", Priority: 3, CorrelationId: "corr", ReplyTo: "reply",
+		Expiration: "600000", MessageId: "id", Timestamp: now, Type: "type", UserId: "guest", AppId: "app",
+		Body: []byte("body"),
+	})
+	v.run(bury, v.deadLetter())
+	v.settled()
+	all := v.deadLetters()
+	if len(all) != 1 {
+		t.Fatalf("%d dead letters", len(all))
+	}
+	d := all[0]
+	h := d.Headers
+	for name, want := range map[string]any{
+		idem.Header: "a", "Color": "red", "n": int32(7), "nothing": nil, "list": []any{"x", int64(1)}, "x-mine": "kept",
+		idem.RedriveHeader: "1", consumers.HeaderReason: consumers.ReasonPermanent, consumers.HeaderGroup: "billing", consumers.HeaderAttempt: "1",
+	} {
+		if got, ok := h[name]; !ok || !reflect.DeepEqual(got, want) {
+			t.Errorf("header %s is %v, want %v", name, got, want)
+		}
+	}
+	for _, name := range []string{"idempotency-KEY", "CC", "BCC", "x-death", "x-first-death-queue", "x-last-death-reason", "x-delivery-count"} {
+		if _, ok := h[name]; ok {
+			t.Errorf("the copy has header %s", name)
+		}
+	}
+	for _, s := range []string{v.queue, "exchange"} {
+		if source, _ := h[consumers.HeaderSource].(string); !strings.Contains(source, s) {
+			t.Errorf("the source %q does not say %q", source, s)
+		}
+	}
+	want := amqp.Delivery{
+		ContentType: "text/plain", ContentEncoding: "utf-8", DeliveryMode: amqp.Persistent, Priority: 3, CorrelationId: "corr",
+		ReplyTo: "reply", MessageId: "id", Timestamp: now, Type: "type", AppId: "app", Body: []byte("body"),
+		Exchange: "", RoutingKey: v.dead,
+	}
+	d.Headers, d.Acknowledger, d.DeliveryTag, d.MessageCount, d.Redelivered = nil, nil, 0, 0, false
+	if !d.Timestamp.Equal(want.Timestamp) {
+		t.Errorf("timestamp %v", d.Timestamp)
+	}
+	d.Timestamp = want.Timestamp
+	if !reflect.DeepEqual(d, want) {
+		t.Errorf("the copy is\n%+v, want\n%+v", d, want)
+	}
+	if got := peek(t, v.conn, elsewhere); len(got) != 1 {
+		t.Errorf("%d messages at the queue of CC and BCC, want the original's one", len(got))
+	}
+}
+
+// RejectToDLX hands the message to the queue's own dead-letter exchange.
+func TestRejectToDLX(t *testing.T) {
+	t.Parallel()
+	v := setupOn(t, shared.Server(t))
+	queue := v.queue + "-dlx"
+	v.declare(queue, amqp.Table{"x-dead-letter-exchange": "", "x-dead-letter-routing-key": v.dead})
+	v.queue = queue
+	v.publish("a", "b")
+	var j journal
+	v.run(func(ctx context.Context, d amqp.Delivery) error {
+		if string(d.Body) == "a" {
+			return bury(ctx, d)
+		}
+		return j.handle(ctx, d)
+	}, idemamqp.RejectToDLX())
+	v.settled()
+	j.want(t, "b")
+	testenv.Await(t, "the broker's dead letter", func() bool { return len(v.deadLetters()) == 1 })
+	if _, ok := v.deadLetters()[0].Headers["x-death"]; !ok {
+		t.Error("it did not come by way of the queue's dead-letter exchange")
+	}
+	v.publish("a") // known as dead
+	v.settled()
+	if n := len(v.deadLetters()); n != 1 {
+		t.Errorf("%d dead letters", n)
+	}
+}
+
+// The channel of PublishOn closed before its time: the next dead letter ends Run.
+func TestPublishOnClosed(t *testing.T) {
+	v := setup(t)
+	v.publish("a")
+	s := v.source()
+	if err := s.out.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.runOn(s, bury).result(); !errors.Is(err, consumers.ErrUndeliverable) || !strings.Contains(err.Error(), "PublishOn") {
+		t.Errorf("Run returned %v", err)
+	}
+	v.wantOwed(1)
+}
