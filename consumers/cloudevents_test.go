@@ -2,6 +2,7 @@ package consumers
 
 import (
 	"encoding/json"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -72,6 +73,7 @@ func TestStructuredEvents(t *testing.T) {
 		{"an id that is null", eventType, `{"source":"/shop","id":null}`, next},
 		{"names in another case", eventType, `{"Source":"/shop","ID":"1"}`, next},
 		{"two ids", eventType, `{"source":"/shop","id":"1","id":"2"}`, next},
+		{"two ids, the first empty", eventType, `{"source":"/shop","id":"","id":"1"}`, next},
 		{"two ids, the second empty", eventType, `{"source":"/shop","id":"1","id":""}`, next},
 		{"two sources", eventType, `{"source":"/shop","source":"/shop","id":"1"}`, next},
 		{"bytes that are no Unicode", eventType, "{\"source\":\"/shop\",\"id\":\"\xff\"}", next},
@@ -100,9 +102,7 @@ func TestStructuredEventsComeAfter(t *testing.T) {
 		"a function":      {nil, []Option{TokenFrom(func(Message) (string, error) { return "b", nil })}, "b"},
 	} {
 		e := event{headers: map[string][]string{"content-type": {eventType}}, body: body}
-		for k, v := range tc.headers {
-			e.headers[k] = v
-		}
+		maps.Copy(e.headers, tc.headers)
 		if got := lookup(t, e, tc.opts...); got != tc.want {
 			t.Errorf("%s: token %q, want %q", name, got, tc.want)
 		}
