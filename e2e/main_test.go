@@ -10,5 +10,8 @@ func TestMain(m *testing.M) {
 	if role := os.Getenv(roleEnv); role != "" {
 		os.Exit(consume(role))
 	}
+	if role := os.Getenv(kafkaRoleEnv); role != "" {
+		os.Exit(consumeKafka(role))
+	}
 	os.Exit(m.Run())
 }
