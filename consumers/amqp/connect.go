@@ -187,7 +187,7 @@ func (c *Consumer) openSession(ctx context.Context) (*session, error) {
 			s.end(err)
 		}
 		_ = conn.CloseDeadline(time.Now().Add(closeTimeout))
-		return nil, err
+		return nil, explain(err)
 	}
 	return s, nil
 }

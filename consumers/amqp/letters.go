@@ -64,7 +64,7 @@ func (l *letters) publish(ctx context.Context, msg amqp.Publishing) error {
 		l.discard() // what became of the copy is not known: its confirmation must not be another's
 	}
 	if l.isUndeliverable(err) {
-		return fmt.Errorf("publishing to %s: %w: %w", l, consumers.ErrUndeliverable, err)
+		return fmt.Errorf("publishing to %s: %w: %w", l, consumers.ErrUndeliverable, explain(err))
 	}
 	return fmt.Errorf("publishing to %s: %w", l, err)
 }

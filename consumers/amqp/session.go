@@ -69,15 +69,30 @@ func (s *session) alive() error {
 
 // reason explains the close of a channel.
 func reason(err *amqp.Error) error {
-	switch {
-	case err == nil:
+	if err == nil {
 		return errors.New("the channel was closed")
-	case err.Code == amqp.PreconditionFailed && strings.Contains(err.Reason, "unknown delivery tag"):
-		return fmt.Errorf("the broker closed the channel: a delivery was acked that it does not wait for: subscribe with autoAck false, and let nobody else settle: %w", err)
-	case err.Code == amqp.PreconditionFailed && strings.Contains(err.Reason, "timed out"):
-		return fmt.Errorf("the broker closed the channel: a message was held for longer than its consumer timeout: raise consumer_timeout above what a handler takes, or lower HoldLimit or Prefetch: %w", err)
 	}
-	return fmt.Errorf("the channel was closed: %w", err)
+	return explain(err)
+}
+
+// explain adds what the broker or the client leave out, where an error is theirs.
+func explain(e error) error {
+	err, ok := errors.AsType[*amqp.Error](e)
+	switch {
+	case !ok:
+		return e
+	case !err.Server && strings.Contains(err.Reason, amqp.ErrSyntax.Reason):
+		return fmt.Errorf("the client cannot read a message that was delivered, and closed the connection: it has more than 8192 headers, or headers nested more than 32 deep: take it out of the queue with another client: %w", e)
+	case err.Server && strings.Contains(err.Reason, "frame_too_large"):
+		return fmt.Errorf("its headers do not fit into one frame: raise frame_max of the broker and FrameSize of the client, or take the message out of the queue: %w", e)
+	case err.Code == amqp.PreconditionFailed && strings.Contains(err.Reason, "unknown delivery tag"):
+		return fmt.Errorf("the broker closed the channel: a delivery was acked that it does not wait for: subscribe with autoAck false, and let nobody else settle: %w", e)
+	case err.Code == amqp.PreconditionFailed && strings.Contains(err.Reason, "timed out"):
+		return fmt.Errorf("the broker closed the channel: a message was held for longer than its consumer timeout: raise consumer_timeout above what a handler takes, or lower HoldLimit or Prefetch: %w", e)
+	case e == error(err):
+		return fmt.Errorf("the channel was closed: %w", e)
+	}
+	return e
 }
 
 // settle calls verb if the session is not over.

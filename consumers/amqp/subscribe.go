@@ -204,9 +204,9 @@ func (c *Consumer) lost(s *session, err error) error {
 // ended is the end of the deliveries: with the channel, or without, when the subscription
 // was cancelled; then what was delivered is handled and settled.
 func (c *Consumer) ended(ctx context.Context, s *session, lane *consumers.Lane) error {
-	const cure = "was the subscription cancelled, or its queue deleted? Subscribe anew, and make a new consumer"
+	const cure = "the subscription cancelled, or its queue deleted? Subscribe anew, and make a new consumer"
 	if s == nil {
-		return errors.New("idemamqp: the deliveries ended before the first: " + cure)
+		return errors.New("idemamqp: the deliveries ended before the first: was the channel closed (Channel.NotifyClose says why), or " + cure)
 	}
 	if err := s.alive(); err != nil {
 		return c.lost(s, err)
@@ -224,7 +224,7 @@ func (c *Consumer) ended(ctx context.Context, s *session, lane *consumers.Lane) 
 		return context.Cause(ctx)
 	case <-done:
 	}
-	return errors.New("idemamqp: the deliveries ended, and all were handled: " + cure)
+	return errors.New("idemamqp: the deliveries ended, and all were handled: was " + cure)
 }
 
 // pause is the wait between failures: it doubles, with jitter.
