@@ -163,8 +163,13 @@ func TestBlockedPublisher(t *testing.T) {
 	v.run(fine, opts...)
 	srv.Ctl(t, "set_vm_memory_high_watermark", "0.4")
 	v.settled()
-	if n := len(v.deadLetters()); n != 2 {
-		t.Errorf("%d dead letters, want 2", n)
+	// A copy that was given up may have been on its way: then there are two.
+	copies := map[any]int{}
+	for _, d := range v.deadLetters() {
+		copies[d.Headers[idem.Header]]++
+	}
+	if len(copies) != 2 || copies["bad"] == 0 || copies["large"] == 0 {
+		t.Errorf("dead letters %v", copies)
 	}
 }
 

@@ -177,8 +177,9 @@ func Prefetch(n int) Option {
 //
 // A copy that reaches no queue, an exchange that does not exist, and a copy that the
 // broker refuses end Run with an error that names exchange and key; nothing is lost
-// then. While the broker gives no confirmation the message is held. A process that dies
-// between the confirmation and its record leaves a second copy.
+// then. While the broker gives no confirmation the message is held, and published again
+// after five seconds. A copy whose confirmation is lost, with its connection or its
+// process, leaves a second one; moved back, both, they are handled once.
 //
 // A consumer of NewQueueConsumer publishes on a connection of its own, so that a broker
 // that holds publishers up does not hold up acks. The others need PublishOn.
