@@ -1,0 +1,437 @@
+package idemkafka_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+
+	"github.com/idemq/idemq/consumers"
+	idemkafka "github.com/idemq/idemq/consumers/kafka"
+	"github.com/idemq/idemq/idem"
+	"github.com/idemq/idemq/idem/store/memstore"
+)
+
+// script is a Reader that brings what a test says: what a real one does rarely, or only
+// between two moments.
+type script struct {
+	config kafka.ReaderConfig
+	msgs   chan kafka.Message
+	errs   chan error
+
+	mu        sync.Mutex
+	fetched   int
+	committed map[int]int64
+	history   []int64 // of partition 0
+	commitErr error
+	hang      bool
+}
+
+func newScript() *script {
+	return &script{
+		config: kafka.ReaderConfig{GroupID: "billing", Topic: "orders"}, msgs: make(chan kafka.Message),
+		errs: make(chan error), committed: map[int]int64{},
+	}
+}
+
+func (s *script) Config() kafka.ReaderConfig { return s.config }
+
+func (s *script) FetchMessage(ctx context.Context) (kafka.Message, error) {
+	select {
+	case m := <-s.msgs:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.fetched++
+		return m, nil
+	case err := <-s.errs:
+		return kafka.Message{}, err
+	case <-ctx.Done():
+		return kafka.Message{}, ctx.Err()
+	}
+}
+
+func (s *script) CommitMessages(ctx context.Context, msgs ...kafka.Message) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.hang {
+		s.mu.Unlock()
+		<-ctx.Done()
+		s.mu.Lock()
+		return ctx.Err()
+	}
+	if s.commitErr != nil {
+		return s.commitErr
+	}
+	for _, m := range msgs {
+		s.committed[m.Partition] = m.Offset + 1
+		if m.Partition == 0 {
+			s.history = append(s.history, m.Offset+1)
+		}
+	}
+	return nil
+}
+
+func (s *script) set(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f()
+}
+
+func (s *script) offsets() map[int]int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.committed)
+}
+
+func at(partition int, offset int64, token string) kafka.Message {
+	m := kafka.Message{Topic: "orders", Partition: partition, Offset: offset, Key: []byte(token), Value: []byte(token), Time: time.Now()}
+	idemkafka.SetToken(&m, token)
+	return m
+}
+
+// scripted runs a consumer of a script in a bubble.
+func scripted(t *testing.T, h idemkafka.Handler, opts []idemkafka.Option, play func(s *script, ev *events, end func() error)) {
+	t.Helper()
+	scriptedBy(t, newScript, h, opts, play)
+}
+
+func scriptedBy(t *testing.T, make func() *script, h idemkafka.Handler, opts []idemkafka.Option, play func(s *script, ev *events, end func() error)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		s, ev := scriptIn(make), &events{}
+		opts := append([]idemkafka.Option{consumers.Backoff(time.Millisecond, 10*time.Millisecond), idemkafka.CommitEvery(1000, time.Second)}, opts...)
+		g := idem.New(idem.WithStore(memstore.New()), idem.WithObserver(ev))
+		c, err := idemkafka.NewConsumer(s, g, h, opts...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		done := startRun(ctx, c)
+		play(s, ev, func() error { cancel(); return <-done })
+	})
+}
+
+func scriptIn(make func() *script) *script { return make() }
+
+func startRun(ctx context.Context, c *idemkafka.Consumer) chan error {
+	done := make(chan error, 1)
+	go func() { done <- c.Run(ctx) }()
+	return done
+}
+
+// A partition that moves away and comes back begins anew, lower: what its old
+// assignment finishes late moves nothing, and nothing of the new one is passed over.
+func TestRewind(t *testing.T) {
+	var slow chan struct{} // made in the bubble
+	var j journal
+	handle := func(_ context.Context, msg kafka.Message) error {
+		if j.add(string(msg.Value)) == 1 {
+			<-slow
+		}
+		return nil
+	}
+	scripted(t, handle, nil, func(s *script, _ *events, end func() error) {
+		slow = make(chan struct{})
+		for i := range int64(5) {
+			s.msgs <- at(0, 10+i, series("m", 20)[i]) // 10 is at work, and the others wait
+		}
+		time.Sleep(5 * time.Second)
+		s.msgs <- at(0, 8, "earlier") // back, from where another member had committed
+		s.msgs <- at(0, 9, "earlier still")
+		time.Sleep(5 * time.Second)
+		if got := s.offsets(); got[0] != 10 {
+			t.Errorf("committed %v, want 10: what was fetched anew is done, and no more", got)
+		}
+		s.msgs <- at(0, 10, series("m", 20)[0])
+		time.Sleep(5 * time.Second)
+		if got := s.offsets(); got[0] != 10 {
+			t.Errorf("committed %v while offset 10 is at work", got)
+		}
+		close(slow) // the old assignment's handler
+		time.Sleep(5 * time.Second)
+		if got := s.offsets(); got[0] != 11 {
+			t.Errorf("committed %v, want 11: 10 is a duplicate by now", got)
+		}
+		for i := int64(1); i < 5; i++ {
+			s.msgs <- at(0, 10+i, series("m", 20)[i])
+		}
+		time.Sleep(5 * time.Second)
+		if err := end(); err != nil {
+			t.Error(err)
+		}
+		if got := s.offsets(); got[0] != 15 {
+			t.Errorf("committed %v, want 15", got)
+		}
+		s.set(func() {
+			if !slices.IsSorted(s.history) {
+				t.Errorf("offsets were committed in the order %v", s.history)
+			}
+		})
+	})
+	j.wantEach(t, append(series("m", 5), "earlier", "earlier still")...)
+}
+
+// What a blocked partition holds is bounded, and said: fetching stops. Over a Reader the
+// other partitions stop with it, and go on when it does.
+func TestBlockedPartitionOverAReader(t *testing.T) {
+	var blocked chan struct{} // made in the bubble
+	var j journal
+	handle := func(_ context.Context, msg kafka.Message) error {
+		if msg.Partition == 0 {
+			<-blocked
+		}
+		j.add(string(msg.Value))
+		return nil
+	}
+	for _, c := range []struct {
+		name string
+		opt  idemkafka.Option
+		most int
+	}{
+		// Beside the buffer: what the engine claims ahead, and the message in the fetcher's hand.
+		{"by messages", idemkafka.Buffer(100, 1<<30), 100 + 3 + 1},
+		{"by bytes", idemkafka.Buffer(1000, 100*300), 100 + 3 + 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			scripted(t, handle, []idemkafka.Option{c.opt}, func(s *script, ev *events, end func() error) {
+				blocked = make(chan struct{})
+				go func() {
+					for i := range int64(500) {
+						select {
+						case s.msgs <- at(0, i, series("a", 500)[i]):
+						case <-blocked:
+							return
+						}
+					}
+				}()
+				time.Sleep(time.Minute)
+				s.set(func() {
+					if s.fetched > c.most || s.fetched < c.most/2 {
+						t.Errorf("%d messages were fetched behind one that stands still, want %d at most", s.fetched, c.most)
+					}
+				})
+				if !ev.has(idem.EventWaiting, "partition 0 of topic orders") || !ev.has(idem.EventWaiting, "offset 0 is not done") {
+					t.Errorf("nobody is told which partition holds up fetching: %v", ev.of(idem.EventWaiting))
+				}
+				close(blocked)
+				time.Sleep(time.Minute)
+				s.msgs <- at(1, 7, "other"+c.name)
+				time.Sleep(time.Minute)
+				if err := end(); err != nil {
+					t.Error(err)
+				}
+				if got := s.offsets(); got[1] != 8 {
+					t.Errorf("committed %v", got)
+				}
+			})
+		})
+	}
+}
+
+// With Concurrency messages of one key are handled in order, others go on past a key
+// that stands still, and the offset does not: the skip trap.
+func TestSkipTrap(t *testing.T) {
+	var blocked chan struct{} // made in the bubble
+	var j journal
+	handle := func(_ context.Context, msg kafka.Message) error {
+		if string(msg.Value) == "n" {
+			<-blocked
+		}
+		j.add(string(msg.Value))
+		return nil
+	}
+	scripted(t, handle, []idemkafka.Option{idemkafka.Concurrency(8)}, func(s *script, _ *events, end func() error) {
+		blocked = make(chan struct{})
+		s.msgs <- at(0, 0, "before")
+		s.msgs <- at(0, 1, "n")
+		for i := int64(2); i < 302; i++ {
+			s.msgs <- at(0, i, series("m", 302)[i])
+		}
+		time.Sleep(time.Minute)
+		if got := s.offsets(); got[0] != 1 {
+			t.Errorf("committed %v, and offset 1 is not done", got)
+		}
+		if n := j.len(); n < 200 || n > 300 {
+			t.Errorf("%d messages of other keys were handled", n)
+		}
+		close(blocked)
+		time.Sleep(time.Minute)
+		if err := end(); err != nil {
+			t.Error(err)
+		}
+		if got := s.offsets(); got[0] != 302 {
+			t.Errorf("committed %v, want 302", got)
+		}
+	})
+	if n := j.len(); n != 302 {
+		t.Errorf("%d handled", n)
+	}
+}
+
+func TestOrderOfAKey(t *testing.T) {
+	var mu sync.Mutex
+	last := map[string]int64{}
+	running, most := 0, 0
+	handle := func(_ context.Context, msg kafka.Message) error {
+		mu.Lock()
+		running++
+		most = max(most, running)
+		if msg.Key != nil && msg.Offset <= last[string(msg.Key)] {
+			t.Errorf("offset %d of key %s after %d", msg.Offset, msg.Key, last[string(msg.Key)])
+		}
+		last[string(msg.Key)] = msg.Offset
+		mu.Unlock()
+		time.Sleep(time.Millisecond)
+		mu.Lock()
+		running--
+		mu.Unlock()
+		return nil
+	}
+	scripted(t, handle, []idemkafka.Option{idemkafka.Concurrency(4)}, func(s *script, _ *events, end func() error) {
+		for i := int64(1); i <= 400; i++ {
+			m := at(0, i, series("m", 401)[i])
+			if m.Key = []byte(series("key", 7)[i%7]); i%5 == 0 {
+				m.Key = nil
+			}
+			s.msgs <- m
+		}
+		time.Sleep(time.Minute)
+		if err := end(); err != nil {
+			t.Error(err)
+		}
+		if got := s.offsets(); got[0] != 401 {
+			t.Errorf("committed %v", got)
+		}
+	})
+	if most < 2 || most > 4 {
+		t.Errorf("%d handlers ran at a time, want up to 4", most)
+	}
+}
+
+// A commit that fails, or hangs, as it does between generations, holds up nobody, and
+// is made up for.
+func TestCommitFails(t *testing.T) {
+	var j journal
+	scripted(t, j.handle, nil, func(s *script, ev *events, end func() error) {
+		s.set(func() { s.commitErr = errTest })
+		s.msgs <- at(0, 0, "a")
+		time.Sleep(3 * time.Second)
+		if !ev.has(idem.EventSettleFailed, "committing offsets: test") {
+			t.Errorf("events %v", ev.of(idem.EventSettleFailed))
+		}
+		s.set(func() { s.commitErr, s.hang = nil, true })
+		s.msgs <- at(0, 1, "b")
+		time.Sleep(3 * time.Second)
+		s.msgs <- at(0, 2, "c")
+		time.Sleep(20 * time.Second)
+		j.want(t, "a", "b", "c")
+		s.set(func() { s.hang = false })
+		time.Sleep(20 * time.Second)
+		if got := s.offsets(); got[0] != 3 {
+			t.Errorf("committed %v, want 3", got)
+		}
+		s.set(func() { s.hang = true })
+		s.msgs <- at(0, 3, "d")
+		time.Sleep(time.Second)
+		begun := time.Now()
+		if err := end(); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(begun); took > 25*time.Second {
+			t.Errorf("Run took %v to end: a commit that hangs held it up", took)
+		}
+	})
+}
+
+// Fetch errors are waited out; a Reader that was closed ends Run.
+func TestFetchErrors(t *testing.T) {
+	var j journal
+	scripted(t, j.handle, nil, func(s *script, ev *events, end func() error) {
+		begun := time.Now()
+		for range 10 {
+			s.errs <- kafka.LeaderNotAvailable
+		}
+		s.msgs <- at(0, 0, "a")
+		if took := time.Since(begun); took < 5*time.Second {
+			t.Errorf("ten failures in %v: it spins", took)
+		}
+		if !ev.has(idem.EventWaiting, "fetching from Kafka") {
+			t.Errorf("events %v", ev.of(idem.EventWaiting))
+		}
+		s.errs <- io.EOF
+		time.Sleep(time.Minute)
+		err := end()
+		if !errors.Is(err, io.EOF) || !strings.Contains(err.Error(), "close it after Run") {
+			t.Errorf("Run: %v", err)
+		}
+		if got := s.offsets(); got[0] != 1 {
+			t.Errorf("committed %v: what was done before is not", got)
+		}
+	})
+}
+
+// A group that begins at the end commits where that is before anything is done: else
+// whoever comes next begins at an end further on.
+func TestLastOffsetOverAReader(t *testing.T) {
+	var begun chan struct{} // made in the bubble
+	handle := func(ctx context.Context, _ kafka.Message) error {
+		close(begun)
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	latest := func() *script {
+		s := newScript()
+		s.config.StartOffset = kafka.LastOffset
+		return s
+	}
+	scriptedBy(t, latest, handle, []idemkafka.Option{consumers.DrainTimeout(time.Second)}, func(s *script, _ *events, end func() error) {
+		begun = make(chan struct{})
+		s.msgs <- at(0, 0, "a")
+		<-begun
+		time.Sleep(time.Second)
+		if got, found := s.offsets()[0]; !found || got != 0 {
+			t.Errorf("committed %v, %v, want 0: a new member would pass over the message", got, found)
+		}
+		_ = end()
+		if got := s.offsets()[0]; got != 0 {
+			t.Errorf("committed %v", got)
+		}
+	})
+}
+
+// The end of Run: what has started is finished and committed, what has not is not.
+func TestDrain(t *testing.T) {
+	var started, finish chan struct{} // made in the bubble
+	var j journal
+	handle := func(_ context.Context, msg kafka.Message) error {
+		if j.add(string(msg.Value)) == 2 {
+			close(started)
+			<-finish
+		}
+		return nil
+	}
+	scripted(t, handle, nil, func(s *script, _ *events, end func() error) {
+		started, finish = make(chan struct{}), make(chan struct{})
+		for i := range int64(50) {
+			s.msgs <- at(0, i, series("m", 50)[i])
+		}
+		<-started
+		go func() { time.Sleep(10 * time.Second); close(finish) }()
+		if err := end(); err != nil {
+			t.Error(err)
+		}
+		if got := s.offsets(); got[0] != 2 {
+			t.Errorf("committed %v, want 2", got)
+		}
+	})
+	j.want(t, series("m", 2)...)
+}
