@@ -3,6 +3,7 @@ package idemamqp_test
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -93,9 +94,7 @@ func (v *env) declare(queue string, args ...amqp.Table) {
 	v.t.Helper()
 	table := amqp.Table{}
 	for _, a := range args {
-		for k, x := range a {
-			table[k] = x
-		}
+		maps.Copy(table, a)
 	}
 	if _, err := v.ch.QueueDeclare(queue, true, false, false, false, table); err != nil {
 		v.t.Fatal(err)

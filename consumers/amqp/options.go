@@ -71,7 +71,8 @@ func (c *config) fault(format string, args ...any) {
 func configure(opts []Option, of constructor) (config, consumers.Policy, []error) {
 	var c config
 	p, err := consumers.Configure(&c, opts)
-	faults := append(c.faults, err)
+	faults := c.faults
+	faults = append(faults, err)
 	for _, name := range c.given {
 		for _, n := range notForAll {
 			if n.option == name && n.refuse == of {
@@ -170,8 +171,8 @@ func Prefetch(n int) Option {
 	})
 }
 
-// DeadLetter publishes messages that failed for good to exchange with the routing key
-// key (an empty exchange: to the queue of that name), as mandatory, and goes on when the
+// DeadLetter publishes messages that failed for good to exchange, with key for the
+// routing key (an empty exchange: to the queue of that name), as mandatory, and goes on when the
 // broker has confirmed that it is in a queue. Without it (or RejectToDLX) such a message
 // ends Run.
 //

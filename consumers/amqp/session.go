@@ -67,32 +67,38 @@ func (s *session) alive() error {
 	return s.over
 }
 
-// reason explains the close of a channel.
+// reason says why a channel was closed.
 func reason(err *amqp.Error) error {
-	if err == nil {
+	switch {
+	case err == nil:
 		return errors.New("the channel was closed")
+	case hint(err) == "":
+		return fmt.Errorf("the channel was closed: %w", err)
 	}
 	return explain(err)
 }
 
-// explain adds what the broker or the client leave out, where an error is theirs.
-func explain(e error) error {
-	err, ok := errors.AsType[*amqp.Error](e)
-	switch {
-	case !ok:
-		return e
-	case !err.Server && strings.Contains(err.Reason, amqp.ErrSyntax.Reason):
-		return fmt.Errorf("the client cannot read a message that was delivered, and closed the connection: it has more than 8192 headers, or headers nested more than 32 deep: take it out of the queue with another client: %w", e)
-	case err.Server && strings.Contains(err.Reason, "frame_too_large"):
-		return fmt.Errorf("its headers do not fit into one frame: raise frame_max of the broker and FrameSize of the client, or take the message out of the queue: %w", e)
-	case err.Code == amqp.PreconditionFailed && strings.Contains(err.Reason, "unknown delivery tag"):
-		return fmt.Errorf("the broker closed the channel: a delivery was acked that it does not wait for: subscribe with autoAck false, and let nobody else settle: %w", e)
-	case err.Code == amqp.PreconditionFailed && strings.Contains(err.Reason, "timed out"):
-		return fmt.Errorf("the broker closed the channel: a message was held for longer than its consumer timeout: raise consumer_timeout above what a handler takes, or lower HoldLimit or Prefetch: %w", e)
-	case e == error(err):
-		return fmt.Errorf("the channel was closed: %w", e)
+// explain adds to an error that is the broker's or the client's what these leave out.
+func explain(err error) error {
+	if e, ok := errors.AsType[*amqp.Error](err); ok && hint(e) != "" {
+		return fmt.Errorf("%s: %w", hint(e), err)
 	}
-	return e
+	return err
+}
+
+// hint is the cause and the cure of an error, where they are known.
+func hint(err *amqp.Error) string {
+	switch {
+	case !err.Server && strings.Contains(err.Reason, amqp.ErrSyntax.Reason):
+		return "the client cannot read a message that was delivered, and closed the connection: it has more than 8192 headers, or headers nested more than 32 deep: take it out of the queue with another client"
+	case err.Server && strings.Contains(err.Reason, "frame_too_large"):
+		return "its headers do not fit into one frame: raise frame_max of the broker and FrameSize of the client, or take the message out of the queue"
+	case err.Code == amqp.PreconditionFailed && strings.Contains(err.Reason, "unknown delivery tag"):
+		return "the broker closed the channel: a delivery was acked that it does not wait for: subscribe with autoAck false, and let nobody else settle"
+	case err.Code == amqp.PreconditionFailed && strings.Contains(err.Reason, "timed out"):
+		return "the broker closed the channel: a message was held for longer than its consumer timeout: raise consumer_timeout above what a handler takes, or lower HoldLimit or Prefetch"
+	}
+	return ""
 }
 
 // settle calls verb if the session is not over.

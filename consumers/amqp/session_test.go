@@ -116,11 +116,13 @@ func TestClosedChannelEndsRun(t *testing.T) {
 			v := setup(t)
 			v.publish("a", "b")
 			s := v.source()
+			var j journal
+			var once sync.Once
 			started, finish := make(chan struct{}), make(chan struct{})
-			r := v.runOn(s, func(context.Context, amqp.Delivery) error {
-				close(started)
+			r := v.runOn(s, func(ctx context.Context, d amqp.Delivery) error {
+				once.Do(func() { close(started) })
 				<-finish
-				return nil
+				return j.handle(ctx, d)
 			})
 			<-started
 			if err := test.end(v, s); err != nil {
@@ -132,10 +134,9 @@ func TestClosedChannelEndsRun(t *testing.T) {
 				t.Errorf("Run returned %v, want one that says %q and the cure: %s", err, test.says, test.reason)
 			}
 			v.wantOwed(2)
-			var j journal
 			v.run(j.handle)
 			v.settled()
-			j.want(t, "b")
+			j.want(t, "a", "b")
 		})
 	}
 }
