@@ -30,7 +30,7 @@ func (v *env) kill(name string) {
 
 func closeByName(name string) string {
 	return `[rabbit_networking:close_connection(P, "a test") || P <- rabbit_networking:connections(), ` +
-		`lists:any(fun({_, _, N}) -> N =:= <<"` + name + `">>; (_) -> false end, case catch rabbit_reader:info(P, [client_properties]) of [{_, L}] -> L; _ -> [] end)]`
+		`lists:any(fun({_, _, N}) -> N =:= <<"` + name + `">>; (_) -> false end, case catch rabbit_reader:info(P, [client_properties]) of [{_, L}] when is_list(L) -> L; _ -> [] end)]`
 }
 
 // A connection that the client recovers by itself: the same channel is open again, and
