@@ -85,7 +85,7 @@ func TestCannotRun(t *testing.T) {
 		args []string
 	}{
 		{"-nats", []string{"-redis", redis, "-nats", "nats://" + unusedAddr(t)}},
-		{"-nats", []string{"-redis", redis, "-nats", "nonsense"}},
+		{"-nats: write it as", []string{"-redis", redis, "-nats", "nonsense"}},
 		{"-nats", []string{"-redis", redis, "-nats", "nats://localhost:99999"}},
 		{"-nats", []string{"-redis", redis, "-nats", noJetStream.URL()}},
 		{"-redis", []string{"-redis", "redis://" + unusedAddr(t) + "/0"}},
