@@ -78,8 +78,8 @@ func (l *letters) post(ctx context.Context, m message, letter consumers.Letter) 
 		return nil
 	case errors.As(err, &tooLarge), errors.Is(err, kafka.MessageSizeTooLarge):
 		return fmt.Errorf("writing to topic %s: the copy of %d bytes, with its headers, is larger than the writer (BatchBytes), or the topic (max.message.bytes) takes: raise that: %w: %w", l.name(), size(m.msg), consumers.ErrUndeliverable, err)
-	case errors.Is(err, kafka.UnknownTopicOrPartition):
-		return fmt.Errorf("writing to topic %s: it does not exist: create it: %w: %w", l.name(), consumers.ErrUndeliverable, err)
+	case errors.Is(err, kafka.UnknownTopicOrPartition), errors.Is(err, kafka.InvalidTopic):
+		return fmt.Errorf("writing to topic %s: it does not exist, or cannot: create it: %w: %w", l.name(), consumers.ErrUndeliverable, err)
 	case errors.Is(err, kafka.TopicAuthorizationFailed), errors.Is(err, kafka.ClusterAuthorizationFailed):
 		return fmt.Errorf("writing to topic %s: the writer's user may not: allow it: %w: %w", l.name(), consumers.ErrUndeliverable, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -58,7 +59,7 @@ func setupOn(t *testing.T, srv *kafkatest.Server, partitions int, configs ...str
 		store: storefault.New(memstore.New()), events: &events{},
 	}
 	srv.CreateTopic(t, v.topic, partitions, configs...)
-	srv.CreateTopic(t, v.dead, 1)
+	srv.CreateTopic(t, v.dead, 1, configs...)
 	v.guard = v.newGuard()
 	v.w = v.writer()
 	return v
@@ -167,7 +168,7 @@ func (r *running) result() error {
 	case err := <-r.done:
 		r.done <- err
 		return err
-	case <-time.After(60 * time.Second):
+	case <-time.After(40 * time.Second):
 		r.t.Fatal("Run does not return")
 		return nil
 	}
@@ -260,6 +261,9 @@ func (e *events) Observe(ev idem.Event) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.all = append(e.all, ev)
+	if os.Getenv("DBG") != "" && ev.Kind > 8 {
+		fmt.Println("EV", ev.Kind, ev.Token, ev.Err, ev.Text)
+	}
 }
 
 func (e *events) of(k idem.EventKind) (out []idem.Event) {

@@ -30,17 +30,35 @@ func (b brokers) client() (c *kafka.Client, closeIt func()) {
 	return &kafka.Client{Addr: kafka.TCP(b.addrs...), Timeout: askTimeout, Transport: t}, t.CloseIdleConnections
 }
 
+// connect tries whether the brokers can be connected to: the error of a Dialer says why
+// not, that of a Client may not.
+func (b brokers) connect(ctx context.Context) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	for _, addr := range b.addrs {
+		var conn *kafka.Conn
+		if conn, err = b.theDialer().DialContext(ctx, "tcp", addr); err == nil {
+			_ = conn.Close()
+			return nil
+		}
+	}
+	return fmt.Errorf("connecting to Kafka: %w", err)
+}
+
+func (b brokers) theDialer() *kafka.Dialer {
+	if b.dialer == nil {
+		return kafka.DefaultDialer
+	}
+	return b.dialer
+}
+
 // ends returns the first offset of a partition, and the one behind its last.
 func (b brokers) ends(ctx context.Context, topic string, id int) (first, last int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	d := b.dialer
-	if d == nil {
-		d = kafka.DefaultDialer
-	}
 	for _, addr := range b.addrs {
 		var conn *kafka.Conn
-		if conn, err = d.DialLeader(ctx, "tcp", addr, topic, id); err != nil {
+		if conn, err = b.theDialer().DialLeader(ctx, "tcp", addr, topic, id); err != nil {
 			continue
 		}
 		_ = conn.SetDeadline(time.Now().Add(askTimeout)) // a closed one fails below
@@ -64,7 +82,10 @@ func (c *Consumer) preflight(ctx context.Context) error {
 	defer closeIt()
 	var p pause
 	for {
-		err := c.checkTopics(ctx, client)
+		err := c.brokers.connect(ctx)
+		if err == nil {
+			err = c.checkTopics(ctx, client)
+		}
 		if err == nil {
 			err = c.checkLetters(ctx)
 		}
