@@ -1,0 +1,377 @@
+package idemkafka_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/idemq/idemq/consumers"
+	idemkafka "github.com/idemq/idemq/consumers/kafka"
+	"github.com/idemq/idemq/idem"
+	"github.com/idemq/idemq/internal/testenv"
+)
+
+// to writes messages with these tokens to one partition.
+func (v *env) to(partition int, tokens ...string) {
+	v.t.Helper()
+	w := v.writer()
+	w.Balancer = kafka.BalancerFunc(func(kafka.Message, ...int) int { return partition })
+	msgs := make([]kafka.Message, len(tokens))
+	for i, token := range tokens {
+		msgs[i] = kafka.Message{Topic: v.topic, Key: []byte(token), Value: []byte(token)}
+		idemkafka.SetToken(&msgs[i], token)
+	}
+	if err := w.WriteMessages(v.t.Context(), msgs...); err != nil {
+		v.t.Fatal(err)
+	}
+}
+
+// A membership of its own reads partitions one by one: one that stands still, with more
+// behind it than is ever held, holds up no other.
+func TestPartitionsAreIndependent(t *testing.T) {
+	t.Parallel()
+	v := setup(t, 2)
+	blocked := make(chan struct{})
+	var started, others atomic.Int32
+	r := v.run("group", func(_ context.Context, msg kafka.Message) error {
+		if msg.Partition == 0 {
+			started.Add(1)
+			<-blocked
+		} else {
+			others.Add(1)
+		}
+		return nil
+	}, idemkafka.Buffer(50, 1<<20))
+	v.to(0, series("a", 2000)...)
+	v.to(1, series("b", 2000)...)
+	testenv.Await(t, "the other partition", func() bool { return others.Load() == 2000 })
+	testenv.Await(t, "its offset", func() bool { return v.srv.Committed(t, v.group, v.topic)[1] == 2000 })
+	if n := started.Load(); n != 1 {
+		t.Errorf("%d messages of the partition that stands still were started", n)
+	}
+	testenv.Await(t, "to be told", func() bool { return v.events.has(idem.EventWaiting, "partition 0 of topic "+v.topic) })
+	close(blocked)
+	v.settled()
+	r.mustStop()
+	if n := started.Load(); n != 2000 {
+		t.Errorf("%d messages were handled, want 2000", n)
+	}
+}
+
+// A rebalance: what is nearly done is finished, what takes longer is cancelled and
+// handled by the next owner, and neither spends budget.
+func TestRebalance(t *testing.T) {
+	t.Parallel()
+	v := setup(t, 2)
+	var mu sync.Mutex
+	causes := map[string]error{}
+	starts := map[string]int{}
+	attempts := map[string]int{}
+	both := make(chan struct{}, 10)
+	handle := func(ctx context.Context, msg kafka.Message) error {
+		c, _ := idem.FromContext(ctx)
+		mu.Lock()
+		starts[string(msg.Value)]++
+		first := starts[string(msg.Value)] == 1
+		attempts[string(msg.Value)] = c.Attempt()
+		if c.Spent() != 0 {
+			t.Errorf("%s: a rebalance spent budget", msg.Value)
+		}
+		mu.Unlock()
+		if !first {
+			return nil
+		}
+		both <- struct{}{}
+		end := ctx.Done()
+		var finish <-chan time.Time
+		if string(msg.Value) == "quick" {
+			timer := time.NewTimer(2 * time.Second)
+			defer timer.Stop()
+			finish = timer.C
+		}
+		select {
+		case <-end:
+			mu.Lock()
+			causes[string(msg.Value)] = context.Cause(ctx)
+			mu.Unlock()
+			return ctx.Err()
+		case <-finish:
+			return nil
+		}
+	}
+	config := v.config()
+	config.SessionTimeout, config.RebalanceTimeout = 10*time.Second, 10*time.Second // 2.5 s for handlers
+	first := v.runWith("group", config, handle)
+	v.to(0, "quick")
+	v.to(1, "slow")
+	<-both
+	<-both
+	second := v.runWith("group", config, handle) // joins: everybody's partitions are given out anew
+	v.settled()
+	first.mustStop()
+	second.mustStop()
+	mu.Lock()
+	defer mu.Unlock()
+	if starts["quick"] != 1 {
+		t.Errorf("the handler that was nearly done was started %d times", starts["quick"])
+	}
+	if starts["slow"] != 2 || attempts["slow"] != 2 || !errors.Is(causes["slow"], kafka.ErrGenerationEnded) {
+		t.Errorf("the slow one: %d starts, attempt %d, cancelled by %v", starts["slow"], attempts["slow"], causes["slow"])
+	}
+	if n := len(v.events.of(idem.EventLeaseLost)); n != 0 {
+		t.Errorf("%d leases were lost", n)
+	}
+}
+
+// A handler that minds nothing does not hold the group up: others get the partitions,
+// and wait for that message alone.
+func TestStuckHandlerInARebalance(t *testing.T) {
+	t.Parallel()
+	v := setup(t, 2)
+	stuck, started := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	var j journal
+	handle := func(_ context.Context, msg kafka.Message) error {
+		if string(msg.Value) == "stuck" {
+			once.Do(func() { close(started) })
+			<-stuck
+		}
+		j.add(string(msg.Value))
+		return nil
+	}
+	first := v.run("group", handle)
+	v.to(0, "stuck")
+	<-started
+	second := v.run("group", handle)
+	v.to(0, series("behind", 5)...)
+	v.to(1, series("other", 5)...)
+	testenv.Await(t, "the other partition", func() bool { return v.srv.Committed(t, v.group, v.topic)[1] == 5 })
+	if got := v.srv.Committed(t, v.group, v.topic); got[0] != 0 {
+		t.Errorf("committed %v, and the first message is not done", got)
+	}
+	close(stuck)
+	v.settled()
+	first.mustStop()
+	second.mustStop()
+	j.wantEach(t, append(append(series("behind", 5), series("other", 5)...), "stuck")...)
+}
+
+// One token in two topics of one group, which is how a message is forwarded: it is
+// handled in each.
+func TestTopicsHaveGroupsOfTheirOwn(t *testing.T) {
+	t.Parallel()
+	for _, way := range ways {
+		v := setup(t, 1)
+		other := unique("refunds")
+		v.srv.CreateTopic(t, other, 1)
+		var mu sync.Mutex
+		var topics []string
+		config := v.config()
+		config.Topic, config.GroupTopics = "", []string{v.topic, other}
+		r := v.runWith(way, config, func(_ context.Context, msg kafka.Message) error {
+			mu.Lock()
+			defer mu.Unlock()
+			topics = append(topics, msg.Topic)
+			return nil
+		})
+		v.publish("a", "a")
+		msg := kafka.Message{Topic: other, Value: []byte("a")}
+		idemkafka.SetToken(&msg, "a")
+		if err := v.w.WriteMessages(t.Context(), msg, msg); err != nil {
+			t.Fatal(err)
+		}
+		testenv.Await(t, "both topics", func() bool {
+			return v.owed() == 0 && v.srv.Committed(t, v.group, other)[0] == 2
+		})
+		r.mustStop()
+		slices.Sort(topics)
+		want := []string{v.topic, other}
+		slices.Sort(want)
+		if !slices.Equal(topics, want) {
+			t.Errorf("%s: handled in %q, want once in each of %q", way, topics, want)
+		}
+		for _, topic := range want {
+			if rec, err := v.guard.Group(v.group+"/"+topic).Inspect(t.Context(), "a"); err != nil || rec.Attempt != 1 {
+				t.Errorf("%s: %+v, %v", topic, rec, err)
+			}
+		}
+	}
+}
+
+// A group that begins at the end commits where that is: what arrives while nobody is
+// there is handled by whoever comes next.
+func TestLastOffset(t *testing.T) {
+	t.Parallel()
+	v := setup(t, 2)
+	v.to(0, "old")
+	config := v.config()
+	config.StartOffset = kafka.LastOffset
+	var j journal
+	r := v.runWith("group", config, j.handle)
+	testenv.Await(t, "where the group begins", func() bool {
+		got := v.srv.Committed(t, v.group, v.topic)
+		return len(got) == 2 && got[0] == 1 && got[1] == 0
+	})
+	r.mustStop()
+	v.to(0, "new")
+	v.to(1, "first")
+	r = v.runWith("group", config, j.handle)
+	v.settled()
+	r.mustStop()
+	j.wantEach(t, "new", "first")
+}
+
+// deleteBefore deletes the messages of partition 0 before an offset, as a topic's
+// retention does. kafka-go cannot.
+func (v *env) deleteBefore(offset int64) {
+	v.t.Helper()
+	c, err := kgo.NewClient(kgo.SeedBrokers(v.srv.Addr()))
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	defer c.Close()
+	req := kmsg.NewDeleteRecordsRequest()
+	topic := kmsg.NewDeleteRecordsRequestTopic()
+	topic.Topic = v.topic
+	topic.Partitions = []kmsg.DeleteRecordsRequestTopicPartition{{Partition: 0, Offset: offset}}
+	req.Topics, req.TimeoutMillis = append(req.Topics, topic), 5000
+	resp, err := req.RequestWith(v.t.Context(), c)
+	if err != nil || resp.Topics[0].Partitions[0].ErrorCode != 0 {
+		v.t.Fatalf("deleting records: %+v, %v", resp, err)
+	}
+}
+
+// Offsets that the topic no longer has, or does not have yet, are said.
+func TestOffsetsOutOfRange(t *testing.T) {
+	t.Parallel()
+	v := setup(t, 1)
+	v.to(0, series("m", 10)...)
+	commit := func(offset int64) {
+		t.Helper()
+		c := &kafka.Client{Addr: kafka.TCP(v.srv.Addr()), Transport: v.w.Transport}
+		resp, err := c.OffsetCommit(t.Context(), &kafka.OffsetCommitRequest{GroupID: v.group, GenerationID: -1, Topics: map[string][]kafka.OffsetCommit{v.topic: {{Partition: 0, Offset: offset}}}})
+		if err != nil || resp.Topics[v.topic][0].Error != nil {
+			t.Fatal(resp, err)
+		}
+	}
+	var j journal
+	commit(15)
+	r := v.run("group", j.handle)
+	testenv.Await(t, "to be told", func() bool { return v.events.has(idem.EventWaiting, "is 15, beyond its end at 10") })
+	r.mustStop()
+	if n := j.len(); n != 0 {
+		t.Errorf("%d messages were handled", n)
+	}
+	commit(0)
+	v.deleteBefore(4)
+	r = v.run("group", j.handle)
+	v.settled()
+	r.mustStop()
+	j.want(t, series("m", 10)[4:]...)
+	if !v.events.has(idem.EventStoreNotice, "offsets 0 to 3 were deleted") {
+		t.Errorf("notices %v", v.events.of(idem.EventStoreNotice))
+	}
+}
+
+// A consumer that stops leaves the group, with its offsets committed, in a moment: the
+// next has the partitions long before a session would have timed out.
+func TestStopLeavesTheGroup(t *testing.T) {
+	t.Parallel()
+	v := setup(t, 1)
+	config := v.config()
+	config.SessionTimeout, config.RebalanceTimeout = 60*time.Second, 60*time.Second
+	var j journal
+	v.to(0, "a")
+	r := v.runWith("group", config, j.handle, idemkafka.CommitEvery(1000, time.Hour))
+	testenv.Await(t, "the first", func() bool { return j.len() == 1 })
+	r.mustStop()
+	if got := v.srv.Committed(t, v.group, v.topic); got[0] != 1 {
+		t.Errorf("committed %v at the stop", got)
+	}
+	begun := time.Now()
+	v.to(0, "b")
+	r = v.runWith("group", config, j.handle)
+	v.settled()
+	if took := time.Since(begun); took > 30*time.Second {
+		t.Errorf("the next consumer began after %v", took)
+	}
+	r.mustStop()
+	j.want(t, "a", "b")
+}
+
+// A loop of the user's own: nil means commit, an error means stop.
+func TestWrap(t *testing.T) {
+	t.Parallel()
+	v := setup(t, 1)
+	v.publish("a", "a", "fails", "bad", "last")
+	var j journal
+	fails := 2
+	handle, err := idemkafka.Wrap(v.guard.Group("mine"), func(ctx context.Context, msg kafka.Message) error {
+		j.add(string(msg.Value))
+		switch c, _ := idem.FromContext(ctx); string(msg.Value) {
+		case "fails":
+			if c.Attempt() <= fails {
+				return errTest
+			}
+		case "bad":
+			return idem.Permanent(errTest)
+		case "last":
+			return nil
+		}
+		return nil
+	}, v.deadLetter(), consumers.Backoff(time.Millisecond, 2*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, msg := range v.srv.All(t, v.topic) {
+		if err := handle(t.Context(), msg); err != nil {
+			t.Errorf("%s: %v", msg.Value, err)
+		}
+	}
+	j.want(t, "a", "fails", "fails", "fails", "bad", "last")
+	if n := len(v.letters()); n != 1 {
+		t.Errorf("%d letters", n)
+	}
+	strict, err := idemkafka.Wrap(v.guard.Group("strict"), func(context.Context, kafka.Message) error { return idem.Permanent(errTest) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	msg := v.srv.All(t, v.topic)[0]
+	if err := strict(t.Context(), msg); err == nil || !strings.Contains(err.Error(), "dead-letter destination") || !strings.Contains(err.Error(), "offset 0") {
+		t.Errorf("without a dead-letter topic: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := strict(ctx, msg); !errors.Is(err, context.Canceled) {
+		t.Errorf("after the end: %v", err)
+	}
+}
+
+func TestRunTwice(t *testing.T) {
+	t.Parallel()
+	v := setup(t, 1)
+	for _, way := range ways {
+		c, end, err := v.consumer(way, v.config(), v.guard, (&journal{}).handle)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := c.Run(ctx); err != nil {
+			t.Errorf("Run that is told to stop before it began: %v", err)
+		}
+		if err := c.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "twice") {
+			t.Errorf("a second Run: %v", err)
+		}
+		end()
+	}
+}
