@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -261,9 +260,6 @@ func (e *events) Observe(ev idem.Event) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.all = append(e.all, ev)
-	if os.Getenv("DBG") != "" && ev.Kind > 8 {
-		fmt.Println("EV", ev.Kind, ev.Token, ev.Err, ev.Text)
-	}
 }
 
 func (e *events) of(k idem.EventKind) (out []idem.Event) {
