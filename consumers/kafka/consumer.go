@@ -39,8 +39,8 @@ type Consumer struct {
 	policy consumers.Policy
 	broker consumers.Broker
 	topics []string
-	brokers
-	ran atomic.Bool
+	ask    brokers
+	ran    atomic.Bool
 }
 
 // NewConsumer makes a consumer of source, a kafka.Reader with a GroupID. The group is
@@ -113,7 +113,7 @@ func (c *Consumer) of(config kafka.ReaderConfig) (faults []error) {
 			}
 		}
 	}
-	c.brokers = brokers{addrs: config.Brokers, dialer: config.Dialer, start: config.StartOffset}
+	c.ask = brokers{addrs: config.Brokers, dialer: config.Dialer, start: config.StartOffset}
 	if g := c.s.guard; g != nil && g.Settings().Group == "" {
 		c.s.group = config.GroupID
 		c.s.guard = g.Group(config.GroupID)
@@ -154,10 +154,11 @@ func (c *Consumer) Run(ctx context.Context) error {
 	if c.ran.Swap(true) {
 		return errors.New("idemkafka: Run was called twice: make a new consumer")
 	}
-	switch err := c.preflight(ctx); {
-	case ctx.Err() != nil:
-		return nil // it was told to stop before it began
-	case err != nil:
+	err := c.preflight(ctx)
+	if ctx.Err() != nil {
+		return nil //nolint:nilerr // it was told to stop before it began
+	}
+	if err != nil {
 		return fmt.Errorf("idemkafka: consumer: %w", err)
 	}
 	e, err := consumers.New(c.s.guard, c.broker, c.policy)

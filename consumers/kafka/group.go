@@ -144,7 +144,7 @@ func (m *membership) begin(ctx context.Context, gen *kafka.Generation) {
 			sh := newShelf(conf.bufferMessages, conf.bufferBytes/n)
 			p := m.c.s.newPartition(ours, read, m.e, sh, topic, a.ID)
 			g.partitions = append(g.partitions, p)
-			readers.Go(func() { m.read(read, g, p, a.Offset) })
+			readers.Go(func() { m.read(read, p, a.Offset) })
 		}
 	}
 	m.wg.Add(1)
@@ -215,7 +215,7 @@ func (g *generation) commit() {
 }
 
 // read reads one partition, from its committed offset on, until ctx ends.
-func (m *membership) read(ctx context.Context, g *generation, p *partition, offset int64) {
+func (m *membership) read(ctx context.Context, p *partition, offset int64) {
 	defer p.feeds.Wait()
 	for {
 		start, err := m.start(ctx, p, offset)
@@ -278,7 +278,7 @@ func (m *membership) start(ctx context.Context, p *partition, offset int64) (int
 	begun := time.Now()
 	var wait pause
 	for {
-		first, last, err := m.c.brokers.ends(ctx, p.topic, p.id)
+		first, last, err := m.c.ask.ends(ctx, p.topic, p.id)
 		switch {
 		case ctx.Err() != nil:
 			return 0, context.Cause(ctx)

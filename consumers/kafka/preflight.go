@@ -75,14 +75,14 @@ func (b brokers) ends(ctx context.Context, topic string, id int) (first, last in
 // lasts. What would lose messages is an error; what weakens the promise is an
 // EventStoreNotice.
 func (c *Consumer) preflight(ctx context.Context) error {
-	if len(c.brokers.addrs) == 0 {
+	if len(c.ask.addrs) == 0 {
 		return nil
 	}
-	client, closeIt := c.brokers.client()
+	client, closeIt := c.ask.client()
 	defer closeIt()
 	var p pause
 	for {
-		err := c.brokers.connect(ctx)
+		err := c.ask.connect(ctx)
 		if err == nil {
 			err = c.checkTopics(ctx, client)
 		}
@@ -162,7 +162,7 @@ func isRefusal(err error) bool {
 
 // noticeRetention compares how long the topics and the guard remember.
 func (c *Consumer) noticeRetention(ctx context.Context, client *kafka.Client) {
-	if c.brokers.start == kafka.LastOffset {
+	if c.ask.start == kafka.LastOffset {
 		c.notice("StartOffset is LastOffset: what arrives before this group has committed an offset for a partition is not handled")
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)

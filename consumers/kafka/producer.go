@@ -53,13 +53,11 @@ func stamp(ctx context.Context, g *idem.Guard, msg *kafka.Message) error {
 	case found:
 		return nil
 	}
-	token := ""
+	token := idem.NewToken()
 	if g.Settings().IssuedOnly {
 		if token, err = g.Token(ctx); err != nil {
 			return fmt.Errorf("idemkafka: stamp: %w", err)
 		}
-	} else {
-		token = idem.NewToken()
 	}
 	SetToken(msg, token)
 	return nil

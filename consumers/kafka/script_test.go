@@ -103,10 +103,10 @@ func scripted(t *testing.T, h idemkafka.Handler, opts []idemkafka.Option, play f
 	scriptedBy(t, newScript, h, opts, play)
 }
 
-func scriptedBy(t *testing.T, make func() *script, h idemkafka.Handler, opts []idemkafka.Option, play func(s *script, ev *events, end func() error)) {
+func scriptedBy(t *testing.T, source func() *script, h idemkafka.Handler, opts []idemkafka.Option, play func(s *script, ev *events, end func() error)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		s, ev := scriptIn(make), &events{}
+		s, ev := source(), &events{}
 		opts := append([]idemkafka.Option{consumers.Backoff(time.Millisecond, 10*time.Millisecond), idemkafka.CommitEvery(1000, time.Second)}, opts...)
 		g := idem.New(idem.WithStore(memstore.New()), idem.WithObserver(ev))
 		c, err := idemkafka.NewConsumer(s, g, h, opts...)
@@ -119,8 +119,6 @@ func scriptedBy(t *testing.T, make func() *script, h idemkafka.Handler, opts []i
 		play(s, ev, func() error { cancel(); return <-done })
 	})
 }
-
-func scriptIn(make func() *script) *script { return make() }
 
 func startRun(ctx context.Context, c *idemkafka.Consumer) chan error {
 	done := make(chan error, 1)

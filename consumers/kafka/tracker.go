@@ -98,7 +98,6 @@ type fifo[T any] struct {
 func (f *fifo[T]) len() int    { return len(f.items) - f.begin }
 func (f *fifo[T]) at(i int) *T { return &f.items[f.begin+i] }
 func (f *fifo[T]) push(item T) { f.items = append(f.items, item) }
-func (f *fifo[T]) clear() []T  { left := f.items[f.begin:]; *f = fifo[T]{}; return left }
 
 func (f *fifo[T]) pop() T {
 	var zero T

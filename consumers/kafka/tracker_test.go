@@ -45,11 +45,11 @@ func (a *assigned) check(t *rapid.T) {
 		}
 	}
 	open := slices.Index(a.m.done, false)
-	head, any := a.t.head()
-	if any != (open >= 0) || any && head != a.m.offsets[open] {
-		t.Fatalf("the head is %d (%v), want the one at %d of %v", head, any, open, a.m.offsets)
+	head, found := a.t.head()
+	if found != (open >= 0) || found && head != a.m.offsets[open] {
+		t.Fatalf("the head is %d (%v), want the one at %d of %v", head, found, open, a.m.offsets)
 	}
-	if span := a.t.span(); any && span != len(a.m.done)-open || !any && span != 0 {
+	if span := a.t.span(); found && span != len(a.m.done)-open || !found && span != 0 {
 		t.Fatalf("the span is %d", span)
 	}
 }

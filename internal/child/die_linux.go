@@ -5,7 +5,7 @@ import (
 	"syscall"
 )
 
-// DiesWithParent: children end when this process is killed.
+// DiesWithParent says that children end when this process is killed.
 const DiesWithParent = true
 
 // dieWithParent has the kernel kill the child when this process dies.

@@ -4,7 +4,7 @@ package child
 
 import "os/exec"
 
-// DiesWithParent: children outlive this process when it is killed.
+// DiesWithParent says that children outlive this process when it is killed.
 const DiesWithParent = false
 
 // dieWithParent does nothing: a server outlives a killed test here.
