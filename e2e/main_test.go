@@ -13,5 +13,8 @@ func TestMain(m *testing.M) {
 	if role := os.Getenv(kafkaRoleEnv); role != "" {
 		os.Exit(consumeKafka(role))
 	}
+	if role := os.Getenv(amqpRoleEnv); role != "" {
+		os.Exit(consumeAMQP(role))
+	}
 	os.Exit(m.Run())
 }
