@@ -47,10 +47,15 @@ func ready(addr string) error {
 		return errors.New("it has not registered itself")
 	}
 	for _, topic := range meta.Topics {
+		var all []int
 		for _, p := range topic.Partitions {
 			if p.Leader.Host == "" {
 				return fmt.Errorf("partition %d of %s has no leader", p.ID, topic.Name)
 			}
+			all = append(all, p.ID)
+		}
+		if _, _, err := bounds(ctx, c, topic.Name, all); err != nil {
+			return err
 		}
 	}
 	// The first question creates the topic that the coordinator needs.
@@ -59,6 +64,27 @@ func ready(addr string) error {
 		return err
 	}
 	return found.Error
+}
+
+// bounds returns the first offset of each partition, and the one after the last. A
+// broker is named as a leader a moment before it is one: it has to answer as such.
+func bounds(ctx context.Context, c *kafka.Client, topic string, partitions []int) (first, last map[int]int64, err error) {
+	var ask []kafka.OffsetRequest
+	for _, p := range partitions {
+		ask = append(ask, kafka.FirstOffsetOf(p), kafka.LastOffsetOf(p))
+	}
+	resp, err := c.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{topic: ask}})
+	if err != nil {
+		return nil, nil, fmt.Errorf("offsets of %s: %w", topic, err)
+	}
+	first, last = map[int]int64{}, map[int]int64{}
+	for _, p := range resp.Topics[topic] {
+		if p.Error != nil {
+			return nil, nil, fmt.Errorf("offsets of partition %d of %s: %w", p.Partition, topic, p.Error)
+		}
+		first[p.Partition], last[p.Partition] = p.FirstOffset, p.LastOffset
+	}
+	return first, last, nil
 }
 
 // CreateTopic creates a topic and returns when each of its partitions has a leader.
@@ -82,7 +108,14 @@ func (s *Server) CreateTopic(tb testing.TB, name string, partitions int, configs
 	if err != nil {
 		tb.Fatalf("creating topic %s: %v", name, err)
 	}
-	testenv.Await(tb, "the leaders of topic "+name, func() bool { return len(s.leaders(name)) == partitions })
+	testenv.Await(tb, "the leaders of topic "+name, func() bool {
+		led := s.leaders(name)
+		if len(led) < partitions {
+			return false
+		}
+		_, _, err := bounds(context.Background(), c, name, led)
+		return err == nil
+	})
 }
 
 // leaders lists the partitions of a topic that have a leader.
@@ -151,23 +184,17 @@ func (s *Server) Ends(tb testing.TB, topic string) map[int]int64 {
 
 func (s *Server) bounds(tb testing.TB, topic string) (first, last map[int]int64) {
 	tb.Helper()
-	var ask []kafka.OffsetRequest
-	for _, p := range s.partitions(tb, topic) {
-		ask = append(ask, kafka.FirstOffsetOf(p), kafka.LastOffsetOf(p))
-	}
 	c, done := client(s.addr)
 	defer done()
-	resp, err := c.ListOffsets(context.Background(), &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{topic: ask}})
-	if err != nil {
-		tb.Fatalf("offsets of %s: %v", topic, err)
-	}
-	first, last = map[int]int64{}, map[int]int64{}
-	for _, p := range resp.Topics[topic] {
-		if p.Error != nil {
-			tb.Fatalf("offsets of partition %d of %s: %v", p.Partition, topic, p.Error)
+	partitions := s.partitions(tb, topic)
+	testenv.Await(tb, "the offsets of topic "+topic, func() bool {
+		var err error
+		first, last, err = bounds(context.Background(), c, topic, partitions)
+		if err != nil && !errors.Is(err, kafka.NotLeaderForPartition) {
+			tb.Fatal(err)
 		}
-		first[p.Partition], last[p.Partition] = p.FirstOffset, p.LastOffset
-	}
+		return err == nil
+	})
 	return first, last
 }
 

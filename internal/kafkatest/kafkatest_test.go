@@ -104,7 +104,7 @@ func TestShared(t *testing.T) {
 	for _, name := range []string{"first", "second"} {
 		t.Run(name, func(t *testing.T) {
 			s := Shared(t)
-			s.CreateTopic(t, name, 1)
+			s.CreateTopic(t, fresh(name), 1)
 			addrs = append(addrs, s.Addr())
 		})
 	}
@@ -145,17 +145,12 @@ func TestNotYours(t *testing.T) {
 				t.Errorf("failed with %q, want %q", r.failed, want)
 			}
 		}
-		if s.Ends(t, someTopic(t, s))[0] != 0 {
-			t.Error("it does not answer")
-		}
+		s.CreateTopic(t, fresh("not-yours"), 1) // it still answers
 	}
 }
 
-func someTopic(t *testing.T, s *Server) string {
-	t.Helper()
-	s.CreateTopic(t, "not-yours", 1)
-	return "not-yours"
-}
+// fresh is a name that no earlier run of the tests in this process has used.
+func fresh(name string) string { return fmt.Sprintf("%s-%d", name, time.Now().UnixNano()) }
 
 func TestFake(t *testing.T) {
 	t.Parallel()

@@ -15,9 +15,10 @@ var shared struct {
 	server *Server
 }
 
-// Shared is a broker for every test of a package that asks for it: topics and groups
-// need names of the test's own, and Kill, Restart, Pause and Resume end the test. The
-// first call starts it. The package's TestMain has to call [Main].
+// Shared is a broker for every test of a package that asks for it. Topics and groups
+// need names of the test's own, and other ones each time that -count repeats it; Kill,
+// Restart, Pause and Resume end the test. The first call starts the broker. The
+// package's TestMain has to call [Main].
 func Shared(tb testing.TB) *Server {
 	tb.Helper()
 	shared.mu.Lock()
