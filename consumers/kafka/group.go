@@ -125,7 +125,6 @@ type generation struct {
 	m          *membership
 	gen        *kafka.Generation
 	partitions []*partition
-	committing sync.Mutex
 }
 
 // begin reads the partitions of a generation until ctx or the generation ends.
@@ -150,18 +149,15 @@ func (m *membership) begin(ctx context.Context, gen *kafka.Generation) {
 	m.wg.Add(1)
 	gen.Start(func(ended context.Context) {
 		defer m.wg.Done()
-		committed := make(chan struct{})
-		quit := make(chan struct{})
-		go func() {
-			defer close(committed)
-			m.c.s.commitUntil(quit, g.commit)
-		}()
+		committing, quit := context.WithCancel(context.WithoutCancel(ctx))
+		var committer sync.WaitGroup
+		committer.Go(func() { m.c.s.commitUntil(committing, g.commit) })
 		<-ended.Done()
 		lose(kafka.ErrGenerationEnded)
 		stop(kafka.ErrGenerationEnded)
 		g.awaitLanes()
-		close(quit)
-		<-committed
+		quit()
+		committer.Wait()
 		g.commit()
 	})
 	m.wg.Go(readers.Wait)
@@ -183,8 +179,6 @@ func (g *generation) awaitLanes() {
 
 // commit commits, for each partition, the prefix of what is done, in this generation.
 func (g *generation) commit() {
-	g.committing.Lock()
-	defer g.committing.Unlock()
 	offsets := make(map[string]map[int]int64)
 	type committed struct {
 		p    *partition

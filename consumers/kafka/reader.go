@@ -30,13 +30,14 @@ type place struct {
 // run is Run over a Reader.
 func (r *reading) run(ctx context.Context, s *settler, e *consumers.Engine) error {
 	r.partitions = make(map[place]*partition)
-	stop := make(chan struct{})
+	base := context.WithoutCancel(ctx)
+	committing, stop := context.WithCancel(base) // through the drain
 	var wg sync.WaitGroup
-	wg.Go(func() { s.commitUntil(stop, func() { r.commit(context.WithoutCancel(ctx), s, commitTimeout) }) })
+	wg.Go(func() { s.commitUntil(committing, func() { r.commit(committing, s) }) })
 	err := e.Run(ctx, func(ctx context.Context) error { return r.fetch(ctx, s, e) })
-	close(stop)
+	stop()
 	wg.Wait()
-	r.commit(context.WithoutCancel(ctx), s, commitTimeout)
+	r.commit(base, s)
 	return err
 }
 
@@ -92,7 +93,7 @@ func (r *reading) partition(ctx context.Context, s *settler, e *consumers.Engine
 
 // commit commits, for each partition, the prefix of what is done. It reports a failure:
 // the next try includes it.
-func (r *reading) commit(ctx context.Context, s *settler, timeout time.Duration) {
+func (r *reading) commit(ctx context.Context, s *settler) {
 	type committed struct {
 		p    *partition
 		next int64
@@ -110,10 +111,12 @@ func (r *reading) commit(ctx context.Context, s *settler, timeout time.Duration)
 	if len(msgs) == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	within, cancel := context.WithTimeout(ctx, commitTimeout)
 	defer cancel()
-	if err := r.CommitMessages(ctx, msgs...); err != nil {
-		s.commitFailed(err)
+	if err := r.CommitMessages(within, msgs...); err != nil {
+		if ctx.Err() == nil { // else the last one makes up for it
+			s.commitFailed(err)
+		}
 		return
 	}
 	for _, c := range batch {
@@ -121,19 +124,18 @@ func (r *reading) commit(ctx context.Context, s *settler, timeout time.Duration)
 	}
 }
 
-// commitUntil calls commit when enough is done, and at every interval, until stop is
-// closed.
-func (s *settler) commitUntil(stop <-chan struct{}, commit func()) {
+// commitUntil calls commit when enough is done, and at every interval, until ctx ends.
+func (s *settler) commitUntil(ctx context.Context, commit func()) {
 	tick := time.NewTicker(s.conf.commitInterval)
 	defer tick.Stop()
-	for {
+	for ctx.Err() == nil {
 		select {
-		case <-stop:
-			return
+		case <-ctx.Done():
 		case <-tick.C:
+			commit()
 		case <-s.nudge:
+			commit()
 		}
-		commit()
 	}
 }
 
