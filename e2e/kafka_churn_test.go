@@ -29,12 +29,17 @@ type fleet struct {
 type killing struct{ sent, dead time.Time }
 
 // launch starts as many slots as there are, each of whose processes lives for about
-// life. Every other end is by SIGKILL, the first one included, the others by SIGTERM.
+// life. Every other end is by SIGKILL, the first one included, the others by SIGTERM. The
+// processes of the first slot handle messages of a partition side by side.
 func (r kafkaRole) launch(t *testing.T, slots int, life time.Duration) *fleet {
 	t.Helper()
 	f := &fleet{t: t, calm: make(chan struct{}), ending: make(chan struct{}), killed: map[int]killing{}, kills: make([]int, slots)}
 	t.Cleanup(f.wg.Wait) // after the processes were killed
 	for slot := range slots {
+		r := r
+		if slot == 0 {
+			r.Concurrency = 4
+		}
 		first := r.start(t)
 		f.wg.Go(func() { f.run(r, slot, first, life+life*time.Duration(slot)/time.Duration(slots)) })
 	}
@@ -195,8 +200,12 @@ type tally struct {
 	lags    []time.Duration // from effect to record, sorted
 }
 
+// longestLag is how long after its effect a completion is recorded at the latest. It is
+// milliseconds; a second was measured where six processes kept two cores busy.
+const longestLag = 3 * time.Second
+
 // tally counts the effects of messages. An effect may happen again in one window: its
-// process was killed after the effect, had not recorded it, and only then was the
+// process was killed soon after the effect, had not recorded it, and only then was the
 // message handled again, by a later attempt of another process.
 func (s *kafkaSite) tally(tokens []string, killed map[int]killing) (sum tally) {
 	t := s.t
@@ -230,7 +239,7 @@ func (s *kafkaSite) tally(tokens []string, killed map[int]killing) (sum tally) {
 		for i := 1; i < len(of); i++ {
 			before, again := of[i-1], of[i]
 			kill, wasKilled := killed[before.PID]
-			if wasKilled && !recorded[token][before.PID] && before.At.Before(kill.dead) && again.At.After(kill.sent) &&
+			if wasKilled && !recorded[token][before.PID] && before.At.Before(kill.dead) && kill.sent.Sub(before.At) < longestLag && again.At.After(kill.sent) &&
 				again.PID != before.PID && again.Attempt > before.Attempt {
 				sum.windows++
 				t.Logf("%s: attempt %d took effect %v before SIGKILL and was not recorded; attempt %d took effect %v after",

@@ -13,7 +13,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/idemq/idemq/consumers"
-	idemkafka "github.com/idemq/idemq/consumers/kafka"
 	"github.com/idemq/idemq/idem"
 	"github.com/idemq/idemq/idem/store"
 	"github.com/idemq/idemq/internal/testenv"
@@ -295,7 +294,7 @@ func TestKafkaDuplicateStorm(t *testing.T) {
 			if calls > n {
 				t.Errorf("%d script calls for %d duplicates: more than one each", calls, n-1)
 			}
-			if commits == 0 || commits > n/10 {
+			if commits == 0 || commits > n/100 {
 				t.Errorf("%d offset commits for %d messages", commits, n)
 			}
 			if rec, err := s.guard().Group(s.group+"/"+s.topic).Inspect(t.Context(), "the one"); err != nil || rec.State != store.Done || rec.Attempt != 1 {
@@ -354,110 +353,6 @@ func TestKafkaBrokerAway(t *testing.T) {
 			stop()
 			l.wantOnce(t, all)
 		})
-	}
-}
-
-// A partition that moves to another consumer and comes back, while one of its messages
-// is in a handler and others are on their way: each message is handled once.
-func TestPartitionMovesAwayAndBack(t *testing.T) {
-	const partitions = 2
-	servers := newKafkaSite(t)
-	for _, c := range constructors {
-		t.Run(c.name, func(t *testing.T) {
-			s := servers.with(t, "moves-"+c.name, partitions)
-			var l ledger
-			where := map[string]map[int]int{} // handler starts by consumer and partition
-			var mu sync.Mutex
-			handler := func(name string) idemkafka.Handler {
-				return func(ctx context.Context, msg kafka.Message) error {
-					mu.Lock()
-					if where[name] == nil {
-						where[name] = map[int]int{}
-					}
-					where[name][msg.Partition]++
-					mu.Unlock()
-					select { // so that some are at work when the partition moves
-					case <-time.After(5 * time.Millisecond):
-					case <-ctx.Done():
-						return context.Cause(ctx)
-					}
-					return l.kafka(ctx, msg)
-				}
-			}
-			share := func(name string) int {
-				mu.Lock()
-				defer mu.Unlock()
-				return len(where[name])
-			}
-			forget := func() {
-				mu.Lock()
-				defer mu.Unlock()
-				clear(where)
-			}
-			// Offsets only rise, where commits carry their generation.
-			highest := map[int]int64{}
-			check := func() {
-				t.Helper()
-				for p, offset := range s.kafka.Committed(t, s.group, s.topic) {
-					if c.owns && offset < highest[p] {
-						t.Errorf("the offset of partition %d went back from %d to %d", p, highest[p], offset)
-					}
-					highest[p] = offset
-				}
-			}
-			stop := s.consume(c.owns, s.config(), s.guard(), handler("first"))
-			stopFlow := s.trickle()
-			testenv.Await(t, "the first has both partitions", seldom(func() bool { check(); return share("first") == partitions }))
-			for range 3 {
-				stopSecond := s.consume(c.owns, s.config(), s.guard(), handler("second"))
-				testenv.Await(t, "the second has one", seldom(func() bool { check(); return share("second") == 1 }))
-				forget()
-				testenv.Await(t, "each has one", seldom(func() bool { check(); return share("first") == 1 && share("second") == 1 }))
-				stopSecond()
-				forget()
-				testenv.Await(t, "the first has both again", seldom(func() bool { check(); return share("first") == partitions }))
-			}
-			all := stopFlow()
-			testenv.Await(t, "all offsets are committed", seldom(func() bool { check(); return s.owed() == 0 }))
-			stop()
-			l.wantOnce(t, all)
-			t.Logf("%d messages", len(all))
-		})
-	}
-}
-
-// trickle publishes a message each few milliseconds until stop is called, which returns
-// their tokens.
-func (s *kafkaSite) trickle() (stop func() []string) {
-	w, ctx := s.writer(), s.t.Context()
-	ending := make(chan struct{})
-	published := make(chan []string, 1)
-	go func() {
-		var all []string
-		defer func() { published <- all }()
-		tick := time.NewTicker(5 * time.Millisecond)
-		defer tick.Stop()
-		for {
-			select {
-			case <-tick.C:
-			case <-ending:
-				return
-			case <-ctx.Done():
-				return
-			}
-			token := orderToken(len(all))
-			if err := w.WriteMessages(ctx, s.order(token)); err != nil {
-				if ctx.Err() == nil {
-					s.t.Errorf("publish: %v", err)
-				}
-				return
-			}
-			all = append(all, token)
-		}
-	}()
-	return func() []string {
-		close(ending)
-		return <-published
 	}
 }
 
