@@ -148,13 +148,19 @@ func TestStuckHandlerInARebalance(t *testing.T) {
 		j.add(string(msg.Value))
 		return nil
 	}
-	first := v.run("group", handle)
+	config := v.config()
+	config.SessionTimeout, config.RebalanceTimeout = 40*time.Second, 40*time.Second // when the broker would go on without it
+	first := v.runWith("group", config, handle)
 	v.to(0, "stuck")
 	<-started
-	second := v.run("group", handle)
+	joining := time.Now()
+	second := v.runWith("group", config, handle)
 	v.to(0, series("behind", 5)...)
 	v.to(1, series("other", 5)...)
 	testenv.Await(t, "the other partition", func() bool { return v.srv.Committed(t, v.group, v.topic)[1] == 5 })
+	if took := time.Since(joining); took > 30*time.Second {
+		t.Errorf("the group stood still for %v", took)
+	}
 	if got := v.srv.Committed(t, v.group, v.topic); got[0] != 0 {
 		t.Errorf("committed %v, and the first message is not done", got)
 	}

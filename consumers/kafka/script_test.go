@@ -309,20 +309,22 @@ func TestSkipTrap(t *testing.T) {
 
 func TestOrderOfAKey(t *testing.T) {
 	var mu sync.Mutex
-	last := map[string]int64{}
+	last, busy := map[string]int64{}, map[string]bool{}
 	running, most := 0, 0
 	handle := func(_ context.Context, msg kafka.Message) error {
 		mu.Lock()
 		running++
 		most = max(most, running)
-		if msg.Key != nil && msg.Offset <= last[string(msg.Key)] {
-			t.Errorf("offset %d of key %s after %d", msg.Offset, msg.Key, last[string(msg.Key)])
+		if msg.Key != nil && (msg.Offset <= last[string(msg.Key)] || busy[string(msg.Key)]) {
+			t.Errorf("offset %d of key %s after %d, and beside another: %v", msg.Offset, msg.Key, last[string(msg.Key)], busy[string(msg.Key)])
 		}
 		last[string(msg.Key)] = msg.Offset
+		busy[string(msg.Key)] = true
 		mu.Unlock()
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Duration(1+msg.Offset*7%5) * time.Millisecond)
 		mu.Lock()
 		running--
+		busy[string(msg.Key)] = false
 		mu.Unlock()
 		return nil
 	}
