@@ -75,7 +75,8 @@ func (b *broker) open(ctx context.Context) (*amqp.Connection, error) {
 		return conn, err
 	}
 	client := b.client
-	client.SASL = slices.Clone(client.SASL)
+	client.SASL = slices.Clone(client.SASL) // the client changes what it is given
+	client.TLSClientConfig = client.TLSClientConfig.Clone()
 	if client.Properties = maps.Clone(client.Properties); client.Properties == nil {
 		client.Properties = amqp.NewConnectionProperties()
 	}

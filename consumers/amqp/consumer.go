@@ -55,9 +55,10 @@ func NewQueueConsumer(url, queue string, g *idem.Guard, h Handler, opts ...Optio
 // channel was given with Channel.Qos before. The guard needs a group, else the error is
 // idem.ErrNoGroup. The error names all faults.
 //
-// The connection and the channel stay the caller's: Run ends with an error when the
-// channel is closed for the first time, and another channel needs another consumer.
-// NewQueueConsumer comes back by itself.
+// The connection and the channel stay the caller's. Close the channel when Run has
+// returned: what was given back, or not taken from the deliveries, waits in it. Run ends
+// with an error when the channel is closed before, and another channel needs another
+// consumer. NewQueueConsumer comes back by itself.
 func NewConsumer(deliveries <-chan amqp.Delivery, g *idem.Guard, h Handler, opts ...Option) (*Consumer, error) {
 	conf, policy, faults := configure(opts, ofChannel)
 	if deliveries == nil {

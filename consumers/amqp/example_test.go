@@ -49,7 +49,8 @@ func ExampleNewConsumer() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	log.Print(c.Run(ctx)) // nil, or the channel was closed: open another, and make a new consumer
+	log.Print(c.Run(ctx)) // an error if the channel was closed: open another, make a new consumer
+	_ = ch.Close()        // what is left goes back to the queue
 }
 
 func ExampleStamp() {

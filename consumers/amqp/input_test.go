@@ -150,12 +150,14 @@ func TestHeadersAndProperties(t *testing.T) {
 	v.settled()
 }
 
-// CloudEvents in binary mode, in the two spellings of their AMQP binding.
+// CloudEvents in binary mode, in the two spellings of their AMQP binding, and in the
+// structured mode, which the content-type property names.
 func TestCloudEvents(t *testing.T) {
 	v := setup(t)
 	for _, prefix := range []string{"cloudEvents:", "cloudEvents_"} {
 		v.send(amqp.Publishing{Headers: amqp.Table{prefix + "id": "1", prefix + "source": "/orders", prefix + "type": "t"}, Body: []byte("x")})
 	}
+	v.send(amqp.Publishing{ContentType: "application/cloudevents+json; charset=utf-8", Body: []byte(`{"specversion": "1.0", "id": "1", "source": "/orders", "type": "t"}`)})
 	var j journal
 	v.run(func(ctx context.Context, _ amqp.Delivery) error {
 		c, _ := idem.FromContext(ctx)
@@ -271,6 +273,29 @@ func TestForeignAcknowledger(t *testing.T) {
 
 type fake struct{ amqp.Acknowledger }
 
+// Tags that go back are those of a channel that was opened again, or of several
+// subscriptions: nothing is settled by them.
+func TestTagsGoBack(t *testing.T) {
+	v := setup(t)
+	v.publish("a", "b")
+	s := v.source()
+	a, b := <-s.deliveries, <-s.deliveries
+	swapped := make(chan amqp.Delivery, 2)
+	swapped <- b
+	swapped <- a
+	c, err := idemamqp.NewConsumer(swapped, v.guard, func(ctx context.Context, _ amqp.Delivery) error {
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}, idemamqp.Prefetch(prefetch), consumers.DrainTimeout(time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := v.start(c).result(); err == nil || !strings.Contains(err.Error(), "tag 1 came after 2") {
+		t.Errorf("Run returned %v", err)
+	}
+	v.wantOwed(2)
+}
+
 // Deliveries of two channels in one: a close of either would not be told from the
 // other's.
 func TestTwoChannels(t *testing.T) {
@@ -279,7 +304,6 @@ func TestTwoChannels(t *testing.T) {
 	one, two := v.source(), v.source()
 	merged := make(chan amqp.Delivery, 2)
 	merged <- <-one.deliveries
-	_ = one
 	select {
 	case d := <-two.deliveries:
 		merged <- d

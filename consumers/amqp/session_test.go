@@ -3,6 +3,7 @@ package idemamqp_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"strconv"
 	"strings"
@@ -449,7 +450,10 @@ func TestMuteBroker(t *testing.T) {
 	go func() { done <- c.Run(ctx) }()
 	conn := <-accepted
 	defer conn.Close()
-	cancel()
+	if _, err := io.ReadFull(conn, make([]byte, len("AMQP\x00\x00\x09\x01"))); err != nil {
+		t.Fatal(err)
+	}
+	cancel() // in the handshake
 	select {
 	case err := <-done:
 		if err != nil {
