@@ -154,7 +154,7 @@ func (l *Lane) askAhead(batch []*entry) {
 	for i, en := range batch {
 		reqs[i] = en.request()
 	}
-	ask := l.ph.ask
+	ask := l.ask
 	if until := batch[0].holdUntil; !until.IsZero() { // the one that came first
 		var cancel context.CancelFunc
 		ask, cancel = context.WithDeadlineCause(ask, until, errHeldLong)
@@ -217,7 +217,9 @@ func (l *Lane) giveBackAhead() {
 	if len(batch) == 0 {
 		return
 	}
-	for i, err := range l.guard.ReleaseAll(l.ph.final, claims, false) {
+	within, cancel := batch[0].giveBackCtx()
+	defer cancel()
+	for i, err := range l.guard.ReleaseAll(within, claims, false) {
 		if err != nil {
 			claims[i].Abandon() // its lease runs out
 		}

@@ -264,7 +264,7 @@ func (e *Engine) Room(ctx context.Context) (int, error) {
 // Handle handles and settles one delivery, and returns when that is done: for loops
 // that belong to the user. Nil says that the message may be passed over: it is done, or
 // dead-lettered (should the broker not have taken the ack, it comes again and is
-// dropped). The error says why it may not: ctx ended, or something happened that no
+// dropped), or was sent back (Broker.HoldLimit). The error says why it may not: ctx ended, or something happened that no
 // message may be skipped for.
 func (e *Engine) Handle(ctx context.Context, d Delivery) error {
 	if ctx.Err() != nil {
@@ -272,7 +272,7 @@ func (e *Engine) Handle(ctx context.Context, d Delivery) error {
 	}
 	ph, end := e.newPhases(ctx)
 	defer end()
-	l := &Lane{e: e, guard: e.guard, ctx: context.WithoutCancel(ctx), ph: ph, waits: ctx}
+	l := &Lane{e: e, guard: e.guard, ctx: context.WithoutCancel(ctx), ph: ph, ask: ph.ask, waits: ctx}
 	en := l.newEntry(d)
 	e.hold(en)
 	extending, stop := context.WithCancel(context.WithoutCancel(ctx))

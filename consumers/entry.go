@@ -56,7 +56,7 @@ type entry struct {
 
 // begin sets how long the entry may be waited with.
 func (en *entry) begin() (end func()) {
-	en.ask, en.waits = en.l.ph.ask, en.l.waits
+	en.ask, en.waits = en.l.ask, en.l.waits
 	if en.holdUntil.IsZero() {
 		return func() {}
 	}
@@ -147,7 +147,24 @@ func (en *entry) setClaim(c *idem.Claim) {
 }
 
 // giveBack releases the claim; one that was lost is gone already.
-func (en *entry) giveBack(counted bool) { en.giveBackWithin(en.l.ph.final, counted) }
+func (en *entry) giveBack(counted bool) {
+	ctx, cancel := en.giveBackCtx()
+	defer cancel()
+	en.giveBackWithin(ctx, counted)
+}
+
+// giveBackCtx is how long a release waits for a store that is away: to the end, or a
+// little longer than the entry may be held.
+func (en *entry) giveBackCtx() (context.Context, context.CancelFunc) {
+	if en.holdUntil.IsZero() {
+		return en.l.ph.final, func() {}
+	}
+	until := time.Now().Add(en.l.guard.Settings().Lease / 3)
+	if until.Before(en.holdUntil) {
+		until = en.holdUntil
+	}
+	return context.WithDeadlineCause(en.l.ph.final, until, errHeldLong)
+}
 
 func (en *entry) giveBackWithin(ctx context.Context, counted bool) {
 	end := en.claim.GiveBack

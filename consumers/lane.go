@@ -18,6 +18,7 @@ type Lane struct {
 	ph    *phases
 	wg    sync.WaitGroup
 
+	ask   context.Context // ends when no claim is asked for any more
 	waits context.Context // ends when nothing of this lane is waited for any more
 
 	mu       sync.Mutex
@@ -51,9 +52,11 @@ func (e *Engine) lane(ctx context.Context, g *idem.Guard) *Lane {
 	l.cond = sync.NewCond(&l.mu)
 	e.lanes[l] = struct{}{}
 	e.mu.Unlock()
+	ask, endAsk := context.WithCancelCause(ph.ask)
 	waits, endWaits := context.WithCancelCause(ph.run)
-	l.waits = waits
+	l.ask, l.waits = ask, waits
 	end := func() {
+		endAsk(context.Cause(ctx))
 		endWaits(context.Cause(ctx))
 		l.wake()
 	}
@@ -68,6 +71,7 @@ func (e *Engine) lane(ctx context.Context, g *idem.Guard) *Lane {
 		for _, stop := range stops {
 			stop()
 		}
+		endAsk(nil)
 		endWaits(nil)
 		if ctx.Err() != nil {
 			l.forgetQueued()

@@ -224,6 +224,9 @@ func TestHoldLimit(t *testing.T) {
 			}
 		}, fine},
 		{"the store away", func(r *rig) { r.store.Set(storefault.Away) }, fine},
+		{"the store away, with the claim in hand", func(r *rig) {
+			time.AfterFunc(time.Second, func() { r.store.Set(storefault.Away) })
+		}, func(context.Context, *delivery) error { return idem.RetryAfter(errBoom, 3*time.Second) }},
 		{"no dead-letter destination", func(r *rig) { r.b.dlqErr = errBoom }, func(context.Context, *delivery) error { return idem.Permanent(errBoom) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -236,7 +239,7 @@ func TestHoldLimit(t *testing.T) {
 				for len(r.b.settlements()) == 0 && time.Since(begun) < time.Minute {
 					time.Sleep(100 * time.Millisecond)
 				}
-				if took := time.Since(begun); took < 9*time.Second || took > 12*time.Second {
+				if took := time.Since(begun); took < 9*time.Second || took > 14*time.Second {
 					t.Errorf("given back after %v", took)
 				}
 				if got := r.b.settlements(); len(got) == 0 || got[0] != "redeliver 1" {
@@ -297,4 +300,50 @@ func TestHandleDrains(t *testing.T) {
 		}
 		r.wantSettled("ack 1")
 	})
+}
+
+// A claim that is answered after its lane, or the consumer, has ended is given back, and
+// its handler not started.
+func TestClaimAnsweredTooLate(t *testing.T) {
+	for _, shape := range []consumers.Broker{{}, {KeepHandlers: true}, {HandlerGrace: time.Minute}} {
+		for _, way := range []string{"lane", "run"} {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, shape)
+				r.store.Set(storefault.Away)
+				e := r.engine(r.guard)
+				ctx, cancel := context.WithCancel(t.Context())
+				ours, lose := context.WithCancel(context.WithoutCancel(ctx))
+				done := make(chan error, 1)
+				go func() {
+					done <- e.Run(ctx, func(ctx context.Context) error {
+						lane := e.Lane(ours)
+						lane.Add(r.delivery(1, "a", func(context.Context, *delivery) error {
+							t.Errorf("%s, %+v: started after the end", way, shape)
+							return nil
+						}))
+						<-ctx.Done()
+						return ctx.Err()
+					})
+				}()
+				time.Sleep(time.Second)
+				if way == "lane" {
+					lose()
+				} else {
+					cancel()
+				}
+				time.Sleep(time.Second) // within the drain
+				r.store.Set(storefault.None)
+				time.Sleep(time.Minute)
+				cancel()
+				lose()
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+				r.store.Set(storefault.None)
+				if rec, err := r.guard.Inspect(t.Context(), "a"); err != nil || rec.State == store.Running || rec.Spent != 0 {
+					t.Errorf("%s, %+v: record %+v, %v", way, shape, rec, err)
+				}
+			})
+		}
+	}
 }

@@ -73,6 +73,9 @@ func (en *entry) next() (again bool) {
 		if claimed, again := en.obtain(); !claimed {
 			return again
 		}
+		if en.over() {
+			return true // the answer took long: it is given back
+		}
 	}
 	if done, again := en.admitted(); done {
 		return again
