@@ -50,7 +50,10 @@ type Consumer struct {
 // A Reader has one channel for all partitions: one that stands still stops all when
 // Buffer is full, and a commit can move the offset of a partition back that has gone to
 // another member, which then may fetch again what is done, and drop it. NewGroupConsumer
-// has neither. The Reader is the caller's to close, after Run.
+// has neither. With CommitInterval a commit that fails is kafka-go's to know: its offset
+// is committed with the next message's. Set OffsetOutOfRangeError: without it a topic that
+// is deleted and made again while Run is at work is passed over, up to the old offset. The
+// Reader is the caller's to close, after Run.
 func NewConsumer(source Reader, g *idem.Guard, h Handler, opts ...Option) (*Consumer, error) {
 	c, faults := newConsumer(g, h, opts)
 	c.broker.KeepHandlers = true // a Reader does not say when a partition goes away
@@ -70,8 +73,8 @@ func NewConsumer(source Reader, g *idem.Guard, h Handler, opts ...Option) (*Cons
 // back; and when a partition goes away, its handlers are cancelled, after a moment, before
 // others get it. Otherwise it is as NewConsumer.
 //
-// CommitInterval, QueueCapacity and Partition of config have no use here. MaxWait is
-// half a second by default.
+// CommitInterval, QueueCapacity, OffsetOutOfRangeError and Partition of config have no
+// use here. MaxWait is half a second by default.
 func NewGroupConsumer(config kafka.ReaderConfig, g *idem.Guard, h Handler, opts ...Option) (*Consumer, error) {
 	c, faults := newConsumer(g, h, opts)
 	faults = append(faults, c.of(config)...)
@@ -103,6 +106,10 @@ func (c *Consumer) of(config kafka.ReaderConfig) (faults []error) {
 	if config.GroupID == "" {
 		faults = append(faults, errNoGroupID)
 	}
+	group := c.s.guard != nil && c.s.guard.Settings().Group != ""
+	if config.GroupID == "" && !group {
+		faults = append(faults, idem.ErrNoGroup)
+	}
 	if len(c.topics) == 0 {
 		faults = append(faults, errors.New("the reader has no topic: set Topic, or GroupTopics"))
 	}
@@ -114,23 +121,25 @@ func (c *Consumer) of(config kafka.ReaderConfig) (faults []error) {
 		}
 	}
 	c.ask = brokers{addrs: config.Brokers, dialer: config.Dialer, start: config.StartOffset}
-	if g := c.s.guard; g != nil && g.Settings().Group == "" {
+	if g := c.s.guard; g != nil && !group {
 		c.s.group = config.GroupID
 		c.s.guard = g.Group(config.GroupID)
 	}
 	return faults
 }
 
-// checked makes an engine, to have the guard's and the policy's faults too.
+// checked returns the consumer, or all faults, the guard's among them.
 func (c *Consumer) checked(faults []error) (*Consumer, error) {
 	switch g := c.s.guard; {
 	case g == nil:
 		faults = append(faults, errNilGuard)
+	case g.Err() != nil:
+		faults = append(faults, g.Err())
+	case g.Settings().Store == nil:
+		faults = append(faults, idem.ErrRedisNotEnabled)
 	case len(faults) == 0:
 		_, err := consumers.New(g, c.broker, c.policy)
 		faults = append(faults, err)
-	default:
-		faults = append(faults, g.Err())
 	}
 	if err := errors.Join(faults...); err != nil {
 		return nil, fmt.Errorf("idemkafka: consumer: %w", err)
@@ -194,6 +203,9 @@ func isNil(r Reader) bool {
 	v := reflect.ValueOf(r)
 	return r == nil || v.Kind() == reflect.Pointer && v.IsNil()
 }
+
+// closedWithin is how soon a Reader that was closed says io.EOF again.
+const closedWithin = 50 * time.Millisecond
 
 // errClosed: FetchMessage says io.EOF when the Reader was closed.
 var errClosed = fmt.Errorf("idemkafka: the reader was closed while Run was at work: close it after Run: %w", io.EOF)

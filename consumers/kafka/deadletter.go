@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strconv"
 	"time"
 
@@ -23,6 +24,9 @@ const (
 // confirmTimeout bounds the wait for the confirmation of a dead-letter copy. The
 // writer's own retries take ten tries, with up to a second between them, by default.
 const confirmTimeout = 30 * time.Second
+
+// creationTime is how long a topic that a broker creates may be unknown.
+const creationTime = 10 * time.Second
 
 // letters is a dead-letter destination.
 type letters struct {
@@ -67,23 +71,51 @@ func (l *letters) post(ctx context.Context, m message, letter consumers.Letter) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, confirmTimeout)
 	defer cancel()
-	err := l.w.WriteMessages(ctx, l.copy(m, letter))
-	var each kafka.WriteErrors
-	if errors.As(err, &each) && len(each) == 1 {
-		err = each[0]
+	if l.name() == m.msg.Topic {
+		return fmt.Errorf("the dead-letter topic %s is the message's own, and the copy would come back: choose another: %w", l.name(), consumers.ErrUndeliverable)
 	}
+	err := l.write(ctx, l.copy(m, letter))
 	var tooLarge kafka.MessageTooLargeError
 	switch {
 	case err == nil:
 		return nil
 	case errors.As(err, &tooLarge), errors.Is(err, kafka.MessageSizeTooLarge):
 		return fmt.Errorf("writing to topic %s: the copy of %d bytes, with its headers, is larger than the writer (BatchBytes), or the topic (max.message.bytes) takes: raise that: %w: %w", l.name(), size(m.msg), consumers.ErrUndeliverable, err)
+	case errors.Is(err, io.ErrClosedPipe):
+		return fmt.Errorf("writing to topic %s: the writer was closed: close it after Run: %w: %w", l.name(), consumers.ErrUndeliverable, err)
 	case errors.Is(err, kafka.UnknownTopicOrPartition), errors.Is(err, kafka.InvalidTopic):
 		return fmt.Errorf("writing to topic %s: it does not exist, or cannot: create it: %w: %w", l.name(), consumers.ErrUndeliverable, err)
 	case errors.Is(err, kafka.TopicAuthorizationFailed), errors.Is(err, kafka.ClusterAuthorizationFailed):
 		return fmt.Errorf("writing to topic %s: the writer's user may not: allow it: %w: %w", l.name(), consumers.ErrUndeliverable, err)
 	}
 	return fmt.Errorf("writing to topic %s: %w", l.name(), err)
+}
+
+// write writes a copy. A topic that is unknown may be one that the broker is just
+// creating: that is tried again for a while.
+func (l *letters) write(ctx context.Context, msg kafka.Message) error {
+	creating := time.NewTimer(creationTime)
+	defer creating.Stop()
+	for {
+		err := l.w.WriteMessages(ctx, msg)
+		var each kafka.WriteErrors
+		if errors.As(err, &each) && len(each) == 1 {
+			err = each[0]
+		}
+		if !errors.Is(err, kafka.UnknownTopicOrPartition) && !errors.Is(err, kafka.LeaderNotAvailable) {
+			return err
+		}
+		again := time.NewTimer(creationTime / 20)
+		select {
+		case <-again.C:
+		case <-creating.C:
+			again.Stop()
+			return err
+		case <-ctx.Done():
+			again.Stop()
+			return err
+		}
+	}
 }
 
 func (l *letters) copy(m message, letter consumers.Letter) kafka.Message {
@@ -94,10 +126,10 @@ func (l *letters) copy(m message, letter consumers.Letter) kafka.Message {
 	for _, h := range letter.Headers(m.String()) {
 		c.Headers = set(c.Headers, h[0], h[1])
 	}
-	for name, value := range map[string]string{
-		HeaderTopic: m.msg.Topic, HeaderPartition: strconv.Itoa(m.msg.Partition), HeaderOffset: strconv.FormatInt(m.msg.Offset, 10),
+	for _, h := range [][2]string{
+		{HeaderTopic, m.msg.Topic}, {HeaderPartition, strconv.Itoa(m.msg.Partition)}, {HeaderOffset, strconv.FormatInt(m.msg.Offset, 10)},
 	} {
-		c.Headers = set(c.Headers, name, value)
+		c.Headers = set(c.Headers, h[0], h[1])
 	}
 	return c
 }

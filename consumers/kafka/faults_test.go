@@ -17,6 +17,7 @@ import (
 	idemkafka "github.com/idemq/idemq/consumers/kafka"
 	"github.com/idemq/idemq/idem"
 	"github.com/idemq/idemq/idem/store/memstore"
+	"github.com/idemq/idemq/internal/kafkatest"
 	"github.com/idemq/idemq/internal/testenv"
 )
 
@@ -37,11 +38,12 @@ func TestConstructors(t *testing.T) {
 		want   string
 		is     error
 	}{
-		{name: "no group id: nothing would be committed", config: kafka.ReaderConfig{Brokers: config.Brokers, Topic: "orders"}, g: g, h: handle, want: "GroupID"},
+		{name: "no group id: nothing would be committed", config: kafka.ReaderConfig{Brokers: config.Brokers, Topic: "orders"}, g: g, h: handle, want: "GroupID", is: idem.ErrNoGroup},
 		{name: "no topic", config: kafka.ReaderConfig{Brokers: config.Brokers, GroupID: "g"}, g: g, h: handle, want: "topic"},
 		{name: "no guard", config: config, h: handle, want: "guard is nil"},
 		{name: "a guard without a store", config: config, g: idem.New(), h: handle, want: "WithRedis", is: idem.ErrRedisNotEnabled},
 		{name: "no handler", config: config, g: g, want: "handler is nil"},
+		{name: "no handler, and no store: all faults are named", config: config, g: idem.New(), want: "handler is nil", is: idem.ErrRedisNotEnabled},
 		{name: "an unconfirmed writer, kafka-go's default", config: config, g: g, h: handle, opts: []idemkafka.Option{idemkafka.DeadLetter(&kafka.Writer{Addr: addr}, "dead")}, want: "RequireNone"},
 		{name: "an asynchronous writer", config: config, g: g, h: handle, opts: []idemkafka.Option{idemkafka.DeadLetter(&kafka.Writer{Addr: addr, RequiredAcks: kafka.RequireOne, Async: true}, "dead")}, want: "Async"},
 		{name: "no writer", config: config, g: g, h: handle, opts: []idemkafka.Option{idemkafka.DeadLetter(nil, "dead")}, want: "writer is nil"},
@@ -75,6 +77,11 @@ func TestConstructors(t *testing.T) {
 	bad.MinBytes, bad.MaxBytes = 10, 5
 	if _, err := idemkafka.NewGroupConsumer(bad, g, handle); err == nil {
 		t.Error("a config that kafka-go panics on is accepted")
+	}
+	bad = config
+	bad.ReadBackoffMin = 2 * time.Second
+	if _, err := idemkafka.NewGroupConsumer(bad, g, handle); err == nil || !strings.Contains(err.Error(), "ReadBackoffMin") {
+		t.Errorf("a backoff that kafka-go panics on: %v", err)
 	}
 	if _, err := idemkafka.Wrap(g, handle); !errors.Is(err, idem.ErrNoGroup) {
 		t.Errorf("Wrap without a group: %v", err)
@@ -192,6 +199,42 @@ func TestBadInput(t *testing.T) {
 				t.Errorf("dead letters %q, want %q", dead, want)
 			}
 		})
+	}
+}
+
+// A dead-letter topic that the broker creates when it is first written to is unknown for
+// a moment: that is waited out.
+func TestLetterTopicIsCreated(t *testing.T) {
+	t.Parallel()
+	v := setupOn(t, kafkatest.Start(t, "auto.create.topics.enable=true"), 1)
+	v.publish("bad", "good")
+	v.w.AllowAutoTopicCreation = true
+	dead := unique("created")
+	r := v.run("group", func(_ context.Context, msg kafka.Message) error {
+		if string(msg.Value) == "bad" {
+			return idem.Permanent(errTest)
+		}
+		return nil
+	}, idemkafka.DeadLetter(v.w, dead))
+	v.settled()
+	r.mustStop()
+	if n := len(v.srv.All(t, dead)); n != 1 {
+		t.Errorf("%d letters", n)
+	}
+}
+
+// A writer that was closed under the consumer ends Run: it will not write again.
+func TestLetterWriterClosed(t *testing.T) {
+	t.Parallel()
+	v := setup(t, 1)
+	w := v.writer()
+	r := v.run("reader", func(context.Context, kafka.Message) error { _ = w.Close(); return idem.Permanent(errTest) }, idemkafka.DeadLetter(w, v.dead))
+	v.publish("bad")
+	if err := r.result(); !errors.Is(err, consumers.ErrUndeliverable) || !strings.Contains(err.Error(), "writer was closed") {
+		t.Errorf("Run: %v", err)
+	}
+	if n := v.owed(); n != 1 {
+		t.Errorf("%d messages are owed", n)
 	}
 }
 

@@ -1,9 +1,11 @@
 package idemkafka
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,14 +20,16 @@ const (
 	// reader of a partition that went away cannot be closed before.
 	fetchWait = 500 * time.Millisecond
 
-	// kafka-go's.
-	defaultTimeout = 30 * time.Second
+	// readerQueue is how many messages of a partition its reader has ready.
+	readerQueue = 100
 
 	maxGrace = 5 * time.Second
 
-	// beyondEndPatience is how long a committed offset may lie beyond the end of its
-	// partition: a new leader's end lags behind the old one's for a moment (KIP-207).
-	beyondEndPatience = time.Minute
+	// leaveWithin bounds how long the end of Run waits for a rebalance that is under way.
+	leaveWithin = 5 * time.Second
+
+	// askAboutGap is how often a jump in the offsets of a partition is looked into.
+	askAboutGap = time.Minute
 )
 
 // settings is what a membership is made with.
@@ -49,20 +53,17 @@ func newSettings(c kafka.ReaderConfig, topics []string) (*settings, error) {
 		},
 		reader: c,
 	}
-	group := s.group // Validate fills it in
+	group := s.group // Validate fills in what is zero
 	if err := group.Validate(); err != nil && c.GroupID != "" && len(topics) > 0 {
 		return nil, err
 	}
-	s.grace = min(max(c.SessionTimeout, 0), max(c.RebalanceTimeout, 0))
-	if s.grace == 0 {
-		s.grace = defaultTimeout
-	}
-	s.grace = min(s.grace/4, maxGrace)
+	s.grace = min(min(group.SessionTimeout, group.RebalanceTimeout)/4, maxGrace)
 
 	r := &s.reader
 	r.GroupID, r.GroupTopics, r.CommitInterval, r.StartOffset = "", nil, 0, 0
 	r.GroupBalancers, r.WatchPartitionChanges = nil, false
 	r.OffsetOutOfRangeError = true
+	r.QueueCapacity = readerQueue
 	r.ReadLagInterval = -1 // nobody reads it
 	if r.MaxWait == 0 {
 		r.MaxWait = fetchWait
@@ -70,6 +71,10 @@ func newSettings(c kafka.ReaderConfig, topics []string) (*settings, error) {
 	r.Topic, r.Partition = "any", 0
 	if err := r.Validate(); err != nil && len(c.Brokers) > 0 {
 		return nil, err
+	}
+	// kafka.NewReader panics of this.
+	if longest := cmp.Or(r.ReadBackoffMax, time.Second); r.ReadBackoffMin > longest {
+		return nil, fmt.Errorf("ReadBackoffMin is %v, longer than ReadBackoffMax, which is %v", r.ReadBackoffMin, longest)
 	}
 	return s, nil
 }
@@ -85,14 +90,27 @@ type membership struct {
 
 // join is Run over a membership of its own.
 func (c *Consumer) join(ctx context.Context, e *consumers.Engine) error {
-	group, err := kafka.NewConsumerGroup(c.member.group)
+	config := c.member.group
+	lines := &lines{dialer: c.ask.theDialer()}
+	config.Dialer = lines.through()
+	group, err := kafka.NewConsumerGroup(config)
 	if err != nil {
 		return fmt.Errorf("idemkafka: consumer: %w", err)
 	}
 	m := &membership{c: c, e: e, group: group}
 	err = e.Run(ctx, m.fetch)
-	// The generation lasts through the drain. When it ends, it commits what was done.
-	_ = group.Close()
+	// The generation lasts through the drain. When it ends, it commits what was done. But
+	// Close waits for a rebalance that is under way, or for brokers that are away.
+	closed := make(chan struct{})
+	go func() { defer close(closed); _ = group.Close() }()
+	t := time.NewTimer(leaveWithin + 2*c.member.grace)
+	defer t.Stop()
+	select {
+	case <-closed:
+	case <-t.C:
+		lines.cut()
+		<-closed
+	}
 	m.wg.Wait()
 	return err
 }
@@ -159,6 +177,9 @@ func (m *membership) begin(ctx context.Context, gen *kafka.Generation) {
 		quit()
 		committer.Wait()
 		g.commit()
+		for _, p := range g.partitions {
+			p.drop(kafka.ErrGenerationEnded)
+		}
 	})
 	m.wg.Go(readers.Wait)
 }
@@ -178,34 +199,24 @@ func (g *generation) awaitLanes() {
 }
 
 // commit commits, for each partition, the prefix of what is done, in this generation.
-func (g *generation) commit() {
-	offsets := make(map[string]map[int]int64)
-	type committed struct {
-		p    *partition
-		next int64
+func (g *generation) commit() (committed bool) {
+	batch := prefixes(slices.Values(g.partitions))
+	if len(batch) == 0 {
+		return true
 	}
-	var batch []committed
-	for _, p := range g.partitions {
-		next, found := p.track.toCommit()
-		if !found {
-			continue
-		}
+	offsets := make(map[string]map[int]int64)
+	for p, c := range batch {
 		if offsets[p.topic] == nil {
 			offsets[p.topic] = make(map[int]int64)
 		}
-		offsets[p.topic][p.id] = next
-		batch = append(batch, committed{p, next})
-	}
-	if len(batch) == 0 {
-		return
+		offsets[p.topic][p.id] = c.next
 	}
 	if err := g.gen.CommitOffsets(offsets); err != nil {
 		g.m.c.s.commitFailed(err)
-		return
+		return false
 	}
-	for _, c := range batch {
-		c.p.track.wasCommitted(c.next)
-	}
+	noteCommitted(batch)
+	return true
 }
 
 // read reads one partition, from its committed offset on, until ctx ends.
@@ -247,6 +258,7 @@ func (m *membership) reader(p *partition, start int64) *kafka.Reader {
 // returns is out of range.
 func (m *membership) readFrom(ctx context.Context, r *kafka.Reader, p *partition, next int64) (int64, error) {
 	var wait pause
+	var asked time.Time
 	for {
 		msg, err := r.FetchMessage(ctx)
 		switch {
@@ -259,6 +271,12 @@ func (m *membership) readFrom(ctx context.Context, r *kafka.Reader, p *partition
 			continue
 		}
 		wait.reset()
+		if msg.Offset > next && time.Since(asked) > askAboutGap { // compaction, a marker, or a loss
+			asked = time.Now()
+			if first, _, err := m.c.ask.ends(ctx, p.topic, p.id); err == nil && first > next {
+				m.c.noticeDeleted(p, next, first)
+			}
+		}
 		if err := p.push(ctx, msg); err != nil {
 			return next, err
 		}
@@ -269,7 +287,6 @@ func (m *membership) readFrom(ctx context.Context, r *kafka.Reader, p *partition
 // start returns the offset to read a partition from: an absolute one, within what the
 // partition has.
 func (m *membership) start(ctx context.Context, p *partition, offset int64) (int64, error) {
-	begun := time.Now()
 	var wait pause
 	for {
 		first, last, err := m.c.ask.ends(ctx, p.topic, p.id)
@@ -277,24 +294,33 @@ func (m *membership) start(ctx context.Context, p *partition, offset int64) (int
 		case ctx.Err() != nil:
 			return 0, context.Cause(ctx)
 		case err != nil:
-			err = fmt.Errorf("asking for the offsets of %s: %w", p, err)
+			wait.wait(ctx, m.c.s.guard, fmt.Errorf("asking for the offsets of %s: %w", p, err))
 		case offset == kafka.LastOffset:
 			return last, nil
+		case offset > last:
+			return 0, beyondEnd(p.topic, p.id, offset, last)
 		case offset < first:
 			if offset >= 0 {
-				m.c.notice("%s: offsets %d to %d were deleted by the topic's retention before this group had handled them: they are lost: raise the topic's retention.ms, or add consumers", p, offset, first-1)
+				m.c.noticeDeleted(p, offset, first)
 			}
 			return first, nil
-		case offset <= last:
-			return offset, nil
 		default:
-			err = fmt.Errorf("the committed offset of %s is %d, beyond its end at %d: the topic was deleted and made again, or has lost its tail: stop the group, and set its offset with kafka-consumer-groups --reset-offsets: to the earliest if the topic is a new one (what is known is dropped), to the latest if not", p, offset, last)
-			if time.Since(begun) > beyondEndPatience {
-				return 0, fmt.Errorf("idemkafka: %w", err)
-			}
+			return offset, nil
 		}
-		wait.wait(ctx, m.c.s.guard, err)
 	}
+}
+
+// noticeDeleted tells of messages that the topic's retention deleted unhandled.
+func (c *Consumer) noticeDeleted(p *partition, next, first int64) {
+	c.notice("%s: offsets %d to %d were deleted by the topic's retention before this group had handled them: they are lost: raise the topic's retention.ms, or add consumers", p, next, first-1)
+}
+
+// errBeyondEnd: whoever went on reading would pass over what the topic has now, up to
+// the old offset.
+var errBeyondEnd = errors.New("the topic was deleted and made again, or has lost its tail: stop the group, and set its offset with kafka-consumer-groups --reset-offsets: to the earliest if the topic is a new one (what is known is dropped), to the latest if not")
+
+func beyondEnd(topic string, partition int, offset, last int64) error {
+	return fmt.Errorf("idemkafka: the committed offset of partition %d of topic %s is %d, beyond its end at %d: %w", partition, topic, offset, last, errBeyondEnd)
 }
 
 func (c *Consumer) notice(format string, args ...any) {

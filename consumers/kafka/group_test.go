@@ -155,6 +155,7 @@ func TestStuckHandlerInARebalance(t *testing.T) {
 	<-started
 	joining := time.Now()
 	second := v.runWith("group", config, handle)
+	v.awaitMembers(2)
 	v.to(0, series("behind", 5)...)
 	v.to(1, series("other", 5)...)
 	testenv.Await(t, "the other partition", func() bool { return v.srv.Committed(t, v.group, v.topic)[1] == 5 })
@@ -169,6 +170,41 @@ func TestStuckHandlerInARebalance(t *testing.T) {
 	first.mustStop()
 	second.mustStop()
 	j.wantEach(t, append(append(series("behind", 5), series("other", 5)...), "stuck")...)
+}
+
+// awaitMembers waits until the group has n members, and has given out its partitions.
+func (v *env) awaitMembers(n int) {
+	v.t.Helper()
+	c := &kafka.Client{Addr: kafka.TCP(v.srv.Addr()), Transport: v.w.Transport}
+	testenv.Await(v.t, "the rebalance", func() bool {
+		resp, err := c.DescribeGroups(v.t.Context(), &kafka.DescribeGroupsRequest{GroupIDs: []string{v.group}})
+		return err == nil && len(resp.Groups) == 1 && resp.Groups[0].GroupState == "Stable" && len(resp.Groups[0].Members) == n
+	})
+}
+
+// Run that is told to end while the group is being formed does not wait for that.
+func TestStopWhileJoining(t *testing.T) {
+	t.Parallel()
+	v := setup(t, 1)
+	config := v.config()
+	config.SessionTimeout, config.RebalanceTimeout = 60*time.Second, 60*time.Second
+	config.HeartbeatInterval = time.Hour // the first member does not hear of the second
+	var j journal
+	first := v.runWith("group", config, j.handle)
+	v.to(0, "a")
+	testenv.Await(t, "the first member", func() bool { return j.len() == 1 })
+	second := v.runWith("group", config, j.handle)
+	c := &kafka.Client{Addr: kafka.TCP(v.srv.Addr()), Transport: v.w.Transport}
+	testenv.Await(t, "the second member to join", func() bool {
+		resp, err := c.DescribeGroups(t.Context(), &kafka.DescribeGroupsRequest{GroupIDs: []string{v.group}})
+		return err == nil && resp.Groups[0].GroupState == "PreparingRebalance"
+	})
+	begun := time.Now()
+	second.mustStop()
+	if took := time.Since(begun); took > 35*time.Second {
+		t.Errorf("Run took %v to end", took)
+	}
+	first.mustStop()
 }
 
 // One token in two topics of one group, which is how a message is forwarded: it is
@@ -256,30 +292,44 @@ func (v *env) deleteBefore(offset int64) {
 	}
 }
 
-// Offsets that the topic no longer has, or does not have yet, are said.
-func TestOffsetsOutOfRange(t *testing.T) {
+// A committed offset beyond the end: the topic was made again. Going on would pass over
+// what it has now; Run ends, and stays ended.
+func TestOffsetBeyondTheEnd(t *testing.T) {
+	t.Parallel()
+	for _, way := range ways {
+		v := setup(t, 1)
+		v.to(0, series("m", 10)...)
+		v.commit(15)
+		var j journal
+		err := v.run(way, j.handle).result()
+		if err == nil || !strings.Contains(err.Error(), "is 15, beyond its end at 10") || !strings.Contains(err.Error(), "--reset-offsets") {
+			t.Errorf("%s: Run: %v", way, err)
+		}
+		if n := j.len(); n != 0 {
+			t.Errorf("%d messages were handled", n)
+		}
+	}
+}
+
+// commit sets the group's offset of partition 0.
+func (v *env) commit(offset int64) {
+	v.t.Helper()
+	c := &kafka.Client{Addr: kafka.TCP(v.srv.Addr()), Transport: v.w.Transport}
+	resp, err := c.OffsetCommit(v.t.Context(), &kafka.OffsetCommitRequest{GroupID: v.group, GenerationID: -1, Topics: map[string][]kafka.OffsetCommit{v.topic: {{Partition: 0, Offset: offset}}}})
+	if err != nil || resp.Topics[v.topic][0].Error != nil {
+		v.t.Fatal(resp, err)
+	}
+}
+
+// What the topic's retention deleted before it was handled is said.
+func TestDeletedByRetention(t *testing.T) {
 	t.Parallel()
 	v := setup(t, 1)
 	v.to(0, series("m", 10)...)
-	commit := func(offset int64) {
-		t.Helper()
-		c := &kafka.Client{Addr: kafka.TCP(v.srv.Addr()), Transport: v.w.Transport}
-		resp, err := c.OffsetCommit(t.Context(), &kafka.OffsetCommitRequest{GroupID: v.group, GenerationID: -1, Topics: map[string][]kafka.OffsetCommit{v.topic: {{Partition: 0, Offset: offset}}}})
-		if err != nil || resp.Topics[v.topic][0].Error != nil {
-			t.Fatal(resp, err)
-		}
-	}
 	var j journal
-	commit(15)
-	r := v.run("group", j.handle)
-	testenv.Await(t, "to be told", func() bool { return v.events.has(idem.EventWaiting, "is 15, beyond its end at 10") })
-	r.mustStop()
-	if n := j.len(); n != 0 {
-		t.Errorf("%d messages were handled", n)
-	}
-	commit(0)
+	v.commit(0)
 	v.deleteBefore(4)
-	r = v.run("group", j.handle)
+	r := v.run("group", j.handle)
 	v.settled()
 	r.mustStop()
 	j.want(t, series("m", 10)[4:]...)
@@ -354,6 +404,13 @@ func TestWrap(t *testing.T) {
 	msg := v.srv.All(t, v.topic)[0]
 	if err := strict(t.Context(), msg); err == nil || !strings.Contains(err.Error(), "dead-letter destination") || !strings.Contains(err.Error(), "offset 0") {
 		t.Errorf("without a dead-letter topic: %v", err)
+	}
+	loop, err := idemkafka.Wrap(v.guard.Group("loop"), func(context.Context, kafka.Message) error { return idem.Permanent(errTest) }, idemkafka.DeadLetter(v.w, v.topic))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := loop(t.Context(), msg); !errors.Is(err, consumers.ErrUndeliverable) || !strings.Contains(err.Error(), "would come back") {
+		t.Errorf("dead letters to the message's own topic: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

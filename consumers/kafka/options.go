@@ -72,8 +72,9 @@ func consumerOption(name string, set func(*config)) Option {
 //
 // The copy keeps key, value and headers. While the broker does not confirm, the message
 // is held; a topic that does not exist ends Run. A process that dies between the
-// confirmation and its record leaves a second copy. A copy waits for the writer's
-// BatchTimeout, one second by default.
+// confirmation and its record leaves a second copy, and so does a confirmation that takes
+// longer than half a minute. A copy waits for the writer's BatchTimeout, one second by
+// default. The writer is the caller's to close, after Run.
 func DeadLetter(w *kafka.Writer, topic string) Option {
 	return option("DeadLetter", func(c *config) {
 		c.letters = &letters{w, topic}
@@ -82,9 +83,11 @@ func DeadLetter(w *kafka.Writer, topic string) Option {
 }
 
 // Concurrency lets up to n handlers run at a time for each partition. Messages of one
-// key reach the handler one after another, in order; those without a key in any order.
-// Keys share the n lines of a partition by their hash: one that fails holds up those of
-// its line. By default one handler runs for each partition, in order. Not for Wrap.
+// key reach the handler one after another, in order; those without a key, or with an
+// empty one, in any order. Keys share the n lines of a partition by their hash: one that
+// fails holds up those of its line, and the partition when as many of them wait as Buffer
+// takes, or when 50,000 messages behind it are done. By default one handler runs for each
+// partition, in order. Not for Wrap.
 func Concurrency(n int) Option {
 	return consumerOption("Concurrency", func(c *config) {
 		if n <= 0 {
@@ -111,7 +114,9 @@ func CommitEvery(count int, interval time.Duration) Option {
 // partition, and so many bytes in all; the default is 1000, and 64 MiB. Over a Reader,
 // which cannot fetch one partition without the others, a partition that stands still
 // stops all when it has reached the bound; a consumer of NewGroupConsumer shares the
-// bytes among its partitions, and stops that one alone. Not for Wrap.
+// bytes among its partitions, and stops that one alone. kafka-go itself has up to 100
+// messages ready besides: of each partition there, of all together over a Reader, if its
+// QueueCapacity is the default. Not for Wrap.
 func Buffer(messages, bytes int) Option {
 	return consumerOption("Buffer", func(c *config) {
 		if messages <= 0 || bytes <= 0 {

@@ -89,13 +89,16 @@ func (c *Consumer) preflight(ctx context.Context) error {
 		if err == nil {
 			err = c.checkLetters(ctx)
 		}
+		if err == nil && c.source != nil { // a membership of its own asks in each generation
+			err = c.checkOffsets(ctx, client)
+		}
 		switch {
 		case err == nil:
 			c.noticeRetention(ctx, client)
 			return nil
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case errors.Is(err, errMissing), isRefusal(err):
+		case errors.Is(err, errMissing), errors.Is(err, errBeyondEnd), isRefusal(err):
 			return err
 		}
 		p.wait(ctx, c.s.guard, err)
@@ -122,6 +125,48 @@ func (c *Consumer) checkLetters(ctx context.Context) error {
 	client := &kafka.Client{Addr: l.w.Addr, Timeout: askTimeout, Transport: l.w.Transport}
 	if err := hasTopic(ctx, client, l.name()); err != nil {
 		return fmt.Errorf("DeadLetter: topic %q: %w", l.name(), err)
+	}
+	return nil
+}
+
+// checkOffsets looks for offsets of the group beyond the end of their partition.
+func (c *Consumer) checkOffsets(ctx context.Context, client *kafka.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	meta, err := client.Metadata(ctx, &kafka.MetadataRequest{Topics: c.topics})
+	if err != nil {
+		return fmt.Errorf("asking %s: %w", client.Addr, err)
+	}
+	partitions := make(map[string][]int)
+	ends := make(map[string][]kafka.OffsetRequest)
+	for _, t := range meta.Topics {
+		for _, p := range t.Partitions {
+			partitions[t.Name] = append(partitions[t.Name], p.ID)
+			ends[t.Name] = append(ends[t.Name], kafka.LastOffsetOf(p.ID))
+		}
+	}
+	committed, err := client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: c.source.Config().GroupID, Topics: partitions})
+	if err == nil {
+		err = committed.Error
+	}
+	if errors.Is(err, kafka.GroupIdNotFound) {
+		return nil // a group that is new
+	}
+	if err != nil {
+		return fmt.Errorf("asking for the group's offsets: %w", err)
+	}
+	last, err := client.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: ends})
+	if err != nil {
+		return fmt.Errorf("asking for the topics' ends: %w", err)
+	}
+	for topic, all := range committed.Topics {
+		for _, p := range all {
+			for _, end := range last.Topics[topic] {
+				if end.Partition == p.Partition && end.Error == nil && p.Error == nil && p.CommittedOffset > end.LastOffset {
+					return beyondEnd(topic, p.Partition, p.CommittedOffset, end.LastOffset)
+				}
+			}
+		}
 	}
 	return nil
 }
@@ -179,18 +224,17 @@ func (c *Consumer) noticeRetention(ctx context.Context, client *kafka.Client) {
 	}
 	keep := c.s.guard.Settings().Retention
 	for _, r := range answer.Resources {
+		settings := make(map[string]string)
 		for _, entry := range r.ConfigEntries {
-			if entry.ConfigName != "retention.ms" {
-				continue
-			}
-			ms, err := strconv.ParseInt(entry.ConfigValue, 10, 64)
-			switch age := time.Duration(ms) * time.Millisecond; {
-			case err != nil:
-			case ms < 0:
-				c.notice("topic %s keeps messages for ever, the guard remembers them for %v: one that is fetched again later is handled again: set retention.ms, or a longer WithRetention", r.ResourceName, keep)
-			case age > keep:
-				c.notice("topic %s keeps messages for %v, the guard remembers them for %v: one that is fetched again later (offsets that were reset, say) is handled again: set WithRetention to more than %v", r.ResourceName, age, keep, age)
-			}
+			settings[entry.ConfigName] = entry.ConfigValue
+		}
+		ms, err := strconv.ParseInt(settings["retention.ms"], 10, 64)
+		switch age := time.Duration(ms) * time.Millisecond; {
+		case err != nil:
+		case settings["cleanup.policy"] == "compact", ms < 0:
+			c.notice("topic %s keeps messages for ever, the guard remembers them for %v: one that is fetched again later is handled again: set retention.ms, or a longer WithRetention", r.ResourceName, keep)
+		case age > keep:
+			c.notice("topic %s keeps messages for %v, the guard remembers them for %v: one that is fetched again later (offsets that were reset, say) is handled again: set WithRetention to more than %v", r.ResourceName, age, keep, age)
 		}
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
+	"maps"
 	"sync"
 	"time"
 
@@ -33,7 +35,7 @@ func (r *reading) run(ctx context.Context, s *settler, e *consumers.Engine) erro
 	base := context.WithoutCancel(ctx)
 	committing, stop := context.WithCancel(base) // through the drain
 	var wg sync.WaitGroup
-	wg.Go(func() { s.commitUntil(committing, func() { r.commit(committing, s) }) })
+	wg.Go(func() { s.commitUntil(committing, func() bool { return r.commit(committing, s) }) })
 	err := e.Run(ctx, func(ctx context.Context) error { return r.fetch(ctx, s, e) })
 	stop()
 	wg.Wait()
@@ -45,13 +47,21 @@ func (r *reading) run(ctx context.Context, s *settler, e *consumers.Engine) erro
 func (r *reading) fetch(ctx context.Context, s *settler, e *consumers.Engine) error {
 	sh := newShelf(s.conf.bufferMessages, s.conf.bufferBytes)
 	var p pause
+	eof := false // was the last answer
 	for {
+		asked := time.Now()
 		msg, err := r.FetchMessage(ctx)
+		again := eof && time.Since(asked) < closedWithin
+		eof = errors.Is(err, io.EOF)
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case errors.Is(err, io.EOF):
+		case eof && again:
 			return errClosed
+		case eof:
+			continue // it is also what a broker says that closes a connection
+		case errors.Is(err, kafka.OffsetOutOfRange): // its partition is read no more
+			return fmt.Errorf("idemkafka: %w: %w", err, errBeyondEnd)
 		case err != nil:
 			p.wait(ctx, s.guard, fmt.Errorf("fetching from Kafka: %w", err))
 			continue
@@ -93,23 +103,16 @@ func (r *reading) partition(ctx context.Context, s *settler, e *consumers.Engine
 
 // commit commits, for each partition, the prefix of what is done. It reports a failure:
 // the next try includes it.
-func (r *reading) commit(ctx context.Context, s *settler) {
-	type committed struct {
-		p    *partition
-		next int64
-	}
-	var batch []committed
-	var msgs []kafka.Message
+func (r *reading) commit(ctx context.Context, s *settler) (committed bool) {
 	r.mu.Lock()
-	for _, p := range r.partitions {
-		if next, found := p.track.toCommit(); found {
-			batch = append(batch, committed{p, next})
-			msgs = append(msgs, kafka.Message{Topic: p.topic, Partition: p.id, Offset: next - 1})
-		}
-	}
+	batch := prefixes(maps.Values(r.partitions))
 	r.mu.Unlock()
-	if len(msgs) == 0 {
-		return
+	if len(batch) == 0 {
+		return true
+	}
+	msgs := make([]kafka.Message, 0, len(batch))
+	for p, c := range batch {
+		msgs = append(msgs, kafka.Message{Topic: p.topic, Partition: p.id, Offset: c.next - 1})
 	}
 	within, cancel := context.WithTimeout(ctx, commitTimeout)
 	defer cancel()
@@ -117,24 +120,45 @@ func (r *reading) commit(ctx context.Context, s *settler) {
 		if ctx.Err() == nil { // else the last one makes up for it
 			s.commitFailed(err)
 		}
-		return
+		return false
 	}
-	for _, c := range batch {
-		c.p.track.wasCommitted(c.next)
+	noteCommitted(batch)
+	return true
+}
+
+// prefixes is what there is to commit.
+func prefixes(partitions iter.Seq[*partition]) map[*partition]prefix {
+	batch := make(map[*partition]prefix)
+	for p := range partitions {
+		if c, found := p.track.toCommit(); found {
+			batch[p] = c
+		}
+	}
+	return batch
+}
+
+func noteCommitted(batch map[*partition]prefix) {
+	for p, c := range batch {
+		p.track.wasCommitted(c)
 	}
 }
 
 // commitUntil calls commit when enough is done, and at every interval, until ctx ends.
-func (s *settler) commitUntil(ctx context.Context, commit func()) {
+// After a failure it waits for the interval.
+func (s *settler) commitUntil(ctx context.Context, commit func() (committed bool)) {
 	tick := time.NewTicker(s.conf.commitInterval)
 	defer tick.Stop()
+	nudge := s.nudge
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
+			return
 		case <-tick.C:
-			commit()
-		case <-s.nudge:
-			commit()
+		case <-nudge:
+		}
+		nudge = nil
+		if commit() {
+			nudge = s.nudge
 		}
 	}
 }

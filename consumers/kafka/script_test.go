@@ -400,13 +400,18 @@ func TestFetchErrors(t *testing.T) {
 			t.Errorf("events %v", ev.of(idem.EventWaiting))
 		}
 		time.Sleep(10 * time.Millisecond) // it is handled, and not committed yet
+		s.errs <- io.EOF                  // a broker's, which closed a connection
+		time.Sleep(time.Second)
+		s.msgs <- at(0, 1, "b")
+		time.Sleep(10 * time.Millisecond)
 		s.errs <- io.EOF
+		s.errs <- io.EOF // at once: the Reader was closed
 		time.Sleep(time.Minute)
 		err := end()
 		if !errors.Is(err, io.EOF) || !strings.Contains(err.Error(), "close it after Run") {
 			t.Errorf("Run: %v", err)
 		}
-		if got := s.offsets(); got[0] != 1 {
+		if got := s.offsets(); got[0] != 2 {
 			t.Errorf("committed %v: what was done before is not", got)
 		}
 	})
@@ -467,4 +472,42 @@ func TestDrain(t *testing.T) {
 		}
 	})
 	j.want(t, series("m", 2)...)
+}
+
+// A Reader that says that its offset is out of range reads that partition no more.
+func TestOutOfRangeOverAReader(t *testing.T) {
+	scripted(t, (&journal{}).handle, nil, func(s *script, _ *events, end func() error) {
+		s.errs <- kafka.OffsetOutOfRange
+		time.Sleep(time.Second)
+		if err := end(); !errors.Is(err, kafka.OffsetOutOfRange) || !strings.Contains(err.Error(), "--reset-offsets") {
+			t.Errorf("Run: %v", err)
+		}
+	})
+}
+
+// CommitEvery's count holds under load, and a commit that fails is not tried again at
+// the pace of the messages.
+func TestCommitsPerMessage(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		most int
+	}{{nil, 12}, {errTest, 4}} {
+		var j journal
+		scripted(t, j.handle, []idemkafka.Option{idemkafka.CommitEvery(1000, time.Second)}, func(s *script, ev *events, end func() error) {
+			s.set(func() { s.commitErr = c.err })
+			for i := range int64(10_000) {
+				s.msgs <- at(0, i, series("m", 1)[0])
+			}
+			time.Sleep(time.Second)
+			s.set(func() {
+				if n := len(s.history) + len(ev.of(idem.EventSettleFailed)); n > c.most {
+					t.Errorf("%d commits of 10,000 messages (%v), want %d at most", n, c.err, c.most)
+				}
+				s.commitErr = nil
+			})
+			if err := end(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 }

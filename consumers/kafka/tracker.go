@@ -72,21 +72,25 @@ func (t *tracker) head() (offset int64, found bool) {
 	return t.marks.at(0).offset, true
 }
 
+// prefix is what is to be committed: an offset, and how many messages are new in it.
+type prefix struct {
+	next  int64
+	fresh int
+}
+
 // toCommit returns the offset to commit, unless it was committed.
-func (t *tracker) toCommit() (next int64, found bool) {
+func (t *tracker) toCommit() (c prefix, found bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.next, t.next > t.committed
+	return prefix{t.next, t.fresh}, t.next > t.committed
 }
 
 // wasCommitted notes a commit of what toCommit returned.
-func (t *tracker) wasCommitted(next int64) {
+func (t *tracker) wasCommitted(c prefix) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.committed = next
-	if t.next == next {
-		t.fresh = 0
-	}
+	t.committed = c.next
+	t.fresh -= c.fresh
 }
 
 // fifo is a queue that gives memory back.

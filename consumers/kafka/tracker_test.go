@@ -34,7 +34,8 @@ type assigned struct {
 }
 
 func (a *assigned) check(t *rapid.T) {
-	next, found := a.t.toCommit()
+	c, found := a.t.toCommit()
+	next := c.next
 	want := a.m.commit()
 	if found && next != want || !found && want != a.t.committed {
 		t.Fatalf("commits %d (%v), want %d of %v %v", next, found, want, a.m.offsets, a.m.done)
@@ -109,10 +110,11 @@ func TestTrackerStartAt(t *testing.T) {
 			t.Error("a fresh tracker has something to commit")
 		}
 		tr.startAt(offset)
-		if next, found := tr.toCommit(); !found || next != offset {
-			t.Errorf("to commit %d, %v, want %d", next, found, offset)
+		c, found := tr.toCommit()
+		if !found || c.next != offset {
+			t.Errorf("to commit %d, %v, want %d", c.next, found, offset)
 		}
-		tr.wasCommitted(offset)
+		tr.wasCommitted(c)
 		if _, found := tr.toCommit(); found {
 			t.Error("it is committed twice")
 		}
@@ -131,13 +133,13 @@ func TestTrackerFresh(t *testing.T) {
 			t.Errorf("done(%d): %d fresh, want %d", c.place, got, c.fresh)
 		}
 	}
-	tr.wasCommitted(2) // an earlier one, whose answer came late
-	if got := tr.done(places[3]); got != 4 {
+	c, _ := tr.toCommit()
+	if got := tr.done(places[3]); got != 4 { // while the commit is under way
 		t.Errorf("%d fresh, want 4", got)
 	}
-	tr.wasCommitted(4)
-	if got := tr.done(places[3]); got != 0 {
-		t.Errorf("%d fresh after the commit", got)
+	tr.wasCommitted(c)
+	if got := tr.done(places[3]); got != 1 {
+		t.Errorf("%d fresh after the commit, want the one that it had not in it", got)
 	}
 }
 
