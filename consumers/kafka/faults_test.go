@@ -223,6 +223,27 @@ func TestLetterTopicIsCreated(t *testing.T) {
 	}
 }
 
+// A writer that was changed since the constructor saw it confirms nothing: nothing is
+// written with it.
+func TestLetterWriterChanged(t *testing.T) {
+	t.Parallel()
+	for _, change := range []func(*kafka.Writer){
+		func(w *kafka.Writer) { w.Async = true },
+		func(w *kafka.Writer) { w.RequiredAcks = kafka.RequireNone },
+	} {
+		v := setup(t, 1)
+		w := v.writer()
+		r := v.run("reader", func(context.Context, kafka.Message) error { change(w); return idem.Permanent(errTest) }, idemkafka.DeadLetter(w, v.dead))
+		v.publish("bad")
+		if err := r.result(); !errors.Is(err, consumers.ErrUndeliverable) {
+			t.Errorf("Run: %v", err)
+		}
+		if n, m := v.owed(), len(v.letters()); n != 1 || m != 0 {
+			t.Errorf("%d messages are owed, %d letters", n, m)
+		}
+	}
+}
+
 // A writer that was closed under the consumer ends Run: it will not write again.
 func TestLetterWriterClosed(t *testing.T) {
 	t.Parallel()
