@@ -90,7 +90,7 @@ func TestSkipTrap(t *testing.T) {
 				s.publish(tokens("after", after)...)
 				r := s.role(c.owns)
 				r.Concurrency, r.Budget = 16, 10_000
-				until := time.Now().Add(failing + 5*time.Second)
+				until := time.Now().Add(failing + 3*time.Second)
 				r.FailUntil = map[string]time.Time{"stubborn": until}
 
 				// The journal is read after the offset: what the offset passed is in it.
