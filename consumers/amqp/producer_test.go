@@ -133,6 +133,10 @@ func TestStampAs(t *testing.T) {
 		if out.MessageId != tokenOf(out) {
 			t.Errorf("message-id %q", out.MessageId)
 		}
+		bare := &amqp.Publishing{Headers: amqp.Table{idem.Header: token}}
+		if err := idemamqp.StampAs(ctx, bare, "bare"); err != nil || bare.MessageId != tokenOf(bare) {
+			t.Errorf("%v, message-id %q", err, bare.MessageId)
+		}
 		other := &amqp.Publishing{MessageId: "own"}
 		if err := idemamqp.StampAs(ctx, other, "other"); err != nil || other.MessageId != "own" {
 			t.Errorf("%v, %v", other.MessageId, err)
