@@ -81,7 +81,8 @@ func (l *Lane) claimAhead() {
 // that has other consumers for it at once. Where order matters it waits for the
 // message before it, and goes back at the end.
 func (l *Lane) sendBack() {
-	if !l.e.broker.Redelivers || l.ctx.Err() != nil {
+	inOrder := l.e.broker.Workers == 1 && !l.e.broker.Redelivers
+	if inOrder || l.ctx.Err() != nil {
 		return
 	}
 	l.mu.Lock()

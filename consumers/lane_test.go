@@ -3,6 +3,7 @@ package consumers_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -345,5 +346,42 @@ func TestClaimAnsweredTooLate(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// At the beginning of the drain, what was not started goes to others at once, where no
+// order has to be kept with what is at work.
+func TestSentBackAtOnce(t *testing.T) {
+	for _, c := range []struct {
+		workers int
+		atOnce  bool
+	}{{1, false}, {2, true}} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, consumers.Broker{Workers: c.workers})
+			r.b.publish(tokens(5)...)
+			stop := r.start(func(context.Context, *delivery) error {
+				time.Sleep(10 * time.Second)
+				return nil
+			})
+			time.Sleep(time.Second)
+			done := make(chan error, 1)
+			go func() { done <- stop() }()
+			time.Sleep(time.Second)
+			if got := r.b.settlements(); (len(got) > 0) != c.atOnce {
+				t.Errorf("%d workers: settlements %q a second after the stop", c.workers, got)
+			}
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			deliveries := 0
+			for i := range 5 {
+				if slices.Contains(r.b.settlements(), fmt.Sprintf("ack %d", i+1)) || slices.Contains(r.b.settlements(), fmt.Sprintf("redeliver %d", i+1)) {
+					deliveries++
+				}
+			}
+			if deliveries != len(r.b.settlements()) || deliveries <= c.workers {
+				t.Errorf("%d workers: settlements %q", c.workers, r.b.settlements())
+			}
+		})
 	}
 }
