@@ -164,8 +164,8 @@ func (l *Lane) askAhead(batch []*entry) {
 	answers := l.guard.BeginAll(ask, reqs)
 
 	type duplicate struct {
-		en *entry
-		as outcome
+		en  *entry
+		was *idem.DuplicateError
 	}
 	var duplicates []duplicate
 	l.mu.Lock()
@@ -179,7 +179,7 @@ func (l *Lane) askAhead(batch []*entry) {
 		l.e.gate.leave(false)
 		var dup *idem.DuplicateError
 		if errors.As(answers[i].Err, &dup) && !l.e.policy.shadow && !l.ending() {
-			duplicates = append(duplicates, duplicate{en, outcomeOf(dup)})
+			duplicates = append(duplicates, duplicate{en, dup})
 			l.drop(en)
 			l.tookLocked(0)
 		}
@@ -187,7 +187,7 @@ func (l *Lane) askAhead(batch []*entry) {
 	l.cond.Broadcast()
 	l.mu.Unlock()
 	for _, d := range duplicates {
-		d.en.settle(d.en.d.Ack, d.as)
+		d.en.settleDuplicate(d.was)
 	}
 }
 

@@ -46,7 +46,7 @@ type Delivery interface {
 	// Ack tells the broker never to deliver this message again. Kafka: mark its
 	// offset.
 	Ack(ctx context.Context) error
-	// Terminate is Ack for a message that was dead-lettered.
+	// Terminate is Ack for a message that was dead-lettered, now or before.
 	Terminate(ctx context.Context) error
 	// Redeliver asks the broker to deliver the message again after a while. It is
 	// called only where Broker.Redelivers, at drain, and beyond Broker.HoldLimit.
@@ -93,7 +93,8 @@ type Broker struct {
 	HandlerGrace time.Duration
 	// HoldLimit bounds how long a delivery is waited with: through backoffs, for whoever
 	// has it in progress, for the store. Then its claim is given back, spending no
-	// budget, and it is redelivered. A handler that runs is not interrupted. Zero is no
+	// budget, and it is redelivered. A handler that runs is not interrupted, and what was
+	// held as long before its turn came is tried all the same, for a lease. Zero is no
 	// limit.
 	HoldLimit time.Duration
 }

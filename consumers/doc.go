@@ -8,7 +8,8 @@
 // What the engine does with a delivery, by what it learns:
 //
 //	handled now                     record the completion, then Ack
-//	duplicate, or dead before       Ack
+//	duplicate                       Ack
+//	dead before                     Terminate
 //	in progress elsewhere           hold it, extend it, ask again within a second
 //	handler error, budget left      retry in place after a backoff, or Redeliver
 //	idem.RetryAfter                 the same, spending no budget

@@ -221,6 +221,7 @@ func (e *Engine) drain(ph *phases) error {
 	back, cancel := context.WithTimeout(context.WithoutCancel(ph.final), drainGrace)
 	defer cancel()
 	var stuck []string
+	var goBack []*entry
 	for _, en := range e.allHeld() {
 		if en.inHandler() {
 			stuck = append(stuck, fmt.Sprintf("%s (token %q)", en.d, en.token))
@@ -229,9 +230,22 @@ func (e *Engine) drain(ph *phases) error {
 			continue
 		}
 		if en.l.ctx.Err() == nil {
-			_ = en.d.Redeliver(back, 0)
+			goBack = append(goBack, en)
 		}
 		e.forget(en, unsettled)
+	}
+	sent := make(chan struct{})
+	go func() { // a client may not mind the end of its context
+		defer close(sent)
+		for _, en := range goBack {
+			if back.Err() == nil {
+				_ = en.d.Redeliver(back, 0)
+			}
+		}
+	}()
+	select {
+	case <-sent:
+	case <-back.Done():
 	}
 	if len(stuck) == 0 {
 		return nil

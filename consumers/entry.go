@@ -54,11 +54,16 @@ type entry struct {
 	started bool // in the handler
 }
 
-// begin sets how long the entry may be waited with.
+// begin sets how long the entry may be waited with. One that was held long before its
+// turn came has a lease's time all the same: if it went back untried it would wait as long
+// again, and never be handled.
 func (en *entry) begin() (end func()) {
 	en.ask, en.waits = en.l.ask, en.l.waits
 	if en.holdUntil.IsZero() {
 		return func() {}
+	}
+	if turn := time.Now().Add(min(en.l.e.broker.HoldLimit, en.l.guard.Settings().Lease)); en.holdUntil.Before(turn) {
+		en.holdUntil = turn
 	}
 	var ends [2]context.CancelFunc
 	en.ask, ends[0] = context.WithDeadlineCause(en.ask, en.holdUntil, errHeldLong)
@@ -110,6 +115,17 @@ func (l *Lane) newEntry(d Delivery) *entry {
 		en.token = ""
 	}
 	return en
+}
+
+// settleDuplicate settles what was completed, or dead-lettered, before. A dead one's
+// settlement may have been what hands it over (a queue that dead-letters what is
+// rejected), and may not have arrived: it is repeated as it was.
+func (en *entry) settleDuplicate(dup *idem.DuplicateError) {
+	if dup.Dead {
+		en.settle(en.d.Terminate, outcomeOf(dup))
+		return
+	}
+	en.settle(en.d.Ack, outcomeOf(dup))
 }
 
 // outcomeOf tells later deliveries of the token whether they have to ask the store:

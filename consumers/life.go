@@ -28,6 +28,7 @@ func (en *entry) process() {
 				en.giveBack(false)
 			}
 			if en.heldLong() && !en.l.ending() {
+				en.l.e.emit(en, idem.Event{Kind: idem.EventWaiting, Wait: en.l.e.broker.HoldLimit, Err: fmt.Errorf("%s goes back to the broker: %w", en.d, errHeldLong)})
 				en.settle(func(ctx context.Context) error { return en.d.Redeliver(ctx, 0) }, settled)
 			} else {
 				en.leave()
@@ -124,7 +125,7 @@ func (en *entry) judge(b idem.Begun) (claimed, again bool) {
 		}
 		if dup != nil {
 			l.took(0)
-			en.settle(en.d.Ack, outcomeOf(dup))
+			en.settleDuplicate(dup)
 			return false, false
 		}
 		l.wait(en.waits, jitter(min(max(busy.RetryAfter, time.Millisecond), askAgain)))

@@ -4,7 +4,8 @@
 //
 // # What the server is told
 //
-//	handled now, duplicate, dead before   Ack (DoubleAck by option)
+//	handled now, duplicate                Ack (DoubleAck by option)
+//	dead before                           Term
 //	in progress elsewhere, store away     InProgress, until that has changed
 //	handler error, budget left            in order: InProgress through the backoff, then
 //	                                      tried again in place; with Concurrency:
