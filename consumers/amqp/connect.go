@@ -157,8 +157,9 @@ func isRefused(err error) bool {
 }
 
 // openSession opens a connection and a channel on it, looks whether the queue is there,
-// and subscribes.
-func (c *Consumer) openSession(ctx context.Context) (*session, error) {
+// asks check, if that is not nil, and subscribes: from then on a failure costs what was
+// delivered a return.
+func (c *Consumer) openSession(ctx context.Context, check func(context.Context, *amqp.Connection) error) (*session, error) {
 	conn, err := c.broker.connect(ctx)
 	if err != nil {
 		return nil, err
@@ -176,6 +177,11 @@ func (c *Consumer) openSession(ctx context.Context) (*session, error) {
 		}
 		if _, err := ch.QueueDeclarePassive(c.queue, false, false, false, false, nil); err != nil {
 			return fmt.Errorf("looking for the queue at %s: create it first, or give the user the permission: %w", c.broker, err)
+		}
+		if check != nil {
+			if err := check(ctx, conn); err != nil {
+				return err
+			}
 		}
 		s.deliveries, err = ch.Consume(c.queue, s.tag, false, false, false, false, nil)
 		if err != nil {

@@ -135,6 +135,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 	first, err := c.preflight(ctx)
 	switch {
 	case ctx.Err() != nil:
+		first.close()
 		return nil // it was told to stop before it began
 	case err != nil:
 		return fmt.Errorf("idemamqp: consumer of queue %q: %w", c.queue, err)

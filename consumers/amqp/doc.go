@@ -47,7 +47,8 @@
 //
 // A delivery limit (quorum queues; RabbitMQ 4 sets 20 by itself) without a dead-letter
 // exchange loses messages after that many crashes, whatever we do: each process that
-// dies, and each connection that is lost, counts for every message that was delivered. So
+// dies, and each connection that is lost, counts for every message that was delivered; so
+// does each Run that ends with an error, which a supervisor starts again and again. So
 // switch it off (the policy delivery-limit, -1 on RabbitMQ 4), or give the queue a
 // dead-letter exchange and tell of the limit with DeliveryLimit. Failed attempts do not
 // count: they are made in memory. How often a message is tried is consumers.Budget's to

@@ -178,6 +178,28 @@ func TestFewDeliveries(t *testing.T) {
 	}
 }
 
+// A consumer that a supervisor starts again and again, without its dead-letter queue: it
+// finds out before anything is delivered, so no message is returned for it.
+func TestRefusedStartCostsNoReturns(t *testing.T) {
+	v := setup(t, quorum)
+	v.publish("a", "b")
+	for range 2 {
+		r := v.run((&journal{}).handle, idemamqp.DeadLetter("", "no-letters"))
+		if err := r.result(); err == nil || !strings.Contains(err.Error(), "no-letters") {
+			t.Fatalf("Run returned %v", err)
+		}
+	}
+	var j journal
+	v.run(func(ctx context.Context, d amqp.Delivery) error {
+		if d.Redelivered {
+			t.Errorf("%s was delivered before: %v", d.Body, d.Headers)
+		}
+		return j.handle(ctx, d)
+	})
+	v.settled()
+	j.want(t, "a", "b")
+}
+
 // What may count as a delivery without a limit to fear: a lost session.
 func TestLostSessionsCountAsReturns(t *testing.T) {
 	v := setup(t, quorum)

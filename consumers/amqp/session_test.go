@@ -426,6 +426,27 @@ func TestRefusedAtFirst(t *testing.T) {
 	}
 }
 
+// ended is a context that has ended, which nobody is told before asking.
+type ended struct{ context.Context }
+
+func (ended) Err() error { return context.Canceled }
+
+// A context that ends as the first session begins: that is closed.
+func TestEndedAtFirst(t *testing.T) {
+	v := setup(t)
+	v.publish("a")
+	var j journal
+	c, err := idemamqp.NewQueueConsumer(v.srv.URL(), v.queue, v.guard, j.handle)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Run(ended{context.Background()}); err != nil {
+		t.Errorf("Run returned %v", err)
+	}
+	testenv.Await(t, "the subscription to end", func() bool { return v.consumers() == 0 })
+	j.want(t)
+}
+
 // A broker that accepts and says nothing holds up neither the end of Run nor its error.
 func TestMuteBroker(t *testing.T) {
 	t.Parallel()

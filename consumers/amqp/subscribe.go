@@ -22,18 +22,22 @@ const (
 )
 
 // preflight opens the first session, waiting for the broker as long as ctx does. What
-// the broker refuses is an error; what weakens the promise is an EventStoreNotice.
+// the broker refuses is an error, found before anything is delivered; what weakens the
+// promise is an EventStoreNotice.
 func (c *Consumer) preflight(ctx context.Context) (*session, error) {
 	var p pause
+	notices := sync.OnceFunc(c.notices)
 	refused := 0
 	for {
-		s, err := c.openSession(ctx)
-		if err == nil {
-			if err = c.checkLetters(ctx, s.conn); err == nil {
-				c.notices()
-				return s, nil
+		s, err := c.openSession(ctx, func(ctx context.Context, conn *amqp.Connection) error {
+			err := c.checkLetters(ctx, conn)
+			if err == nil {
+				notices()
 			}
-			s.close()
+			return err
+		})
+		if err == nil {
+			return s, nil
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
@@ -121,7 +125,7 @@ func (c *Consumer) subscribe(ctx context.Context, e *consumers.Engine, s *sessio
 			p.wait(ctx, c.guard, fmt.Errorf("the subscription to queue %q was lost: %w", c.queue, err))
 		}
 		var err error
-		if s, err = c.openSession(ctx); err != nil {
+		if s, err = c.openSession(ctx, nil); err != nil {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
