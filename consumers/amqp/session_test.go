@@ -484,3 +484,27 @@ func TestMuteBroker(t *testing.T) {
 		t.Fatal("Run does not return")
 	}
 }
+
+// foreign is no channel.
+type foreign struct{ amqp.Acknowledger }
+
+// A delivery that comes between, and is not of a channel that can be watched, ends the
+// session like one of another channel.
+func TestForeignDelivery(t *testing.T) {
+	v := setup(t)
+	v.publish("a")
+	s := v.source()
+	d := <-s.deliveries
+	other := d
+	other.DeliveryTag, other.Acknowledger = 2, foreign{}
+	feed := make(chan amqp.Delivery, 2)
+	feed <- d
+	feed <- other
+	c, err := idemamqp.NewConsumer(feed, v.guard, (&journal{}).handle, idemamqp.Prefetch(prefetch))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := v.start(c).result(); err == nil || !strings.Contains(err.Error(), "foreign") || !strings.Contains(err.Error(), "subscribe anew") {
+		t.Errorf("Run returned %v", err)
+	}
+}

@@ -176,8 +176,10 @@ func (c *Consumer) receiveAll(ctx context.Context, e *consumers.Engine) error {
 			if s == nil || d.Acknowledger != s.ch {
 				ch, isChannel := d.Acknowledger.(*amqp.Channel)
 				switch {
+				case !isChannel && s == nil:
+					return fmt.Errorf("idemamqp: %w", foreign(d))
 				case !isChannel:
-					return fmt.Errorf("idemamqp: delivery %d: its Acknowledger is a %T: it has to be the *amqp091.Channel that brought it, whose close must be noticed", d.DeliveryTag, d.Acknowledger)
+					return c.lost(s, foreign(d))
 				case s != nil:
 					return c.lost(s, errors.New("the deliveries are those of two channels: make a consumer for each"))
 				}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
+	"weak"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -57,35 +59,65 @@ func Wrap(g *idem.Guard, h Handler, opts ...Option) (func(ctx context.Context, d
 	}, nil
 }
 
-// sessions are those of the channels that a loop's deliveries come from.
+// sessions are those of the channels that a loop's deliveries come from. What is known of
+// a channel stays for as long as the channel itself: with the client's recovery one that was
+// closed may be open again, and a delivery from before must not be settled in it.
 type sessions struct {
 	mu  sync.Mutex
-	all map[*amqp.Channel]*session
+	all map[weak.Pointer[amqp.Channel]]*life
+}
+
+// life is a channel's session, or, without holding on to the channel, why that is over.
+type life struct {
+	*session
+	over error
+}
+
+// check returns an error once the session is over.
+func (l *life) check() error {
+	if l.session != nil {
+		if l.over = l.alive(); l.over != nil {
+			l.session = nil
+		}
+	}
+	return l.over
 }
 
 // of returns the session of a delivery; an error if it is over.
 func (s *sessions) of(ctx context.Context, d amqp.Delivery) (*session, error) {
 	ch, ok := d.Acknowledger.(*amqp.Channel)
 	if !ok {
-		return nil, fmt.Errorf("delivery %d: its Acknowledger is a %T: it has to be the *amqp091.Channel that brought it, whose close must be noticed", d.DeliveryTag, d.Acknowledger)
+		return nil, foreign(d)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	from := s.all[ch]
+	key := weak.Make(ch)
+	from := s.all[key]
 	if from == nil {
-		for old, x := range s.all {
-			if x.alive() != nil && old.IsClosed() {
-				delete(s.all, old)
-			}
+		for _, old := range s.all {
+			_ = old.check()
 		}
 		if s.all == nil {
-			s.all = make(map[*amqp.Channel]*session)
+			s.all = make(map[weak.Pointer[amqp.Channel]]*life)
 		}
-		from = newSession(ctx, ch)
-		s.all[ch] = from
+		from = &life{session: newSession(ctx, ch)}
+		s.all[key] = from
+		runtime.AddCleanup(ch, s.forget, key)
 	}
-	if err := from.alive(); err != nil {
+	if err := from.check(); err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", message{d: d}, errOver, err)
 	}
-	return from, nil
+	return from.session, nil
+}
+
+// forget is called when nobody has the channel any more.
+func (s *sessions) forget(key weak.Pointer[amqp.Channel]) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.all, key)
+}
+
+// foreign says that a delivery's channel cannot be watched.
+func foreign(d amqp.Delivery) error {
+	return fmt.Errorf("delivery %d: its Acknowledger is a %T: it has to be the *amqp091.Channel that brought it, whose close must be noticed", d.DeliveryTag, d.Acknowledger)
 }

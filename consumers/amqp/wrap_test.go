@@ -3,15 +3,20 @@ package idemamqp_test
 import (
 	"context"
 	"errors"
+	"net"
+	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+	"weak"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/idemq/idemq/consumers"
 	idemamqp "github.com/idemq/idemq/consumers/amqp"
 	"github.com/idemq/idemq/idem"
+	"github.com/idemq/idemq/internal/testenv"
 )
 
 func (v *env) wrap(h idemamqp.Handler, opts ...idemamqp.Option) func(context.Context, amqp.Delivery) error {
@@ -94,6 +99,102 @@ func TestWrapLeavesUnsettled(t *testing.T) {
 	}
 	v.settled()
 	j.want(t, "a")
+}
+
+// A channel that the client recovers, whose session is found over while another channel's
+// delivery comes: a delivery from before is not settled in its next life either.
+func TestWrapOverRecovery(t *testing.T) {
+	v := setup(t)
+	v.publish("x", "y", "z") // y is 2 before; afterwards it is 1, and z is 2
+	other := v.queue + "-other"
+	v.declare(other)
+	if err := v.ch.Publish("", other, true, false, amqp.Publishing{Headers: amqp.Table{idem.Header: "other"}, Body: []byte("other")}); err != nil {
+		t.Fatal(err)
+	}
+	ch := v.channel(v.dial())
+	others, err := ch.Consume(other, "", false, false, false, false, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	away := make(chan struct{})
+	var dials atomic.Int32
+	conn, err := amqp.DialConfig(v.srv.URL(), amqp.Config{
+		Recovery:   &amqp.Recovery{},
+		Properties: amqp.Table{"connection_name": v.queue},
+		Dial: func(network, addr string) (net.Conn, error) {
+			if dials.Add(1) > 1 {
+				<-away
+			}
+			return net.Dial(network, addr)
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	s := v.sourceOf(conn)
+	changes := make(chan *amqp.StateChanged, 16)
+	s.ch.NotifyStateChange(changes)
+	var j journal
+	f := v.wrap(j.handle)
+	x, y := <-s.deliveries, <-s.deliveries
+	if err := f(t.Context(), x); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Await(t, "the ack of x", func() bool { return v.owed() == 2 })
+	v.kill(v.queue)
+	testenv.Await(t, "the channel to be closed", s.ch.IsClosed)
+	if err := f(t.Context(), <-others); err != nil {
+		t.Fatal(err)
+	}
+	close(away)
+	for open := false; !open; {
+		select {
+		case c := <-changes:
+			open = c.To == amqp.StateOpen
+		case <-time.After(20 * time.Second):
+			t.Fatal("the client does not recover its channel")
+		}
+	}
+	for {
+		d := <-s.deliveries // as the loop does, which has y in hand
+		if string(d.Body) == "z" && d.Redelivered && d.DeliveryTag == y.DeliveryTag {
+			break
+		}
+	}
+	if err := f(t.Context(), y); err == nil || !strings.Contains(err.Error(), "closed") {
+		t.Errorf("the delivery from before the close: %v", err)
+	}
+	_ = conn.Close()
+	j.want(t, "x", "other")
+	v.wantOwed(2)
+}
+
+// Channels that are gone are not held on to.
+func TestWrapForgetsChannels(t *testing.T) {
+	v := setup(t)
+	v.publish("a")
+	var j journal
+	f := v.wrap(j.handle)
+	old := func() weak.Pointer[amqp.Channel] {
+		s := v.source()
+		if err := f(t.Context(), <-s.deliveries); err != nil {
+			t.Fatal(err)
+		}
+		v.settled()
+		_ = s.conn.Close()
+		return weak.Make(s.ch)
+	}()
+	v.publish("b")
+	s := v.source()
+	defer s.conn.Close()
+	if err := f(t.Context(), <-s.deliveries); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Await(t, "the channel to be collected", func() bool {
+		runtime.GC()
+		return old.Value() == nil
+	})
 }
 
 // A panic goes on to the caller, and the message is not settled.
