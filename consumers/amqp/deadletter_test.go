@@ -5,6 +5,7 @@ import (
 	"errors"
 	"reflect"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -100,6 +101,57 @@ func TestUndeliverableLetterStops(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A broker that refuses the connection for dead letters, as it does beyond a limit: the
+// message is held until it is granted.
+func TestLetterConnectionRefused(t *testing.T) {
+	v := setup(t)
+	v.publish("a")
+	var dials atomic.Int32
+	r := v.runAt("", bury, v.deadLetter(), idemamqp.Dial(func(context.Context) (*amqp.Connection, error) {
+		switch dials.Add(1) {
+		case 2:
+			return nil, &amqp.Error{Code: amqp.NotAllowed, Reason: "NOT_ALLOWED - connection limit (1) is reached", Server: true}
+		case 3:
+			return nil, &amqp.Error{Code: amqp.AccessRefused, Reason: "username or password not allowed"}
+		}
+		return amqp.Dial(v.srv.URL())
+	}))
+	v.settled()
+	if err := r.stop(); err != nil {
+		t.Error(err)
+	}
+	if n := len(v.deadLetters()); n != 1 {
+		t.Errorf("%d dead letters", n)
+	}
+	if ev := v.events.of(idem.EventWaiting); len(ev) != 2 || !strings.Contains(ev[0].Err.Error(), "connection limit") {
+		t.Errorf("events %v", ev)
+	}
+}
+
+// The broker is given its time to confirm a copy, however long the connection took.
+func TestLetterSlowConnection(t *testing.T) {
+	t.Parallel()
+	v := setupOn(t, shared.Server(t))
+	v.publish("a")
+	var dials atomic.Int32
+	v.runAt("", bury, v.deadLetter(), idemamqp.Dial(func(ctx context.Context) (*amqp.Connection, error) {
+		if dials.Add(1) == 2 {
+			slow := time.NewTimer(6 * time.Second)
+			defer slow.Stop()
+			select {
+			case <-slow.C:
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			}
+		}
+		return amqp.Dial(v.srv.URL())
+	}))
+	v.settled()
+	if ev := v.events.of(idem.EventWaiting); len(ev) != 0 {
+		t.Errorf("events %v", ev)
 	}
 }
 

@@ -14,6 +14,9 @@ import (
 // deliveryCount is the header of quorum queues: how often the message was returned.
 const deliveryCount = "x-delivery-count"
 
+// streamOffset is the header of streams: where the message is in it.
+const streamOffset = "x-stream-offset"
+
 // settler is what the deliveries of one consumer have in common.
 type settler struct {
 	guard         *idem.Guard
@@ -46,18 +49,29 @@ func (s *settler) delivery(d amqp.Delivery, from *session) *delivery {
 	return &delivery{message: message{d: d, queue: from.queue}, s: s, session: from}
 }
 
+// slotPause is how long after a vain wait for a slot the next one begins.
+const slotPause = 100 * time.Millisecond
+
+// Handle calls the handler. A wait for a slot that ends before there is one says nothing
+// of the message, so it spends none of its budget.
 func (d *delivery) Handle(ctx context.Context) error {
 	if d.s.slots != nil {
 		select {
 		case d.s.slots <- struct{}{}:
 			defer func() { <-d.s.slots }()
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return noSlot(ctx)
+		case <-d.session.ctx.Done():
+			return noSlot(d.session.ctx)
 		}
 	}
 	msg := d.d
 	msg.Acknowledger = handled{}
 	return d.s.handle(ctx, msg)
+}
+
+func noSlot(ended context.Context) error {
+	return idem.RetryAfter(fmt.Errorf("not started: handlers of a lost session are still at work: %w", context.Cause(ended)), slotPause)
 }
 
 // settle calls a verb of the session that brought the delivery, if that is not over.

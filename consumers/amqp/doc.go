@@ -58,7 +58,9 @@
 // message time-to-live (x-message-ttl) below it makes sure of that. Neither the TTL nor
 // the limits of a queue can be read by AMQP, so Run does not compare them.
 //
-// Streams (x-queue-type stream) are not for this package: they keep no account of acks.
+// Streams (x-queue-type stream) are not supported: they keep no account of acks. Run, and
+// the function of Wrap, end with an error at the first message that has a stream's header,
+// x-stream-offset.
 //
 // Order is the queue's as far as one consumer goes: with several consumers, and after a
 // requeue, it is not. For strict order use a queue with x-single-active-consumer, and

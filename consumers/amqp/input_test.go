@@ -250,6 +250,42 @@ func TestUnreadableMessage(t *testing.T) {
 	}
 }
 
+// A stream keeps no account of acks: each of the three ways refuses its messages.
+func TestStream(t *testing.T) {
+	v := setup(t, amqp.Table{"x-queue-type": "stream"})
+	subscribe := func() <-chan amqp.Delivery {
+		ch := v.channel(v.dial())
+		if err := ch.Qos(prefetch, 0, false); err != nil {
+			t.Fatal(err)
+		}
+		deliveries, err := ch.Consume(v.queue, "", false, false, false, false, amqp.Table{"x-stream-offset": "first"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return deliveries
+	}
+	var j journal
+	r := v.run(j.handle)
+	testenv.Await(t, "the end of Run", func() bool {
+		v.publish("a") // it gets what comes after its subscription
+		return len(r.done) == 1
+	})
+	if err := r.result(); err == nil || !strings.Contains(err.Error(), "stream") || !strings.Contains(err.Error(), v.queue) {
+		t.Errorf("Run of NewQueueConsumer returned %v", err)
+	}
+	c, err := idemamqp.NewConsumer(subscribe(), v.guard, j.handle, idemamqp.Prefetch(prefetch))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := v.start(c).result(); err == nil || !strings.Contains(err.Error(), "stream") {
+		t.Errorf("Run of NewConsumer returned %v", err)
+	}
+	if err := v.wrap(j.handle)(t.Context(), <-subscribe()); err == nil || !strings.Contains(err.Error(), "stream") {
+		t.Errorf("Wrap: %v", err)
+	}
+	j.want(t)
+}
+
 // A subscription whose deliveries do not come from a channel cannot be watched.
 func TestForeignAcknowledger(t *testing.T) {
 	v := setup(t)

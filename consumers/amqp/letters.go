@@ -48,8 +48,6 @@ func (l *letters) String() string {
 // publish publishes a copy and returns nil when the broker has it in a queue. An error
 // that wraps consumers.ErrUndeliverable is one that waiting does not mend.
 func (l *letters) publish(ctx context.Context, msg amqp.Publishing) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, confirmTimeout, fmt.Errorf("no confirmation within %v", confirmTimeout))
-	defer cancel()
 	select {
 	case l.turn <- struct{}{}:
 		defer func() { <-l.turn }()
@@ -78,7 +76,17 @@ var errUnrouted = errors.New("no queue is bound to it with this key: bind one")
 // errGone: the caller's channel will not come back.
 var errGone = errors.New("the channel of PublishOn was closed: make a new consumer with a new one")
 
+// unreached: there is no connection. One that was refused may be granted later: the broker
+// may have too many, or be cut off from what knows its users.
+type unreached struct{ err error }
+
+func (u *unreached) Error() string { return u.err.Error() }
+func (u *unreached) Unwrap() error { return u.err }
+
 func (l *letters) isUndeliverable(err error) bool {
+	if _, ok := errors.AsType[*unreached](err); ok {
+		return false
+	}
 	if errors.Is(err, errUnrouted) || errors.Is(err, errGone) {
 		return true
 	}
@@ -92,6 +100,8 @@ func (l *letters) try(ctx context.Context, msg amqp.Publishing) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, confirmTimeout, fmt.Errorf("no confirmation within %v", confirmTimeout))
+	defer cancel()
 	for len(out.returns) > 0 {
 		<-out.returns // of a copy whose confirmation nobody waits for any more
 	}
@@ -164,7 +174,7 @@ func (l *letters) open(ctx context.Context) (out *outlet, err error) {
 	l.discard()
 	conn, err := l.dial(ctx)
 	if err != nil {
-		return nil, err
+		return nil, &unreached{err}
 	}
 	l.conn = conn
 	err = within(ctx, conn, func() error {
@@ -215,7 +225,7 @@ const headerCopy = "Idempotency-Dead-Copy"
 
 // brokersOwn are headers that a broker made, or acts on: on the copy they would say
 // what is not true of it, or send it elsewhere.
-var brokersOwn = [...]string{"CC", "BCC", "x-death", "x-delivery-count", "x-acquired-count", "x-stream-offset", "x-received-from"}
+var brokersOwn = [...]string{"CC", "BCC", "x-death", deliveryCount, "x-acquired-count", streamOffset, "x-received-from"}
 
 // copyOf makes the dead-letter copy: everything of the message but what would make it
 // expire, be refused, or be routed elsewhere.

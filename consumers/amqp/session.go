@@ -18,6 +18,17 @@ const closeTimeout = 2 * time.Second
 // Its tag would be another message's in any other session.
 var errOver = errors.New("not sent: the channel that brought the delivery was closed, and the broker delivers the message again")
 
+// errStream: streams deliver what was acked again, to everybody who subscribes.
+var errStream = errors.New("the message comes from a stream (it has the header x-stream-offset): streams keep no account of acks, so they are not for this package; to have their messages handled, copy them into a queue, without that header")
+
+// checkStream returns errStream for a delivery of a stream.
+func checkStream(d amqp.Delivery) error {
+	if _, ok := d.Headers[streamOffset].(int64); ok {
+		return errStream
+	}
+	return nil
+}
+
 // session is the life of one channel, from its opening to its first close. A delivery is
 // settled in the session that brought it, or not at all.
 type session struct {
@@ -114,6 +125,9 @@ func (s *session) settle(tag uint64, verb func(tag uint64) error) error {
 
 // accept takes a delivery in. An error says that the session cannot go on.
 func (s *session) accept(d amqp.Delivery) error {
+	if err := checkStream(d); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if d.DeliveryTag <= s.last {

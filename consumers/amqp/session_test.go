@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -264,6 +265,84 @@ func TestConcurrencyOverSessions(t *testing.T) {
 	v.settled()
 }
 
+// A message that waits for a handler of a lost session to return has not been tried: the
+// wait spends none of its budget, and ends with its own session.
+func TestWaitForSlotSpendsNothing(t *testing.T) {
+	v := setup(t)
+	v.publish("a")
+	started, finish := make(chan struct{}), make(chan struct{})
+	var j journal
+	v.run(func(ctx context.Context, d amqp.Delivery) error {
+		if string(d.Body) == "a" {
+			close(started)
+			<-finish
+		}
+		return j.handle(ctx, d)
+	}, v.deadLetter(), consumers.HandlerTimeout(50*time.Millisecond), consumers.Budget(2),
+		idemamqp.Config(amqp.Config{Properties: amqp.Table{"connection_name": v.queue}}))
+	<-started
+	other := v.source() // gets what the consumer loses
+	v.kill(v.queue)
+	<-other.deliveries // a
+	testenv.Await(t, "a new subscription", func() bool { return v.consumers() == 2 })
+	v.publish("b", "c") // one each
+	failures := func() int { return len(v.events.of(idem.EventRetry)) }
+	testenv.Await(t, "several waits to end", func() bool { return failures() > 3 || len(v.events.of(idem.EventDeadLetter)) > 0 })
+	if ev := v.events.of(idem.EventDeadLetter); len(ev) != 0 {
+		t.Errorf("dead letters %v", ev)
+	}
+	close(finish)
+	_ = other.conn.Close()
+	v.settled()
+	got := j.list()
+	slices.Sort(got)
+	if want := []string{"a", "b", "c"}; !slices.Equal(got, want) {
+		t.Errorf("handled %q, want %q", got, want)
+	}
+	if n := len(v.deadLetters()); n != 0 {
+		t.Errorf("%d dead letters", n)
+	}
+}
+
+// The wait for a slot ends with the session: the message's claim is free, for whoever has
+// it now.
+func TestWaitForSlotEndsWithSession(t *testing.T) {
+	v := setup(t)
+	v.publish("a")
+	started, finish := make(chan struct{}), make(chan struct{})
+	var j journal
+	v.run(func(ctx context.Context, d amqp.Delivery) error {
+		if string(d.Body) == "a" {
+			close(started)
+			<-finish
+		}
+		return j.handle(ctx, d)
+	}, idemamqp.Config(amqp.Config{Properties: amqp.Table{"connection_name": v.queue}}))
+	<-started
+	other := v.source()
+	v.kill(v.queue)
+	<-other.deliveries // a
+	testenv.Await(t, "a new subscription", func() bool { return v.consumers() == 2 })
+	n := len(v.events.of(idem.EventClaimed))
+	v.publish("b", "c") // one each
+	testenv.Await(t, "a claim", func() bool { return len(v.events.of(idem.EventClaimed)) > n })
+	waits := v.events.of(idem.EventClaimed)[n].Token
+	v.kill(v.queue)
+	<-other.deliveries
+	<-other.deliveries
+	testenv.Await(t, "the claim to be free", func() bool {
+		c, err := v.guard.Begin(t.Context(), waits)
+		if err != nil {
+			return false
+		}
+		return c.GiveBack(t.Context()) == nil
+	})
+	j.want(t)
+	close(finish)
+	_ = other.conn.Close()
+	v.settled()
+}
+
 // The broker is killed and started again: the consumer comes back by itself, and so
 // does one that is started while there is no broker.
 func TestBrokerKilled(t *testing.T) {
@@ -485,9 +564,6 @@ func TestMuteBroker(t *testing.T) {
 	}
 }
 
-// foreign is no channel.
-type foreign struct{ amqp.Acknowledger }
-
 // A delivery that comes between, and is not of a channel that can be watched, ends the
 // session like one of another channel.
 func TestForeignDelivery(t *testing.T) {
@@ -496,7 +572,7 @@ func TestForeignDelivery(t *testing.T) {
 	s := v.source()
 	d := <-s.deliveries
 	other := d
-	other.DeliveryTag, other.Acknowledger = 2, foreign{}
+	other.DeliveryTag, other.Acknowledger = 2, &fake{}
 	feed := make(chan amqp.Delivery, 2)
 	feed <- d
 	feed <- other
@@ -504,7 +580,7 @@ func TestForeignDelivery(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := v.start(c).result(); err == nil || !strings.Contains(err.Error(), "foreign") || !strings.Contains(err.Error(), "subscribe anew") {
+	if err := v.start(c).result(); err == nil || !strings.Contains(err.Error(), "fake") || !strings.Contains(err.Error(), "subscribe anew") {
 		t.Errorf("Run returned %v", err)
 	}
 }

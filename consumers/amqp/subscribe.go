@@ -121,6 +121,9 @@ func (c *Consumer) subscribe(ctx context.Context, e *consumers.Engine, s *sessio
 				return context.Cause(ctx)
 			}
 			s.end(err)
+			if errors.Is(err, errStream) {
+				return fmt.Errorf("idemamqp: consumer of queue %q: %w", c.queue, err)
+			}
 			s.close()
 			p.wait(ctx, c.guard, fmt.Errorf("the subscription to queue %q was lost: %w", c.queue, err))
 		}
@@ -204,6 +207,9 @@ func (c *Consumer) lost(s *session, err error) error {
 	}
 	s.mu.Unlock()
 	s.end(err)
+	if errors.Is(err, errStream) {
+		return fmt.Errorf("idemamqp: %w", err)
+	}
 	return fmt.Errorf("idemamqp: %w: what was not settled is delivered again: subscribe anew, and make a new consumer", err)
 }
 

@@ -48,6 +48,9 @@ func Wrap(g *idem.Guard, h Handler, opts ...Option) (func(ctx context.Context, d
 	var all sessions
 	return func(ctx context.Context, msg amqp.Delivery) error {
 		from, err := all.of(ctx, msg)
+		if err == nil {
+			err = checkStream(msg)
+		}
 		if err != nil {
 			return fmt.Errorf("idemamqp: %w", err)
 		}
