@@ -222,7 +222,7 @@ func (l *Lane) giveBackAhead() {
 	defer cancel()
 	for i, err := range l.guard.ReleaseAll(within, claims, false) {
 		if err != nil {
-			claims[i].Abandon() // its lease runs out
+			l.releaseLate(claims[i], false)
 		}
 	}
 	l.mu.Lock()

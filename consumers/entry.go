@@ -188,10 +188,28 @@ func (en *entry) giveBackWithin(ctx context.Context, counted bool) {
 		end = en.claim.Release
 	}
 	if end(ctx) != nil {
-		en.claim.Abandon() // its lease runs out
+		en.l.releaseLate(en.claim, counted)
 	}
 	en.setClaim(nil)
 	en.leaveGate()
+}
+
+// releaseLate gives a claim back whose delivery could not wait for that: until then it
+// is renewed, and the lane lasts. What cannot be given back is left to its lease.
+func (l *Lane) releaseLate(c *idem.Claim, counted bool) {
+	if l.cond == nil || l.e.broker.HoldLimit == 0 || l.ph.final.Err() != nil {
+		c.Abandon()
+		return
+	}
+	l.wg.Go(func() {
+		end := c.GiveBack
+		if counted {
+			end = c.Release
+		}
+		if end(l.ph.final) != nil {
+			c.Abandon()
+		}
+	})
 }
 
 func (en *entry) leaveGate() {

@@ -229,9 +229,12 @@ func TestHoldLimit(t *testing.T) {
 			}
 		}, fine},
 		{"the store away", func(r *rig) { r.store.Set(storefault.Away) }, fine},
-		{"the store away, with the claim in hand", func(r *rig) {
+		{"the store away, when the claim is asked for again", func(r *rig) {
 			time.AfterFunc(time.Second, func() { r.store.Set(storefault.Away) })
 		}, func(context.Context, *delivery) error { return idem.RetryAfter(errBoom, 3*time.Second) }},
+		{"the store away, when the claim is to be given back", func(r *rig) {
+			time.AfterFunc(time.Second, func() { r.store.Set(storefault.Away) })
+		}, func(context.Context, *delivery) error { return idem.RetryAfter(errBoom, time.Minute) }},
 		{"no dead-letter destination", func(r *rig) { r.b.dlqErr = errBoom }, func(context.Context, *delivery) error { return idem.Permanent(errBoom) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -263,6 +266,54 @@ func TestHoldLimit(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What waits behind a message that is given back is too, each in its turn: also where its
+// claim was asked for, or made, ahead.
+func TestHoldLimitOfTheQueue(t *testing.T) {
+	for _, when := range []time.Duration{0, time.Second} { // before the claims, and after
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, consumers.Broker{HoldLimit: 10 * time.Second})
+			time.AfterFunc(when, func() { r.store.Set(storefault.Away) })
+			time.Sleep(time.Millisecond)
+			r.b.publish("a", "b", "c")
+			stop := r.start(func(context.Context, *delivery) error { return idem.RetryAfter(errBoom, time.Minute) }, consumers.WorkAhead(5))
+			time.Sleep(10*time.Second + 3*(lease+lease/3) + time.Second)
+			for _, want := range []string{"redeliver 1", "redeliver 2", "redeliver 3"} {
+				if !slices.Contains(r.b.settlements(), want) {
+					t.Errorf("store away after %v: settlements %q, want %q among them", when, r.b.settlements(), want)
+				}
+			}
+			r.store.Set(storefault.None)
+			r.mustStop(stop)
+		})
+	}
+}
+
+// A lane ends though the store is away: nobody waits for it with a claim that would
+// come too late.
+func TestLaneEndsWithoutItsStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{KeepHandlers: true})
+		r.store.Set(storefault.Away)
+		e := r.engine(r.guard, consumers.WorkAhead(5))
+		r.within(e, func(ctx context.Context) {
+			ours, lose := context.WithCancel(context.WithoutCancel(ctx))
+			lane := e.Lane(ours)
+			for i, token := range tokens(3) {
+				lane.Add(r.delivery(i, token, fine))
+			}
+			time.Sleep(time.Second)
+			begun := time.Now()
+			lose()
+			lane.Wait()
+			if took := time.Since(begun); took > lease {
+				t.Errorf("the lane took %v to end", took)
+			}
+			r.store.Set(storefault.None)
+		})
+		r.wantSettled()
+	})
 }
 
 // A handler at work is not interrupted, and what waited behind it for as long is handled

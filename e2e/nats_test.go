@@ -166,6 +166,13 @@ func (l *ledger) add(token string) {
 	l.n[token]++
 }
 
+// count is how many tokens had an effect.
+func (l *ledger) count() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.n)
+}
+
 func (l *ledger) handler(ctx context.Context, _ jetstream.Msg) error {
 	c, _ := idem.FromContext(ctx)
 	l.add(c.Token())
@@ -581,7 +588,7 @@ func TestRedisCommands(t *testing.T) {
 	stop := s.consume(g, l.handler, consumers.WorkAhead(0))
 	for i, token := range all {
 		s.publish(token)
-		testenv.Await(t, "one is settled", func() bool { return s.owed() == 0 && i >= 0 })
+		testenv.Await(t, "one is settled", func() bool { return l.count() == i+1 && s.owed() == 0 })
 	}
 	stop()
 	calls := s.scripts() - before

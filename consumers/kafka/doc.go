@@ -45,9 +45,12 @@
 // GroupID is required. StartOffset has to be FirstOffset, the default, if the group is to
 // handle what was there before it; with LastOffset NewGroupConsumer commits where each
 // partition ends as soon as it has it, NewConsumer only when its first message arrives.
-// MaxBytes has to be larger than the largest message. IsolationLevel is yours:
-// ReadCommitted passes over aborted transactions. The offset of a group never reaches the
-// very end of a partition that ends in the marker of a transaction.
+// MaxBytes has to be larger than the largest message.
+//
+// Of transactions kafka-go v0.4.51 knows little: with IsolationLevel ReadCommitted the
+// messages of open ones do not come, but those of aborted ones do, and so do the markers,
+// as messages of their own that the handler is given (see SkipTransactionMarkers). If your
+// producers abort transactions, that client is not for you.
 //
 // kafka-go keeps a member in the group by heartbeats in the background: the broker never
 // notices a handler that hangs. consumers.HandlerTimeout does.

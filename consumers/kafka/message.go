@@ -70,6 +70,15 @@ func (m message) String() string {
 	return fmt.Sprintf("topic %s, partition %d, offset %d", m.msg.Topic, m.msg.Partition, m.msg.Offset)
 }
 
+// isMarker reports whether a message has the shape of a transaction's marker: Kafka's
+// control records, version 0 (the protocol guide, "Control Batches"), of type abort or
+// commit, with the end marker of version 0.
+func isMarker(m kafka.Message) bool {
+	k, v := m.Key, m.Value
+	return len(m.Headers) == 0 && len(k) == 4 && k[0] == 0 && k[1] == 0 && k[2] == 0 && k[3] <= 1 &&
+		len(v) == 6 && v[0] == 0 && v[1] == 0
+}
+
 // size is what a message takes in memory, about.
 func size(m kafka.Message) int {
 	n := len(m.Key) + len(m.Value) + perMessage

@@ -29,6 +29,7 @@ type config struct {
 	commitInterval time.Duration
 	bufferMessages int
 	bufferBytes    int
+	skipMarkers    bool
 
 	ofConsumer []string // options given that Wrap has no use for
 	faults     []error
@@ -124,6 +125,15 @@ func Buffer(messages, bytes int) Option {
 		}
 		c.bufferMessages, c.bufferBytes = messages, bytes
 	})
+}
+
+// SkipTransactionMarkers passes over the markers that transactional producers leave in a
+// topic. kafka-go hands them out like messages, without what tells them apart: so a
+// message of their shape is taken for one (no headers, a key of the four bytes 0 0 0 0 or
+// 0 0 0 1, a value of six bytes that begins with 0 0), and never handled. By default they
+// are handled, for nothing is lost. Not for Wrap.
+func SkipTransactionMarkers() Option {
+	return consumerOption("SkipTransactionMarkers", func(c *config) { c.skipMarkers = true })
 }
 
 var errNoGroupID = errors.New("the reader has no GroupID: without one nothing is committed, and every start begins anew: set it")

@@ -97,6 +97,11 @@ func (p *partition) laneOf(msg kafka.Message) *lane {
 // push puts a fetched message on the shelf, and waits for room before. While it waits
 // for long it says what stands still.
 func (p *partition) push(ctx context.Context, msg kafka.Message) error {
+	if p.s.conf.skipMarkers && isMarker(msg) {
+		p.track.done(p.track.fetch(msg.Offset))
+		p.last = msg.Offset
+		return nil
+	}
 	n := size(msg)
 	var still <-chan time.Time
 	for !p.fits(n) {

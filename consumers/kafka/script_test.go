@@ -511,3 +511,36 @@ func TestCommitsPerMessage(t *testing.T) {
 		})
 	}
 }
+
+// Markers are passed over where that is asked for, and the offset goes on; what only
+// resembles them is handled.
+func TestSkipTransactionMarkers(t *testing.T) {
+	marker := func(offset int64, kind byte) kafka.Message {
+		return kafka.Message{Topic: "orders", Offset: offset, Key: []byte{0, 0, 0, kind}, Value: []byte{0, 0, 0, 0, 0, 7}}
+	}
+	for _, c := range []struct {
+		opts []idemkafka.Option
+		want int
+	}{{nil, 5}, {[]idemkafka.Option{idemkafka.SkipTransactionMarkers()}, 3}} {
+		var j journal
+		scripted(t, j.handle, c.opts, func(s *script, _ *events, end func() error) {
+			stamped := marker(1, 1)
+			idemkafka.SetToken(&stamped, "stamped")
+			s.msgs <- at(0, 0, "a")
+			s.msgs <- stamped
+			s.msgs <- marker(2, 2) // no kind that there is
+			s.msgs <- marker(3, 0)
+			s.msgs <- marker(4, 1)
+			time.Sleep(5 * time.Second)
+			if err := end(); err != nil {
+				t.Error(err)
+			}
+			if got := s.offsets(); got[0] != 5 {
+				t.Errorf("committed %v", got)
+			}
+		})
+		if n := j.len(); n != c.want {
+			t.Errorf("%d handled, want %d", n, c.want)
+		}
+	}
+}
