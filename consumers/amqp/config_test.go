@@ -24,6 +24,7 @@ func TestFaults(t *testing.T) {
 	ch := make(chan amqp.Delivery)
 	dial := func(context.Context) (*amqp.Connection, error) { return nil, errTest }
 	letters := idemamqp.DeadLetter("", "dead")
+	long := strings.Repeat("n", 255)
 	queue := func(opts ...idemamqp.Option) error {
 		_, err := idemamqp.NewQueueConsumer(url, "q", g, h, opts...)
 		return err
@@ -65,6 +66,12 @@ func TestFaults(t *testing.T) {
 		"Prefetch too large":     {queue(idemamqp.Prefetch(65536)), "65535"},
 		"Prefetch < Concurrency": {queue(idemamqp.Prefetch(2), idemamqp.Concurrency(3)), "never run"},
 		"HoldLimit 0":            {queue(idemamqp.HoldLimit(0)), "HoldLimit"},
+		"HoldLimit too small":    {queue(idemamqp.HoldLimit(999 * time.Millisecond)), "1s at least"},
+		"least HoldLimit":        {queue(idemamqp.HoldLimit(time.Second)), ""},
+		"longest names":          {of(idemamqp.NewQueueConsumer(url, long, g, h, idemamqp.DeadLetter(long, long))), ""},
+		"queue name too long":    {of(idemamqp.NewQueueConsumer(url, long+"q", g, h)), "queue is 256 bytes"},
+		"exchange too long":      {queue(idemamqp.DeadLetter(long+"x", "k")), "exchange is 256 bytes"},
+		"key too long":           {queue(idemamqp.DeadLetter("", long+"k")), "key is 256 bytes"},
 		"DeliveryLimit 0":        {queue(idemamqp.DeliveryLimit(0)), "DeliveryLimit"},
 		"small DeliveryLimit":    {queue(idemamqp.DeliveryLimit(10)), ""},
 		"and a Prefetch":         {queue(idemamqp.DeliveryLimit(10), idemamqp.Prefetch(2)), "within the budget of 10"},

@@ -159,7 +159,7 @@ func isRefused(err error) bool {
 // openSession opens a connection and a channel on it, looks whether the queue is there,
 // asks check, if that is not nil, and subscribes: from then on a failure costs what was
 // delivered a return.
-func (c *Consumer) openSession(ctx context.Context, check func(context.Context, *amqp.Connection) error) (*session, error) {
+func (c *Consumer) openSession(ctx context.Context, prefetch int, check func(context.Context, *amqp.Connection) error) (*session, error) {
 	conn, err := c.broker.connect(ctx)
 	if err != nil {
 		return nil, err
@@ -172,7 +172,7 @@ func (c *Consumer) openSession(ctx context.Context, check func(context.Context, 
 		}
 		s = newSession(ctx, ch)
 		s.conn, s.queue, s.tag = conn, c.queue, "idemq-"+idem.NewToken()
-		if err := ch.Qos(c.conf.prefetch, 0, false); err != nil {
+		if err := ch.Qos(prefetch, 0, false); err != nil {
 			return fmt.Errorf("setting the prefetch at %s: %w", c.broker, err)
 		}
 		if _, err := ch.QueueDeclarePassive(c.queue, false, false, false, false, nil); err != nil {

@@ -33,7 +33,7 @@ type Consumer struct {
 func NewQueueConsumer(url, queue string, g *idem.Guard, h Handler, opts ...Option) (*Consumer, error) {
 	conf, policy, faults := configure(opts, ofQueue)
 	b, err := newBroker(url, queue, conf)
-	faults = append(faults, err)
+	faults = append(faults, err, checkName("the name of the queue", queue))
 	if queue == "" {
 		faults = append(faults, errors.New("the queue is empty: name the one to consume"))
 	}

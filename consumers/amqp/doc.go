@@ -4,7 +4,8 @@
 //
 // # What the broker is told
 //
-//	handled now, duplicate, dead before   Ack, of this delivery alone
+//	handled now, duplicate                Ack, of this delivery alone
+//	dead before                           Ack (RejectToDLX: Reject again)
 //	in progress elsewhere, store away     nothing: the delivery is held, and asked for
 //	                                      again; Nack with requeue after HoldLimit
 //	handler error, budget left            nothing: tried again in place after a backoff
@@ -40,8 +41,9 @@
 //
 // # Settings of the queue and the broker
 //
-// A handler may take as long as the consumer timeout of the broker (consumer_timeout, 30
-// minutes by default). After that the broker closes the channel: the handler goes on, and
+// The consumer timeout of the broker (consumer_timeout, 30 minutes by default) runs from
+// the delivery of a message: its wait in the prefetch and its handling together have to fit
+// into it; see Prefetch. After that the broker closes the channel: a handler goes on, and
 // counts, but everything in the prefetch is delivered again. HoldLimit has to stay below
 // it.
 //
@@ -61,6 +63,16 @@
 // Streams (x-queue-type stream) are not supported: they keep no account of acks. Run, and
 // the function of Wrap, end with an error at the first message that has a stream's header,
 // x-stream-offset.
+//
+// A message with more than 8192 headers, or with headers nested more than 32 deep, cannot
+// be read by the client, which closes its connection when one is delivered. A consumer of
+// NewQueueConsumer connects again, with a prefetch of Concurrency while that lasts, so that
+// what is before it in the queue is handled; what is behind it may wait until the message
+// is taken out, with the broker's management UI, or by purging the queue. Each attempt
+// counts as a return of what was delivered.
+//
+// Two virtual hosts that share a store and its prefix need guards with groups of their own:
+// the group that NewQueueConsumer chooses is the queue's name, without the virtual host's.
 //
 // Order is the queue's as far as one consumer goes: with several consumers, and after a
 // requeue, it is not. For strict order use a queue with x-single-active-consumer, and

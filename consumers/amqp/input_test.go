@@ -216,16 +216,70 @@ func TestLargeHeaders(t *testing.T) {
 	v.settled()
 }
 
-// A message that the client cannot read breaks each connection that it is delivered on:
-// nothing is lost, and the consumer says what it is.
-func TestUnreadableMessage(t *testing.T) {
-	v := setup(t)
+// unreadable publishes a message with more headers than the client reads.
+func (v *env) unreadable() {
+	v.t.Helper()
 	many := amqp.Table{idem.Header: "many"}
 	for i := range 10_000 {
 		many[fmt.Sprint("h", i)] = nil
 	}
-	v.publish("a")
 	v.send(amqp.Publishing{Headers: many})
+}
+
+// Sessions that are of no use come at longer and longer intervals, whatever is delivered
+// in them.
+func TestUnreadableMessagePauses(t *testing.T) {
+	v := setup(t)
+	v.publish("a")
+	v.unreadable()
+	finish := make(chan struct{})
+	defer close(finish)
+	v.run(func(context.Context, amqp.Delivery) error {
+		<-finish
+		return nil
+	}, idemamqp.Concurrency(2))
+	testenv.Await(t, "some pauses", func() bool { return len(v.events.of(idem.EventWaiting)) >= 5 })
+	if w := v.events.of(idem.EventWaiting)[4].Wait; w < 800*time.Millisecond {
+		t.Errorf("the fifth pause is %v long", w)
+	}
+}
+
+// What is before a message that the client cannot read is handled: it is delivered alone.
+func TestBeforeUnreadableMessage(t *testing.T) {
+	v := setup(t)
+	v.publish("a", "b", "c")
+	v.unreadable()
+	started, finish := make(chan struct{}), make(chan struct{})
+	var j journal
+	v.run(func(ctx context.Context, d amqp.Delivery) error {
+		if string(d.Body) == "a" {
+			close(started)
+			<-finish
+		}
+		return j.handle(ctx, d)
+	})
+	<-started
+	testenv.Await(t, "a session with a alone", func() bool {
+		q, err := v.ch.QueueDeclarePassive(v.queue, false, false, false, false, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return q.Consumers == 1 && q.Messages == 3
+	})
+	close(finish)
+	testenv.Await(t, "all but it to be handled", func() bool { return v.owed() == 1 })
+	j.want(t, "a", "b", "c")
+	if _, err := v.ch.QueuePurge(v.queue, false); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A message that the client cannot read breaks each connection that it is delivered on:
+// nothing is lost, and the consumer says what it is.
+func TestUnreadableMessage(t *testing.T) {
+	v := setup(t)
+	v.publish("a")
+	v.unreadable()
 	v.publish("b")
 	var j journal
 	r := v.run(j.handle)

@@ -21,7 +21,18 @@ const (
 	ahead = 64
 
 	defaultHoldLimit = 15 * time.Minute
+	minHoldLimit     = time.Second
+
+	maxName = 255 // bytes of a queue's or an exchange's name, or of a key
 )
+
+// checkName refuses a name that AMQP has no room for.
+func checkName(what, name string) error {
+	if len(name) > maxName {
+		return fmt.Errorf("%s is %d bytes long, %d are allowed: %.40q…", what, len(name), maxName, name)
+	}
+	return nil
+}
 
 // config is what the options of this package come to.
 type config struct {
@@ -157,8 +168,10 @@ func Concurrency(n int) Option {
 
 // Prefetch sets how many unsettled messages the broker lets this consumer have; a
 // consumer of NewQueueConsumer has 64 more than Concurrency by default. Messages wait in
-// it for their turn: where handlers take minutes keep it small, so that none waits for as
-// long as HoldLimit.
+// it for their turn, and the broker's consumer timeout (30 minutes by default) runs
+// meanwhile: the handlers of all that is before a message, and its own, have to fit into
+// it, with the default, one handler at a time, about 27 seconds each. Where they take
+// longer set a smaller Prefetch.
 //
 // For NewConsumer it is required, and says what the caller gave Channel.Qos. If more are
 // delivered, Run ends with an error. Not for Wrap.
@@ -183,18 +196,25 @@ func Prefetch(n int) Option {
 // process, leaves a second one; moved back, both, they are handled once.
 //
 // A consumer of NewQueueConsumer publishes on a connection of its own, so that a broker
-// that holds publishers up does not hold up acks. The others need PublishOn.
+// that holds publishers up does not hold up acks; while that cannot be opened, be it
+// refused, the message is held. The others need PublishOn.
 func DeadLetter(exchange, key string) Option {
 	return option("DeadLetter", func(c *config) {
 		if exchange == "" && key == "" {
 			c.fault("DeadLetter: exchange and key are both empty: name an exchange, or a queue as the key")
 		}
+		for _, err := range []error{checkName("DeadLetter: the exchange", exchange), checkName("DeadLetter: the key", key)} {
+			if err != nil {
+				c.faults = append(c.faults, err)
+			}
+		}
 		c.letters = newLetters(exchange, key)
 	})
 }
 
-// PublishOn gives NewConsumer and Wrap the channel to publish dead letters on. It is put
-// into confirm mode, has to be used for nothing else from then on, and is the caller's to
+// PublishOn gives NewConsumer and Wrap the channel to publish dead letters on: one of
+// another connection than the deliveries', without Config.Recovery, so that a broker that
+// holds publishers up does not hold up acks. It is put into confirm mode, has to be used for nothing else from then on, and is the caller's to
 // close, after Run. The next dead letter ends Run when it is closed before. Not for
 // NewQueueConsumer.
 func PublishOn(ch *amqp.Channel) Option {
@@ -209,23 +229,25 @@ func PublishOn(ch *amqp.Channel) Option {
 // RejectToDLX rejects messages that failed for good, without requeueing them, for
 // queues that have a dead-letter exchange (x-dead-letter-exchange, or a policy), which
 // cannot be seen from here: where a queue has none, or its dead letters are not routed,
-// the message is lost. Nothing confirms that it arrived, and the copy has the broker's
-// headers (x-death), not those of DeadLetter: one that is moved back is dropped as a
-// duplicate, unless idem.RedriveHeader is set to 1 (2 the next time), or Guard.Forget
-// called.
+// the message is lost. Nothing confirms that a reject arrived: a message that is known as
+// dead is rejected again when it is delivered again, which may make a second copy, and
+// never loses it. The copy has the broker's headers (x-death), not those of DeadLetter: one
+// that is moved back returns to the exchange unhandled, unless idem.RedriveHeader is set to
+// 1 (2 the next time), or Guard.Forget called.
 func RejectToDLX() Option {
 	return option("RejectToDLX", func(c *config) { c.reject = true })
 }
 
 // HoldLimit sets how long a message is waited with, through backoffs, for another
-// consumer that has it in progress, for the store, before it goes back to the queue; the
-// default is 15 minutes. It has to be less than the consumer timeout of the broker (30
-// minutes by default), after which the broker closes the channel. A handler that runs is
-// not interrupted.
+// consumer that has it in progress, for the store, before it goes back to the queue, which
+// idem.EventWaiting tells; the default is 15 minutes, the least a second. It has to be less
+// than the consumer timeout of the broker (30 minutes by default), after which the broker
+// closes the channel. A handler that runs is not interrupted, and a message that only
+// waited for its turn for as long is tried all the same: it does not go back.
 func HoldLimit(d time.Duration) Option {
 	return option("HoldLimit", func(c *config) {
-		if d <= 0 {
-			c.fault("HoldLimit: %v: must be more than zero", d)
+		if d < minHoldLimit {
+			c.fault("HoldLimit: %v: must be %v at least", d, minHoldLimit)
 		}
 		c.holdLimit = d
 	})

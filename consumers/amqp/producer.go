@@ -12,9 +12,6 @@ import (
 	"github.com/idemq/idemq/idem"
 )
 
-// maxShort is how long a property may be, in bytes.
-const maxShort = 255
-
 // TokenOf returns the token in a message's header; false where it has none, or one
 // that is not valid.
 func TokenOf(d amqp.Delivery) (string, bool) { return consumers.TokenIn(message{d: d}) }
@@ -97,7 +94,7 @@ var errNilMsg = errors.New("idemamqp: the message is nil: give the address of an
 // stamp sets the token, and message-id where it is empty or the copied token.
 func stamp(msg *amqp.Publishing, token, copied string) {
 	SetToken(msg, token)
-	if (msg.MessageId == "" || msg.MessageId == copied) && len(token) <= maxShort {
+	if msg.MessageId == "" || msg.MessageId == copied {
 		msg.MessageId = token
 	}
 }

@@ -49,6 +49,7 @@ type session struct {
 	over        error
 	last        uint64 // delivery tag
 	outstanding int
+	settled     bool // something was
 }
 
 // newSession watches a channel. Its context carries the values of ctx and outlives it.
@@ -97,11 +98,17 @@ func explain(err error) error {
 	return err
 }
 
+// isUnreadable reports whether the client closed its connection for a message.
+func isUnreadable(err error) bool {
+	e, ok := errors.AsType[*amqp.Error](err)
+	return ok && !e.Server && strings.Contains(e.Reason, amqp.ErrSyntax.Reason)
+}
+
 // hint is the cause and the cure of an error, where they are known.
 func hint(err *amqp.Error) string {
 	switch {
-	case !err.Server && strings.Contains(err.Reason, amqp.ErrSyntax.Reason):
-		return "the client cannot read a message that was delivered, and closed the connection: it has more than 8192 headers, or headers nested more than 32 deep: take it out of the queue with another client"
+	case isUnreadable(err):
+		return "the client cannot read a message that was delivered, and closed the connection: it has more than 8192 headers, or headers nested more than 32 deep: take it out of the queue with the broker's management UI, or purge the queue"
 	case err.Server && strings.Contains(err.Reason, "frame_too_large"):
 		return "its headers do not fit into one frame: raise frame_max of the broker and FrameSize of the client, or take the message out of the queue"
 	case err.Code == amqp.PreconditionFailed && strings.Contains(err.Reason, "unknown delivery tag"):
@@ -119,8 +126,16 @@ func (s *session) settle(tag uint64, verb func(tag uint64) error) error {
 	}
 	s.mu.Lock()
 	s.outstanding-- // first: the broker may send the next one at once
+	s.settled = true
 	s.mu.Unlock()
 	return verb(tag)
+}
+
+// wasOfUse reports whether something was settled in the session.
+func (s *session) wasOfUse() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.settled
 }
 
 // accept takes a delivery in. An error says that the session cannot go on.

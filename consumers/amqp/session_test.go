@@ -413,7 +413,7 @@ func TestHoldLimit(t *testing.T) {
 		}
 		held <- d
 		return nil
-	}, idemamqp.HoldLimit(300*time.Millisecond))
+	}, idemamqp.HoldLimit(time.Second))
 	testenv.Await(t, "the consumer to hold it", func() bool { return len(v.events.of(idem.EventInProgress)) > 0 })
 	watch := v.source()
 	select {

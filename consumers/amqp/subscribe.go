@@ -29,7 +29,7 @@ func (c *Consumer) preflight(ctx context.Context) (*session, error) {
 	notices := sync.OnceFunc(c.notices)
 	refused := 0
 	for {
-		s, err := c.openSession(ctx, func(ctx context.Context, conn *amqp.Connection) error {
+		s, err := c.openSession(ctx, c.conf.prefetch, func(ctx context.Context, conn *amqp.Connection) error {
 			err := c.checkLetters(ctx, conn)
 			if err == nil {
 				notices()
@@ -103,20 +103,21 @@ func (c *Consumer) checkLetters(ctx context.Context, conn *amqp.Connection) erro
 // last one is left open, for what is still to be settled.
 func (c *Consumer) subscribe(ctx context.Context, e *consumers.Engine, s *session, last **session) error {
 	var p pause
+	prefetch := c.conf.prefetch
 	counting := sync.OnceFunc(func() { c.noticeCounting(*last) })
 	for {
 		if s != nil {
 			*last = s
 			lane := e.Lane(s.ctx)
+			began := time.Now()
 			err := c.receive(ctx, s, lane, func(d amqp.Delivery) {
-				p.reset()
 				if _, ok := returned(d); ok {
 					counting()
 				}
 			})
 			if ctx.Err() != nil {
 				if c.conf.concurrency > 1 {
-					s.sendBack() // in order it waits for the handler, and goes back at the end
+					s.sendBack() // one handler at a time, in order: what waits goes back when the session is closed
 				}
 				return context.Cause(ctx)
 			}
@@ -125,17 +126,30 @@ func (c *Consumer) subscribe(ctx context.Context, e *consumers.Engine, s *sessio
 				return fmt.Errorf("idemamqp: consumer of queue %q: %w", c.queue, err)
 			}
 			s.close()
+			if s.wasOfUse() || time.Since(began) > lastPause {
+				p.reset()
+			}
+			if prefetch = c.conf.prefetch; isUnreadable(err) {
+				prefetch = c.fewest()
+			}
 			p.wait(ctx, c.guard, fmt.Errorf("the subscription to queue %q was lost: %w", c.queue, err))
 		}
 		var err error
-		if s, err = c.openSession(ctx, nil); err != nil {
+		if s, err = c.openSession(ctx, prefetch, nil); err != nil {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
+			}
+			if isUnreadable(err) {
+				prefetch = c.fewest()
 			}
 			p.wait(ctx, c.guard, fmt.Errorf("queue %q: %w", c.queue, err))
 		}
 	}
 }
+
+// fewest is the prefetch for a queue with a message that the client cannot read: what is
+// before it is to be handled, not delivered together with it.
+func (c *Consumer) fewest() int { return min(c.conf.concurrency, c.conf.prefetch) }
 
 // receive hands deliveries to a lane until ctx or the session ends.
 func (c *Consumer) receive(ctx context.Context, s *session, lane *consumers.Lane, seen func(amqp.Delivery)) error {
@@ -147,6 +161,11 @@ func (c *Consumer) receive(ctx context.Context, s *session, lane *consumers.Lane
 			return reason(err)
 		case d, ok := <-s.deliveries:
 			if !ok {
+				select {
+				case err := <-s.closed:
+					return reason(err)
+				default:
+				}
 				if err := s.alive(); err != nil {
 					return err
 				}
