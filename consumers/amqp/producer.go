@@ -37,28 +37,12 @@ func SetToken(msg *amqp.Publishing, token string) {
 // had is not (see Guard.Issue). The errors are the guard's, a token that is not valid,
 // and that ctx is a handler's: use StampAs there.
 func Stamp(ctx context.Context, g *idem.Guard, msg *amqp.Publishing) error {
-	switch {
-	case msg == nil:
+	if msg == nil {
 		return errNilMsg
-	case g == nil:
-		return fmt.Errorf("idemamqp: stamp: %w", errNilGuard)
-	case g.Err() != nil:
-		return fmt.Errorf("idemamqp: stamp: %w", g.Err())
 	}
-	if c, ok := idem.FromContext(ctx); ok {
-		return fmt.Errorf("idemamqp: Stamp in the handler of token %q: each attempt would publish another token: use StampAs", c.Token())
-	}
-	token, found, err := tokenIn(msg)
-	switch {
-	case err != nil:
-		return err
-	case found:
-	case g.Settings().IssuedOnly:
-		if token, err = g.Token(ctx); err != nil {
-			return fmt.Errorf("idemamqp: stamp: %w", err)
-		}
-	default:
-		token = idem.NewToken()
+	token, err := consumers.TokenToStamp(ctx, g, header(msg.Headers, idem.Header))
+	if err != nil {
+		return fmt.Errorf("idemamqp: stamp: %w", err)
 	}
 	stamp(msg, token, "")
 	return nil
@@ -73,13 +57,9 @@ func StampAs(ctx context.Context, msg *amqp.Publishing, name string) error {
 	if msg == nil {
 		return errNilMsg
 	}
-	c, ok := idem.FromContext(ctx)
-	if !ok {
-		return errors.New("idemamqp: StampAs needs the context that a handler was called with: elsewhere use Stamp")
-	}
-	token, err := c.DeriveFor(ctx, name, msg)
+	token, err := consumers.TokenToStampAs(ctx, msg, name)
 	if err != nil {
-		return fmt.Errorf("idemamqp: stamp as %q: %w", name, err)
+		return fmt.Errorf("idemamqp: %w", err)
 	}
 	copied := ""
 	if values := header(msg.Headers, idem.Header); len(values) > 0 {
@@ -97,23 +77,4 @@ func stamp(msg *amqp.Publishing, token, copied string) {
 	if msg.MessageId == "" || msg.MessageId == copied {
 		msg.MessageId = token
 	}
-}
-
-// tokenIn returns the token that a message to be published has.
-func tokenIn(msg *amqp.Publishing) (token string, found bool, err error) {
-	values := header(msg.Headers, idem.Header)
-	if len(values) == 0 {
-		return "", false, nil
-	}
-	for _, v := range values {
-		if v != values[0] {
-			err = fmt.Errorf("%w: it is there %d times, with different values", idem.ErrInvalidToken, len(values))
-		} else {
-			err = idem.CheckToken(v)
-		}
-		if err != nil {
-			return "", true, fmt.Errorf("idemamqp: header %s: %w", idem.Header, err)
-		}
-	}
-	return values[0], true, nil
 }

@@ -16,11 +16,10 @@ import (
 
 // Wrap makes a function for a loop over Channel.Consume that is the caller's. It handles
 // and settles one delivery, and returns nil when that is done: acked, dead-lettered, or
-// requeued after HoldLimit. An error says that the
-// delivery was left unsettled: the loop has to stop, and to close the channel, so that
-// the broker delivers again. That is so when ctx has ended, when a message must not be
-// passed over, when a settlement could not be sent, and for each delivery of a channel
-// that was closed once.
+// requeued after HoldLimit. An error says that the delivery was left unsettled: the loop
+// has to stop, and to close the channel, so that the broker delivers again. That is so when
+// ctx has ended, when a message must not be passed over, when a settlement could not be
+// sent, for each delivery of a channel that was closed once, and for those of a stream.
 //
 // The guard needs a group, else the error is idem.ErrNoGroup. The subscription is not
 // seen: give Channel.Qos a count, and subscribe with autoAck false. A panic of h releases
