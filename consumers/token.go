@@ -20,31 +20,25 @@ func TokenIn(m Message) (string, bool) {
 
 // headerToken looks for idem.Header only.
 func headerToken(m Message) (token string, found bool, err error) {
-	values := m.Header(idem.Header)
-	switch len(values) {
-	case 0:
+	return tokenAmong(m.Header(idem.Header))
+}
+
+// tokenAmong returns the token in the values of idem.Header, which may be repeated with
+// one value.
+func tokenAmong(values []string) (token string, found bool, err error) {
+	if len(values) == 0 {
 		return "", false, nil
-	case 1:
-		if err := idem.CheckToken(values[0]); err != nil {
-			return "", true, fmt.Errorf("header %s: %w", idem.Header, err)
-		}
-		return values[0], true, nil
 	}
 	for _, v := range values[1:] {
 		if v != values[0] {
 			return "", true, fmt.Errorf("header %s: %w: it is there %d times, with different values", idem.Header, idem.ErrInvalidToken, len(values))
 		}
 	}
-	return headerToken(oneHeader{m, values[0]})
+	if err := idem.CheckToken(values[0]); err != nil {
+		return "", true, fmt.Errorf("header %s: %w", idem.Header, err)
+	}
+	return values[0], true, nil
 }
-
-// oneHeader is a message whose token header was repeated with one value.
-type oneHeader struct {
-	Message
-	value string
-}
-
-func (m oneHeader) Header(string) []string { return []string{m.value} }
 
 // token finds a message's token: the function of TokenFrom, the header, a
 // CloudEvent's source and id, the broker's id where it is trusted, the broker's

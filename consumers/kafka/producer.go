@@ -30,34 +30,12 @@ func SetToken(msg *kafka.Message, token string) {
 // had is not (see Guard.Issue). The errors are the guard's, a token that is not
 // valid, and that ctx is a handler's: use StampAs there.
 func Stamp(ctx context.Context, g *idem.Guard, msg *kafka.Message) error {
-	switch {
-	case msg == nil:
+	if msg == nil {
 		return errNilMsg
-	case g == nil:
-		return fmt.Errorf("idemkafka: stamp: %w", errNilGuard)
-	case g.Err() != nil:
-		return fmt.Errorf("idemkafka: stamp: %w", g.Err())
 	}
-	if c, ok := idem.FromContext(ctx); ok {
-		return fmt.Errorf("idemkafka: Stamp in the handler of token %q: each attempt would write another token: use StampAs", c.Token())
-	}
-	return stamp(ctx, g, msg)
-}
-
-// stamp is Stamp outside a handler, with a guard that is in order.
-func stamp(ctx context.Context, g *idem.Guard, msg *kafka.Message) error {
-	found, err := hasToken(*msg)
-	switch {
-	case err != nil:
-		return err
-	case found:
-		return nil
-	}
-	token := idem.NewToken()
-	if g.Settings().IssuedOnly {
-		if token, err = g.Token(ctx); err != nil {
-			return fmt.Errorf("idemkafka: stamp: %w", err)
-		}
+	token, err := consumers.TokenToStamp(ctx, g, header(msg.Headers, idem.Header))
+	if err != nil {
+		return fmt.Errorf("idemkafka: stamp: %w", err)
 	}
 	SetToken(msg, token)
 	return nil
@@ -72,13 +50,9 @@ func StampAs(ctx context.Context, msg *kafka.Message, name string) error {
 	if msg == nil {
 		return errNilMsg
 	}
-	c, ok := idem.FromContext(ctx)
-	if !ok {
-		return errors.New("idemkafka: StampAs needs the context that a handler was called with: elsewhere use Stamp")
-	}
-	token, err := c.DeriveFor(ctx, name, msg)
+	token, err := consumers.TokenToStampAs(ctx, msg, name)
 	if err != nil {
-		return fmt.Errorf("idemkafka: stamp as %q: %w", name, err)
+		return fmt.Errorf("idemkafka: %w", err)
 	}
 	SetToken(msg, token)
 	return nil
@@ -89,22 +63,6 @@ var (
 	errNilGuard   = errors.New("the guard is nil: make one with idem.New")
 	errNilHandler = errors.New("the handler is nil")
 )
-
-// hasToken reports whether a message to be written has a token; an error if that is
-// none that a consumer would take.
-func hasToken(msg kafka.Message) (bool, error) {
-	values := header(msg.Headers, idem.Header)
-	for _, v := range values {
-		err := idem.CheckToken(v)
-		if v != values[0] {
-			err = fmt.Errorf("%w: it is there %d times, with different values", idem.ErrInvalidToken, len(values))
-		}
-		if err != nil {
-			return true, fmt.Errorf("idemkafka: header %s: %w", idem.Header, err)
-		}
-	}
-	return len(values) > 0, nil
-}
 
 // Writer is a kafka.Writer that stamps what it writes, and changes nothing else of it:
 // its balancer, its batching (BatchTimeout is one second unless you set it) and its
@@ -127,27 +85,19 @@ func NewWriter(w *kafka.Writer, g *idem.Guard) *Writer { return &Writer{w, g} }
 //
 // In a handler every message has to have been given its token by StampAs.
 func (w *Writer) WriteMessages(ctx context.Context, msgs ...kafka.Message) error {
-	switch {
-	case w.Writer == nil:
+	if w.Writer == nil {
 		return errors.New("idemkafka: writer: the kafka.Writer is nil")
-	case w.guard == nil:
-		return fmt.Errorf("idemkafka: writer: %w", errNilGuard)
-	case w.guard.Err() != nil:
-		return fmt.Errorf("idemkafka: writer: %w", w.guard.Err())
 	}
 	c, inHandler := idem.FromContext(ctx)
 	for i := range msgs {
 		if !inHandler {
-			if err := stamp(ctx, w.guard, &msgs[i]); err != nil {
+			if err := Stamp(ctx, w.guard, &msgs[i]); err != nil {
 				return err
 			}
 			continue
 		}
-		switch found, err := hasToken(msgs[i]); {
-		case err != nil:
-			return err
-		case !found:
-			return fmt.Errorf("idemkafka: message %d of %d, written in the handler of token %q, has no token: give it one with StampAs, the same at each attempt", i+1, len(msgs), c.Token())
+		if _, ok := TokenOf(msgs[i]); !ok {
+			return fmt.Errorf("idemkafka: message %d of %d, written in the handler of token %q, has no token that is valid: give it one with StampAs, the same at each attempt", i+1, len(msgs), c.Token())
 		}
 	}
 	return w.Writer.WriteMessages(ctx, msgs...)

@@ -43,28 +43,18 @@ func SetToken(msg *nats.Msg, token string) {
 // had is not (see Guard.Issue). The errors are the guard's, a token that is not
 // valid, and that ctx is a handler's: use StampAs there.
 func Stamp(ctx context.Context, g *idem.Guard, msg *nats.Msg) error {
-	switch {
-	case msg == nil:
+	if msg == nil {
 		return errNilMsg
-	case g == nil:
-		return fmt.Errorf("idemnats: stamp: %w", errNilGuard)
-	case g.Err() != nil:
-		return fmt.Errorf("idemnats: stamp: %w", g.Err())
 	}
-	if c, ok := idem.FromContext(ctx); ok {
-		return fmt.Errorf("idemnats: Stamp in the handler of token %q: each attempt would publish another token: use StampAs", c.Token())
-	}
-	token, found, err := tokenIn(msg)
-	switch {
-	case err != nil:
-		return err
-	case found:
-	case g.Settings().IssuedOnly:
-		if token, err = g.Token(ctx); err != nil {
-			return fmt.Errorf("idemnats: stamp: %w", err)
+	values := header(msg.Header, idem.Header)
+	for _, v := range values {
+		if !fitsHeader(v) {
+			return fmt.Errorf("idemnats: stamp: header %s: %w: a NATS header would change %.40q: leave out line breaks, and blanks at the ends", idem.Header, idem.ErrInvalidToken, v)
 		}
-	default:
-		token = idem.NewToken()
+	}
+	token, err := consumers.TokenToStamp(ctx, g, values)
+	if err != nil {
+		return fmt.Errorf("idemnats: stamp: %w", err)
 	}
 	stamp(msg, token, "")
 	return nil
@@ -79,13 +69,9 @@ func StampAs(ctx context.Context, msg *nats.Msg, name string) error {
 	if msg == nil {
 		return errNilMsg
 	}
-	c, ok := idem.FromContext(ctx)
-	if !ok {
-		return errors.New("idemnats: StampAs needs the context that a handler was called with: elsewhere use Stamp")
-	}
-	token, err := c.DeriveFor(ctx, name, msg)
+	token, err := consumers.TokenToStampAs(ctx, msg, name)
 	if err != nil {
-		return fmt.Errorf("idemnats: stamp as %q: %w", name, err)
+		return fmt.Errorf("idemnats: %w", err)
 	}
 	copied := ""
 	if values := header(msg.Header, idem.Header); len(values) > 0 {
@@ -106,26 +92,4 @@ func stamp(msg *nats.Msg, token, copied string) {
 	if id := msg.Header.Get(jetstream.MsgIDHeader); (id == "" || id == copied) && fitsHeader(token) {
 		msg.Header.Set(jetstream.MsgIDHeader, token)
 	}
-}
-
-// tokenIn returns the token that a message to be published has.
-func tokenIn(msg *nats.Msg) (token string, found bool, err error) {
-	values := header(msg.Header, idem.Header)
-	if len(values) == 0 {
-		return "", false, nil
-	}
-	for _, v := range values {
-		switch {
-		case v != values[0]:
-			err = fmt.Errorf("%w: it is there %d times, with different values", idem.ErrInvalidToken, len(values))
-		case !fitsHeader(v):
-			err = fmt.Errorf("%w: a NATS header would change %.40q: leave out line breaks, and blanks at the ends", idem.ErrInvalidToken, v)
-		default:
-			err = idem.CheckToken(v)
-		}
-		if err != nil {
-			return "", true, fmt.Errorf("idemnats: header %s: %w", idem.Header, err)
-		}
-	}
-	return values[0], true, nil
 }
