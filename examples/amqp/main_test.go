@@ -1,49 +1,23 @@
 package main
 
 import (
-	"bytes"
-	"errors"
-	"net"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/idemq/idemq/internal/program"
 	"github.com/idemq/idemq/internal/rabbittest"
 	"github.com/idemq/idemq/internal/redistest"
 )
 
-func build(t *testing.T) string {
-	t.Helper()
-	bin := filepath.Join(t.TempDir(), "amqp")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	return bin
-}
-
-func execute(t *testing.T, bin string, args ...string) (status int, stdout, stderr string) {
-	t.Helper()
-	var out, errs bytes.Buffer
-	cmd := exec.CommandContext(t.Context(), bin, args...)
-	cmd.Stdout, cmd.Stderr = &out, &errs
-	err := cmd.Run()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		t.Fatal(err)
-	}
-	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
-}
-
 func TestProgram(t *testing.T) {
 	broker, store := rabbittest.Start(t), redistest.Start(t)
-	bin, redis := build(t), "redis://"+store.Addr()+"/0"
+	bin, redis := program.Build(t), "redis://"+store.Addr()+"/0"
 	t.Run("handled once", func(t *testing.T) {
 		for n, want := range map[string]string{
 			"1":   "1 orders, each published twice: 1 handled, 0 dead-lettered, 1 duplicates dropped\n",
 			"100": "100 orders, each published twice: 98 handled, 2 dead-lettered, 100 duplicates dropped\n",
 		} {
-			status, out, errs := execute(t, bin, "-amqp", broker.URL(), "-redis", redis, "-n", n)
+			status, out, errs := program.Run(t, bin, "-amqp", broker.URL(), "-redis", redis, "-n", n)
 			if status != 0 || out != want || errs != "" {
 				t.Errorf("-n %s: exit status %d, output:\n%s%swant:\n%s", n, status, out, errs, want)
 			}
@@ -57,14 +31,14 @@ func TestProgram(t *testing.T) {
 			flag string
 			args []string
 		}{
-			{"-amqp", []string{"-redis", redis, "-amqp", "amqp://guest:guest@" + unusedAddr(t) + "/"}},
+			{"-amqp", []string{"-redis", redis, "-amqp", "amqp://guest:guest@" + program.UnusedAddr(t) + "/"}},
 			{"-amqp", []string{"-redis", redis, "-amqp", strings.Replace(broker.URL(), "guest:guest", "guest:secret", 1)}},
 			{"-amqp: write it as", []string{"-redis", redis, "-amqp", "nonsense"}},
-			{"-redis", []string{"-redis", "redis://" + unusedAddr(t) + "/0"}},
+			{"-redis", []string{"-redis", "redis://" + program.UnusedAddr(t) + "/0"}},
 			{"-redis", []string{"-redis", "nonsense"}},
 			{"-n", []string{"-n", "0"}},
 		} {
-			status, out, errs := execute(t, bin, c.args...)
+			status, out, errs := program.Run(t, bin, c.args...)
 			if status != 2 || out != "" {
 				t.Errorf("%q: exit status %d, want 2; output %q", c.args, status, out)
 			}
@@ -95,15 +69,4 @@ func TestBrokenPromise(t *testing.T) {
 	if s.verify(3) == nil {
 		t.Error("a message left in the queue goes unnoticed")
 	}
-}
-
-// unusedAddr is where nobody listens.
-func unusedAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }

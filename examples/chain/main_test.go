@@ -1,43 +1,17 @@
 package main
 
 import (
-	"bytes"
-	"errors"
-	"net"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/idemq/idemq/internal/kafkatest"
+	"github.com/idemq/idemq/internal/program"
 	"github.com/idemq/idemq/internal/redistest"
 )
 
-func build(t *testing.T) string {
-	t.Helper()
-	bin := filepath.Join(t.TempDir(), "chain")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	return bin
-}
-
-func execute(t *testing.T, bin string, args ...string) (status int, stdout, stderr string) {
-	t.Helper()
-	var out, errs bytes.Buffer
-	cmd := exec.CommandContext(t.Context(), bin, args...)
-	cmd.Stdout, cmd.Stderr = &out, &errs
-	err := cmd.Run()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		t.Fatal(err)
-	}
-	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
-}
-
 func TestOnceFromEndToEnd(t *testing.T) {
 	broker, store := kafkatest.Start(t), redistest.Start(t)
-	status, out, errs := execute(t, build(t), "-kafka", broker.Addr(), "-redis", "redis://"+store.Addr()+"/0", "-n", "50")
+	status, out, errs := program.Run(t, program.Build(t), "-kafka", broker.Addr(), "-redis", "redis://"+store.Addr()+"/0", "-n", "50")
 	want := "50 orders, 67 receipts published, 50 receipts took effect\nfrom end to end: each order once\n"
 	if status != 0 || out != want || errs != "" {
 		t.Errorf("exit status %d, output:\n%s%swant:\n%s", status, out, errs, want)
@@ -60,18 +34,18 @@ func TestBrokenPromise(t *testing.T) {
 
 func TestCannotRun(t *testing.T) {
 	store := redistest.Start(t)
-	bin, redis := build(t), "redis://"+store.Addr()+"/0"
+	bin, redis := program.Build(t), "redis://"+store.Addr()+"/0"
 	for _, c := range []struct {
 		flag string
 		args []string
 	}{
-		{"-kafka", []string{"-redis", redis, "-kafka", unusedAddr(t)}},
+		{"-kafka", []string{"-redis", redis, "-kafka", program.UnusedAddr(t)}},
 		{"-kafka", []string{"-redis", redis, "-kafka", "nonsense"}},
-		{"-redis", []string{"-redis", "redis://" + unusedAddr(t) + "/0"}},
+		{"-redis", []string{"-redis", "redis://" + program.UnusedAddr(t) + "/0"}},
 		{"-redis", []string{"-redis", "nonsense"}},
 		{"-n", []string{"-n", "0"}},
 	} {
-		status, out, errs := execute(t, bin, c.args...)
+		status, out, errs := program.Run(t, bin, c.args...)
 		if status != 2 || out != "" {
 			t.Errorf("%q: exit status %d, want 2; output %q", c.args, status, out)
 		}
@@ -79,15 +53,4 @@ func TestCannotRun(t *testing.T) {
 			t.Errorf("%q: stderr is not one line that names %s:\n%s", c.args, c.flag, errs)
 		}
 	}
-}
-
-// unusedAddr is where nobody listens.
-func unusedAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }

@@ -1,50 +1,24 @@
 package main
 
 import (
-	"bytes"
-	"errors"
-	"net"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/idemq/idemq/internal/natstest"
+	"github.com/idemq/idemq/internal/program"
 	"github.com/idemq/idemq/internal/redistest"
 )
 
-func build(t *testing.T) string {
-	t.Helper()
-	bin := filepath.Join(t.TempDir(), "nats")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	return bin
-}
-
-func execute(t *testing.T, bin string, args ...string) (status int, stdout, stderr string) {
-	t.Helper()
-	var out, errs bytes.Buffer
-	cmd := exec.CommandContext(t.Context(), bin, args...)
-	cmd.Stdout, cmd.Stderr = &out, &errs
-	err := cmd.Run()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		t.Fatal(err)
-	}
-	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
-}
-
 func TestHandledOnce(t *testing.T) {
 	broker, store := natstest.Start(t), redistest.Start(t)
-	bin := build(t)
+	bin := program.Build(t)
 	for n, want := range map[string]string{
 		"1":   "1 orders, each published twice: 1 handled, 0 dead-lettered, 1 duplicates dropped\n",
 		"100": "100 orders, each published twice: 98 handled, 2 dead-lettered, 100 duplicates dropped\n",
 	} {
-		status, out, errs := execute(t, bin, "-nats", broker.URL(), "-redis", "redis://"+store.Addr()+"/0", "-n", n)
+		status, out, errs := program.Run(t, bin, "-nats", broker.URL(), "-redis", "redis://"+store.Addr()+"/0", "-n", n)
 		if status != 0 || out != want || errs != "" {
 			t.Errorf("-n %s: exit status %d, output:\n%s%swant:\n%s", n, status, out, errs, want)
 		}
@@ -79,20 +53,20 @@ func TestBrokenPromise(t *testing.T) {
 func TestCannotRun(t *testing.T) {
 	store := redistest.Start(t)
 	noJetStream := natstest.Start(t, func(o *server.Options) { o.JetStream = false })
-	bin, redis := build(t), "redis://"+store.Addr()+"/0"
+	bin, redis := program.Build(t), "redis://"+store.Addr()+"/0"
 	for _, c := range []struct {
 		flag string
 		args []string
 	}{
-		{"-nats", []string{"-redis", redis, "-nats", "nats://" + unusedAddr(t)}},
+		{"-nats", []string{"-redis", redis, "-nats", "nats://" + program.UnusedAddr(t)}},
 		{"-nats: write it as", []string{"-redis", redis, "-nats", "nonsense"}},
 		{"-nats", []string{"-redis", redis, "-nats", "nats://localhost:99999"}},
 		{"-nats", []string{"-redis", redis, "-nats", noJetStream.URL()}},
-		{"-redis", []string{"-redis", "redis://" + unusedAddr(t) + "/0"}},
+		{"-redis", []string{"-redis", "redis://" + program.UnusedAddr(t) + "/0"}},
 		{"-redis", []string{"-redis", "nonsense"}},
 		{"-n", []string{"-n", "0"}},
 	} {
-		status, out, errs := execute(t, bin, c.args...)
+		status, out, errs := program.Run(t, bin, c.args...)
 		if status != 2 || out != "" {
 			t.Errorf("%q: exit status %d, want 2; output %q", c.args, status, out)
 		}
@@ -100,15 +74,4 @@ func TestCannotRun(t *testing.T) {
 			t.Errorf("%q: stderr is not one line that names %s:\n%s", c.args, c.flag, errs)
 		}
 	}
-}
-
-// unusedAddr is where nobody listens.
-func unusedAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }

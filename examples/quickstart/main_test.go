@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"net"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -17,17 +16,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/idemq/idemq/internal/natstest"
+	"github.com/idemq/idemq/internal/program"
 	"github.com/idemq/idemq/internal/redistest"
 )
-
-func build(t *testing.T) string {
-	t.Helper()
-	bin := filepath.Join(t.TempDir(), "quickstart")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	return bin
-}
 
 func execute(t *testing.T, bin string, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
@@ -82,13 +73,13 @@ func number(s string) int {
 }
 
 func TestNothingButGo(t *testing.T) {
-	status, out, errs := execute(t, build(t))
+	status, out, errs := execute(t, program.Build(t))
 	checkStory(t, status, out, errs)
 }
 
 func TestServersOfYours(t *testing.T) {
 	broker, store := natstest.Start(t), redistest.Start(t)
-	status, out, errs := execute(t, build(t), "-nats", broker.URL(), "-redis", "redis://"+store.Addr()+"/0")
+	status, out, errs := execute(t, program.Build(t), "-nats", broker.URL(), "-redis", "redis://"+store.Addr()+"/0")
 	checkStory(t, status, out, errs)
 
 	js, err := jetstream.New(broker.Connect(t))
@@ -104,13 +95,13 @@ func TestServersOfYours(t *testing.T) {
 }
 
 func TestServerAway(t *testing.T) {
-	bin := build(t)
+	bin := program.Build(t)
 	noStreams := natstest.Start(t, func(o *server.Options) { o.JetStream = false })
 	for _, args := range [][]string{
-		{"-nats", "nats://" + unusedAddr(t)},
+		{"-nats", "nats://" + program.UnusedAddr(t)},
 		{"-nats", "nats://[nonsense"},
 		{"-nats", noStreams.URL()},
-		{"-redis", "redis://" + unusedAddr(t) + "/0"},
+		{"-redis", "redis://" + program.UnusedAddr(t) + "/0"},
 		{"-redis", "nonsense"},
 	} {
 		begin := time.Now()
@@ -125,17 +116,6 @@ func TestServerAway(t *testing.T) {
 			t.Errorf("%s: the answer took %v", args, took)
 		}
 	}
-}
-
-// unusedAddr is where nobody listens.
-func unusedAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 func TestCount(t *testing.T) {
