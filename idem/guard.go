@@ -80,21 +80,29 @@ func (g *Guard) Emit(e Event) {
 	}
 }
 
-// Verify asks the store whether it can be used, for readiness probes. What
-// weakens the promise without preventing work (a Redis that may forget) is told
-// to the observers as EventStoreNotice, not returned.
+// Verify asks the store whether it can be used, for readiness probes. What weakens
+// the promise without preventing work is Preflight's.
 func (g *Guard) Verify(ctx context.Context) error {
+	_, err := g.Preflight(ctx)
+	return err
+}
+
+// Finding is something that weakens the promise without preventing work: what was
+// found, what can come of it, and what to do about it.
+type Finding = store.Finding
+
+// Preflight asks the store, and returns what in its servers and their settings
+// weakens the promise: one that may forget, say. The error is what prevents work.
+// Consumers do this when they start, ask their broker as well, and log what they find.
+func (g *Guard) Preflight(ctx context.Context) ([]Finding, error) {
 	if err := g.core.ready(); err != nil {
-		return err
+		return nil, err
 	}
-	warnings, err := g.core.opts.store.Verify(ctx, g.core.opts.prefix)
-	for _, w := range warnings {
-		g.Emit(Event{Kind: EventStoreNotice, Text: w})
-	}
+	found, err := g.core.opts.store.Verify(ctx, g.core.opts.prefix)
 	if err != nil {
-		return fmt.Errorf("idem: verify: %w", err)
+		return found, fmt.Errorf("idem: preflight: %w", err)
 	}
-	return nil
+	return found, nil
 }
 
 func (o *Options) checkWithin() time.Duration { return time.Duration(o.expire) * time.Minute }

@@ -22,7 +22,8 @@ const (
 	EventLeaseLost                         // a claim's lease ran out or was taken: Attempt
 	EventStoreDown                         // the store gave no answer, or refused: Err; once per outage
 	EventStoreUp                           // the store answers again: Wait, how long it was away
-	EventStoreNotice                       // something weakens the promise: Text
+	EventStoreNotice                       // the store lost records that it had acknowledged: Text
+	EventFinding                           // consumers, at their start: something weakens the promise: Finding, Text
 	EventRetry                             // consumers: a handler failed, its message is tried again: Attempt, Err, Wait
 	EventDeadLetter                        // consumers: a message was dead-lettered, confirmed: Attempt, Err
 	EventStale                             // consumers: a message older than the retention: Text
@@ -38,7 +39,7 @@ const (
 var eventNames = [...]string{
 	EventClaimed: "claimed", EventDuplicate: "duplicate", EventInProgress: "in progress elsewhere",
 	EventCommitted: "committed", EventReleased: "released", EventBuried: "buried", EventRefused: "refused",
-	EventLeaseLost: "lease lost", EventStoreDown: "store down", EventStoreUp: "store up", EventStoreNotice: "store notice",
+	EventLeaseLost: "lease lost", EventStoreDown: "store down", EventStoreUp: "store up", EventStoreNotice: "store notice", EventFinding: "finding",
 	EventRetry: "retry", EventDeadLetter: "dead-lettered", EventStale: "stale", EventUnguarded: "handled without a claim",
 	EventUnrecorded: "effect not recorded", EventShadowed: "handled in shadow mode", EventSettleFailed: "settlement failed",
 	EventStuck: "handler does not return", EventDropped: "dropped", EventWaiting: "waiting",
@@ -62,6 +63,7 @@ type Event struct {
 	Wait    time.Duration
 	Err     error
 	Text    string
+	Finding *Finding
 }
 
 // Observer is told of events. Observe is called on the way of the message, from
@@ -93,7 +95,7 @@ func (o logObserver) Observe(e Event) {
 	switch e.Kind {
 	case EventStoreUp, EventRetry, EventStale, EventShadowed:
 		level = slog.LevelInfo
-	case EventRefused, EventLeaseLost, EventStoreDown, EventDeadLetter, EventSettleFailed, EventStuck, EventUnguarded, EventWaiting:
+	case EventRefused, EventLeaseLost, EventStoreDown, EventDeadLetter, EventSettleFailed, EventStuck, EventUnguarded, EventWaiting, EventFinding:
 		level = slog.LevelWarn
 	case EventStoreNotice, EventUnrecorded, EventDropped:
 		level = slog.LevelError

@@ -294,9 +294,12 @@ func TestEventsAndLog(t *testing.T) {
 		if err := g.Verify(t.Context()); err != nil {
 			t.Errorf("Verify: %v", err)
 		}
+		if found, err := g.Preflight(t.Context()); err != nil || len(found) != 1 || found[0].ID != "memory-forgets" {
+			t.Errorf("Preflight: %v, %v", found, err)
+		}
 		mu.Lock()
 		defer mu.Unlock()
-		for _, k := range []idem.EventKind{idem.EventClaimed, idem.EventCommitted, idem.EventDuplicate, idem.EventReleased, idem.EventStoreNotice} {
+		for _, k := range []idem.EventKind{idem.EventClaimed, idem.EventCommitted, idem.EventDuplicate, idem.EventReleased} {
 			e, ok := seen[k]
 			if !ok || e.Group != "billing" {
 				t.Errorf("event %v: %+v", k, e)

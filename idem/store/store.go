@@ -60,11 +60,11 @@ type Store interface {
 	// as its clock did not go backwards.
 	Incarnation(ctx context.Context, prefix, name string) (uint64, error)
 
-	// Verify asks whether the store can be used as it is, for readiness probes.
-	// It changes nothing that a consumer could notice. The error says what to do.
-	// The warnings are full sentences about what weakens the promise: a store
-	// that may forget what it acknowledged.
-	Verify(ctx context.Context, prefix string) (warnings []string, err error)
+	// Verify asks whether the store can be used as it is, for readiness probes and
+	// at the start of consumers. It changes nothing that a consumer could notice.
+	// The error says what to do. The findings are what weakens the promise: a
+	// store that may forget what it acknowledged.
+	Verify(ctx context.Context, prefix string) ([]Finding, error)
 
 	// Capabilities says what this driver cannot do.
 	Capabilities() Capabilities
@@ -78,6 +78,22 @@ type Capabilities struct {
 	NoDoneDetails bool
 	// NoFingerprints: a fingerprint is neither kept nor compared.
 	NoFingerprints bool
+}
+
+// Finding is something about a server, or its settings, that weakens the promise
+// without preventing work.
+type Finding struct {
+	// ID names the kind of finding, and never changes: "redis-eviction". It is what
+	// people give to accept one, and search for.
+	ID string
+	// What was found and where, what can come of it, and what to do about it: a
+	// full sentence each.
+	What, Consequence, Cure string
+}
+
+// String is the whole finding, as logs show it.
+func (f Finding) String() string {
+	return f.What + " " + f.Consequence + " " + f.Cure + " (" + f.ID + ")"
 }
 
 // Batch is a number of operations under common terms, and their replies.

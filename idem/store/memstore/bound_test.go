@@ -231,9 +231,9 @@ func TestApplyRefuses(t *testing.T) {
 }
 
 func TestVerifyWarns(t *testing.T) {
-	warnings, err := memstore.New().Verify(context.Background(), "p")
-	if err != nil || len(warnings) != 1 || !strings.Contains(warnings[0], "process ends") {
-		t.Errorf("%q, %v", warnings, err)
+	findings, err := memstore.New().Verify(context.Background(), "p")
+	if err != nil || len(findings) != 1 || !strings.Contains(findings[0].String(), "process ends") {
+		t.Errorf("%q, %v", findings, err)
 	}
 }
 

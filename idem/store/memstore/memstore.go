@@ -153,10 +153,14 @@ func (s *Store) Incarnation(_ context.Context, _, _ string) (uint64, error) {
 	return s.incarnation, nil
 }
 
-// Verify implements [store.Store]: always usable, always with a warning.
-func (s *Store) Verify(context.Context, string) ([]string, error) {
-	return []string{"The memory store forgets everything when its process ends: " +
-		"messages that were completed before a restart and are redelivered after it are handled again."}, nil
+// Verify implements [store.Store]: always usable, always with one finding.
+func (s *Store) Verify(context.Context, string) ([]store.Finding, error) {
+	return []store.Finding{{
+		ID:          "memory-forgets",
+		What:        "The memory store forgets everything when its process ends, and is seen by no other process.",
+		Consequence: "Messages that were completed before a restart, or elsewhere, and are delivered again are handled again.",
+		Cure:        "Keep the records in Redis, a SQL database or NATS.",
+	}}, nil
 }
 
 // Capabilities implements [store.Store]: nothing is lacking.

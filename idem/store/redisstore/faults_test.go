@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"reflect"
 	"strconv"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -191,9 +192,9 @@ func TestRefusals(t *testing.T) {
 	s := redisstore.New(poor)
 	refused("another's keys", s, "other", "allow the client's user")
 	apply(t, s, batch("mine", op(store.Begin, "t", "a")))
-	warnings, err := s.Verify(ctx, "mine")
-	if err != nil || len(warnings) != 1 || !strings.Contains(warnings[0], "does not allow INFO") {
-		t.Errorf("INFO is forbidden: %q, %v", warnings, err)
+	findings, err := s.Verify(ctx, "mine")
+	if err != nil || len(findings) != 1 || !strings.Contains(findings[0].String(), "does not allow INFO") {
+		t.Errorf("INFO is forbidden: %q, %v", findings, err)
 	}
 
 	full := redisstore.New(admin)
@@ -306,13 +307,13 @@ func TestVerify(t *testing.T) {
 		c := redistest.Start(t, tt.args...).Client(t)
 		s := redisstore.New(c)
 		for range 2 { // before and after first use
-			warnings, err := s.Verify(ctx, "p")
-			if err != nil || len(warnings) != len(tt.words) {
-				t.Fatalf("%v: %q, %v", tt.args, warnings, err)
+			findings, err := s.Verify(ctx, "p")
+			if err != nil || len(findings) != len(tt.words) {
+				t.Fatalf("%v: %q, %v", tt.args, findings, err)
 			}
 			for i, w := range tt.words {
-				if !strings.Contains(warnings[i], w) {
-					t.Errorf("%v: no %q in %q", tt.args, w, warnings[i])
+				if !strings.Contains(findings[i].String(), w) {
+					t.Errorf("%v: no %q in %q", tt.args, w, findings[i])
 				}
 			}
 			if n := c.DBSize(ctx).Val(); n == 0 {
@@ -320,9 +321,9 @@ func TestVerify(t *testing.T) {
 			}
 		}
 	}
-	warnings, err := redisstore.New(redistest.StartCluster(t).Client(t)).Verify(ctx, "p")
-	if err != nil || len(warnings) != 3 {
-		t.Errorf("a cluster of three nodes that save nothing: %q, %v", warnings, err)
+	findings, err := redisstore.New(redistest.StartCluster(t).Client(t)).Verify(ctx, "p")
+	if err != nil || len(findings) != 3 {
+		t.Errorf("a cluster of three nodes that save nothing: %q, %v", findings, err)
 	}
 }
 
@@ -379,9 +380,9 @@ func TestReplicas(t *testing.T) {
 	if n := replica.Client(t).DBSize(ctx).Val(); n < 5 {
 		t.Errorf("%d keys on the replica", n)
 	}
-	warnings, err := s.Verify(ctx, "p")
-	if err != nil || !strings.Contains(strings.Join(warnings, "\n"), "min-replicas-to-write 0") {
-		t.Errorf("%q, %v", warnings, err)
+	findings, err := s.Verify(ctx, "p")
+	if err != nil || !slices.ContainsFunc(findings, func(f store.Finding) bool { return f.ID == "redis-min-replicas" }) {
+		t.Errorf("%q, %v", findings, err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package redisstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,8 +18,8 @@ import (
 
 // Verify implements store.Store. It asks each primary for its version and settings,
 // compares the descriptor, if there is one, and runs the script on nothing. What a
-// server does not allow to be asked is a warning.
-func (s *Store) Verify(ctx context.Context, prefix string) (warnings []string, err error) {
+// server does not allow to be asked is a finding.
+func (s *Store) Verify(ctx context.Context, prefix string) (findings []store.Finding, err error) {
 	if s.err != nil {
 		return nil, s.err
 	}
@@ -27,7 +28,7 @@ func (s *Store) Verify(ctx context.Context, prefix string) (warnings []string, e
 		w, err := examine(ctx, c)
 		mu.Lock()
 		defer mu.Unlock()
-		warnings = append(warnings, w...)
+		findings = append(findings, w...)
 		return err
 	})
 	if err != nil {
@@ -46,8 +47,8 @@ func (s *Store) Verify(ctx context.Context, prefix string) (warnings []string, e
 	if err := s.tryScript(ctx, p); err != nil {
 		return nil, err
 	}
-	slices.Sort(warnings)
-	return slices.Compact(warnings), nil
+	slices.SortFunc(findings, func(a, b store.Finding) int { return cmp.Compare(a.String(), b.String()) })
+	return slices.Compact(findings), nil
 }
 
 // tryScript executes no operations, and sets no epoch.
@@ -93,7 +94,7 @@ func wrapped(doing string, err error) error {
 }
 
 // examine looks at one server.
-func examine(ctx context.Context, c *redis.Client) (warnings []string, err error) {
+func examine(ctx context.Context, c *redis.Client) ([]store.Finding, error) {
 	addr := c.Options().Addr
 	if err := c.Ping(ctx).Err(); err != nil {
 		return nil, failure("reaching "+addr, err)
@@ -103,15 +104,19 @@ func examine(ctx context.Context, c *redis.Client) (warnings []string, err error
 		if !redis.IsPermissionError(err) && !redis.HasErrorPrefix(err, "unknown command") {
 			return nil, failure("asking "+addr+" for INFO", err)
 		}
-		return []string{fmt.Sprintf("Redis at %s does not allow INFO to be asked: its version, eviction policy, persistence and "+
-			"replication are not known.", addr)}, nil
+		return []store.Finding{{
+			ID:          "redis-info-denied",
+			What:        fmt.Sprintf("Redis at %s does not allow INFO to be asked.", addr),
+			Consequence: "Its version, eviction policy, persistence and replication are not known: it may forget tokens.",
+			Cure:        "Give the user the right to INFO (ACL +info).",
+		}}, nil
 	}
 	sv := server{addr: addr, info: parseInfo(text)}
 	if err := sv.usable(); err != nil {
 		return nil, err
 	}
 	sv.config, sv.mute = askConfig(ctx, c)
-	return sv.warnings(), nil
+	return sv.findings(), nil
 }
 
 // server is what one server says of itself.
@@ -166,10 +171,15 @@ func major(version string) int {
 	return n
 }
 
-func (sv *server) warnings() []string {
-	var w []string
-	add := func(format string, args ...any) {
-		w = append(w, fmt.Sprintf("Redis at %s ", sv.addr)+fmt.Sprintf(format, args...))
+// What Redis forgets.
+const forgets = "The tokens it forgets can then be handled again."
+
+func (sv *server) findings() []store.Finding {
+	var found []store.Finding
+	add := func(id, cure, format string, args ...any) {
+		found = append(found, store.Finding{
+			ID: id, What: fmt.Sprintf("Redis at %s ", sv.addr) + fmt.Sprintf(format, args...), Consequence: forgets, Cure: cure,
+		})
 	}
 
 	policy := sv.info["maxmemory_policy"]
@@ -181,52 +191,52 @@ func (sv *server) warnings() []string {
 		limit = "at its maxmemory of " + n + " bytes"
 	}
 	if policy != "" && policy != "noeviction" {
-		add("has the eviction policy %s: %s it forgets tokens, which can then be handled again. Set maxmemory-policy to noeviction.", policy, limit)
+		add("redis-eviction", "Set maxmemory-policy to noeviction.", "has the eviction policy %s: %s it forgets tokens.", policy, limit)
 	}
 
 	aof := sv.info["aof_enabled"] == "1"
 	switch {
 	case sv.mute:
-		add("does not allow CONFIG GET: whether it saves its data, and how often, is not known in full.")
+		add("redis-config-denied", "Give the user the right to CONFIG GET (ACL +config|get).",
+			"does not allow CONFIG GET: whether it saves its data, and how often, is not known in full.")
 	case !aof && sv.config["save"] == "":
-		add("saves nothing: a restart forgets all tokens, which can then be handled again. Set appendonly to yes.")
+		add("redis-no-persistence", "Set appendonly to yes.", "saves nothing: a restart forgets all tokens.")
 	case !aof:
-		add("saves snapshots only (save %q): a crash forgets the tokens since the last, which can then be handled again. "+
-			"Set appendonly to yes.", sv.config["save"])
+		add("redis-snapshots-only", "Set appendonly to yes.",
+			"saves snapshots only (save %q): a crash forgets the tokens since the last.", sv.config["save"])
 	case sv.config["appendfsync"] == "no":
-		add("has appendfsync no: a crash of its machine forgets the tokens of up to half a minute. Set it to everysec or always.")
+		add("redis-appendfsync", "Set appendfsync to everysec or always.",
+			"has appendfsync no: a crash of its machine forgets the tokens of up to half a minute.")
 	}
-	return append(w, sv.replicaWarnings()...)
+
+	n, _ := strconv.Atoi(sv.info["connected_slaves"])
+	for i := range n {
+		if at, state, lag := sv.replica(i); state != "online" || lag >= lagging {
+			add("redis-replica-lag", "See to the replica.",
+				"has a replica, %s, that lags (%s, last heard of %d s ago): a failover to it forgets tokens.", at, state, lag)
+		}
+	}
+	if n > 0 && !sv.mute && sv.config["min-replicas-to-write"] == "0" {
+		add("redis-min-replicas", "Set min-replicas-to-write, or use WithReplicas.",
+			"has replicas and takes writes without them (min-replicas-to-write 0): a failover can forget what was acknowledged.")
+	}
+	return found
 }
 
 // lagging is from how many seconds without a word a replica is called late; a
 // replica reports each second.
 const lagging = 10
 
-func (sv *server) replicaWarnings() []string {
-	var w []string
-	n, _ := strconv.Atoi(sv.info["connected_slaves"])
-	for i := range n {
-		var state, lag, at string
-		for part := range strings.SplitSeq(sv.info["slave"+strconv.Itoa(i)], ",") {
-			switch k, v, _ := strings.Cut(part, "="); k {
-			case "state":
-				state = v
-			case "lag":
-				lag = v
-			case "ip", "port":
-				at += ":" + v
-			}
-		}
-		at = strings.TrimPrefix(at, ":")
-		if seconds, _ := strconv.Atoi(lag); state != "online" || seconds >= lagging {
-			w = append(w, fmt.Sprintf("Redis at %s has a replica, %s, that lags (%s, last heard of %s s ago): a failover to it forgets tokens, "+
-				"which can then be handled again.", sv.addr, at, state, lag))
+func (sv *server) replica(i int) (at, state string, lag int) {
+	for part := range strings.SplitSeq(sv.info["slave"+strconv.Itoa(i)], ",") {
+		switch k, v, _ := strings.Cut(part, "="); k {
+		case "state":
+			state = v
+		case "lag":
+			lag, _ = strconv.Atoi(v)
+		case "ip", "port":
+			at += ":" + v
 		}
 	}
-	if n > 0 && !sv.mute && sv.config["min-replicas-to-write"] == "0" {
-		w = append(w, fmt.Sprintf("Redis at %s has replicas and takes writes without them (min-replicas-to-write 0): a failover can forget "+
-			"what was acknowledged. Set it, or use WithReplicas.", sv.addr))
-	}
-	return w
+	return strings.TrimPrefix(at, ":"), state, lag
 }

@@ -64,17 +64,19 @@ var storeCases = []testCase{
 	},
 	{
 		"Verify",
-		"Verify says that the store can be used, changes nothing, and warns in full sentences: they are shown to operators.",
+		"Verify says that the store can be used, changes nothing, and what it finds is said in full sentences: they are shown to operators.",
 		func(e *env) {
 			e.claims(1, 0, 0, 0, begin("t", "c1"))
 			e.unchanged("t", func() {
-				warnings, err := e.s.Verify(context.Background(), e.prefix)
+				findings, err := e.s.Verify(context.Background(), e.prefix)
 				if err != nil {
 					e.failf("Verify: %v", err)
 				}
-				for _, w := range warnings {
-					if !strings.HasSuffix(w, ".") || !strings.Contains(w, " ") {
-						e.failf("the warning %q is no sentence", w)
+				for _, f := range findings {
+					for _, s := range []string{f.What, f.Consequence, f.Cure} {
+						if f.ID == "" || !strings.HasSuffix(s, ".") || !strings.Contains(s, " ") {
+							e.failf("the finding %q says %q, which is no sentence", f.ID, s)
+						}
 					}
 				}
 			})
