@@ -9,11 +9,11 @@ package memstore
 import (
 	"context"
 	"fmt"
-	"math"
 	"sync"
 	"time"
 
 	"github.com/idemq/idemq/idem/store"
+	"github.com/idemq/idemq/idem/store/rules"
 )
 
 // DefaultMaxRecords is how many records a Store holds without [WithMaxRecords].
@@ -25,7 +25,7 @@ const DefaultMaxRecords = 1_000_000
 type Store struct {
 	clock    func() time.Time
 	onForget func(Forgotten)
-	start    time.Time // what an instant counts from
+	start    time.Time // what a rules.Instant counts from
 
 	mu          sync.Mutex
 	table       table
@@ -123,8 +123,11 @@ func (s *Store) execute(b *store.Batch) (lost []Forgotten) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b.Now = s.clock()
-	x := &execution{s: s, b: b, now: instant(b.Now.Sub(s.start))}
-	s.table.expire(x.now, 64+2*len(b.Ops))
+	// time.Now's monotonic reading is used where there is one, so that a change of the
+	// wall clock moves no lease.
+	now := rules.Instant(b.Now.Sub(s.start))
+	x := &execution{s: s, b: b, Execution: rules.Execution{Batch: b, Now: now, Time: s.time}}
+	s.table.expire(now, 64+2*len(b.Ops))
 	for i := range b.Ops {
 		b.Replies[i] = x.do(&b.Ops[i])
 	}
@@ -165,17 +168,3 @@ func (s *Store) Verify(context.Context, string) ([]store.Finding, error) {
 
 // Capabilities implements [store.Store]: nothing is lacking.
 func (s *Store) Capabilities() store.Capabilities { return store.Capabilities{} }
-
-// instant is a point on the store's clock, counted from its start. time.Now's
-// monotonic reading is used where there is one, so that a change of the wall
-// clock moves no lease.
-type instant time.Duration
-
-func (t instant) plus(d time.Duration) instant {
-	if d > 0 && t > math.MaxInt64-instant(d) {
-		return math.MaxInt64
-	}
-	return t + instant(d)
-}
-
-func (t instant) until(u instant) time.Duration { return time.Duration(u - t) }

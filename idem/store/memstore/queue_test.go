@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"github.com/idemq/idemq/idem/store/rules"
 )
 
 // Whatever is pushed, moved and removed, the first is the next to expire, and
@@ -21,13 +23,13 @@ func TestQueue(t *testing.T) {
 		}
 		t.Repeat(map[string]func(*rapid.T){
 			"push": func(t *rapid.T) {
-				e := &entry{expires: instant(time.Draw(t, "expires"))}
+				e := &entry{expires: rules.Instant(time.Draw(t, "expires"))}
 				q.push(e)
 				held = append(held, e)
 			},
 			"move": func(t *rapid.T) {
 				e := held[pick(t)]
-				e.expires = instant(time.Draw(t, "expires"))
+				e.expires = rules.Instant(time.Draw(t, "expires"))
 				q.fix(e)
 			},
 			"remove": func(t *rapid.T) {

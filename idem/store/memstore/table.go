@@ -2,9 +2,9 @@ package memstore
 
 import (
 	"strings"
-	"time"
 
 	"github.com/idemq/idemq/idem/store"
+	"github.com/idemq/idemq/idem/store/rules"
 )
 
 // key is the identity of a record: a token in a group, or an issued token,
@@ -17,41 +17,11 @@ type key struct {
 // entry is what the table holds under a key.
 type entry struct {
 	key     key
-	expires instant
+	expires rules.Instant
 	queue   *queue // the one it stands in
 	pos     int    // where
-	record
-	registration
-}
-
-// record is what is known of a token in a group. The zero value is an absent one.
-type record struct {
-	state    store.State
-	claim    string // of the last claim
-	attempt  int
-	spent    int // kept on done by Spend, for repeated answers
-	expiries int // the same
-	redrive  int
-
-	fence    int    // claims of attempts up to this one were made before a Forget
-	forgotBy string // the claim id of the last Forget
-	bySpend  bool   // done, by Spend
-
-	at          instant       // done, dead: since when
-	leaseEnd    instant       // in progress, as the next four
-	renewed     instant       // when the lease started last
-	lease       time.Duration // how long it was then
-	owner       string
-	incarnation uint64
-
-	fingerprint string
-	result      []byte
-}
-
-// registration is an issued token's.
-type registration struct {
-	checkBy   instant // how long it may wait for its Check
-	checkedBy string  // the claim id of the Check that spent it
+	record  rules.Record
+	issued  rules.Issued // of an issued key, which has no record
 }
 
 // table holds entries up to a maximum, in order of expiry: those that may be
@@ -68,7 +38,7 @@ func newTable(limit int) table {
 }
 
 // get returns the entry of k, or nil if there is none or it has expired.
-func (t *table) get(k key, now instant) *entry {
+func (t *table) get(k key, now rules.Instant) *entry {
 	e := t.entries[k]
 	if e != nil && e.expires <= now {
 		t.remove(e)
@@ -94,9 +64,9 @@ func (t *table) add(k key) (e, forgotten *entry) {
 }
 
 // schedule puts e where its state and its expiry belong.
-func (t *table) schedule(e *entry, expires instant) {
+func (t *table) schedule(e *entry, expires rules.Instant) {
 	q := &t.idle
-	if e.state == store.Running || e.state == store.Released {
+	if e.record.State == store.Running || e.record.State == store.Released {
 		q = &t.held
 	}
 	e.expires = expires
@@ -116,7 +86,7 @@ func (t *table) remove(e *entry) {
 }
 
 // expire drops entries that have expired, at most so many of each queue.
-func (t *table) expire(now instant, limit int) {
+func (t *table) expire(now rules.Instant, limit int) {
 	for _, q := range [...]*queue{&t.idle, &t.held} {
 		for range limit {
 			e := q.first()
