@@ -4,6 +4,8 @@ package testenv
 import (
 	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -21,4 +23,24 @@ func Missing(tb testing.TB, what, cure string) {
 		tb.Fatal(line)
 	}
 	tb.Skip(line)
+}
+
+// Root is the folder of the root module, also for the tests of the other modules.
+func Root(tb testing.TB) string {
+	tb.Helper()
+	dir, err := os.Getwd()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for {
+		text, err := os.ReadFile(filepath.Join(dir, "go.mod"))
+		if err == nil && strings.HasPrefix(string(text), "module github.com/idemq/idemq\n") {
+			return dir
+		}
+		up := filepath.Dir(dir)
+		if up == dir {
+			tb.Fatal("no go.mod of github.com/idemq/idemq above the test's folder")
+		}
+		dir = up
+	}
 }
