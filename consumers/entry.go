@@ -44,7 +44,8 @@ type entry struct {
 	solo   bool // and has it for itself
 	stale  bool // it was found to be older than the retention
 
-	failures int // without a claim to count them: shadow mode, FailOpen
+	failures  int // without a claim to count them: shadow mode, FailOpen
+	rollbacks int // of the handler's transaction, by the database
 
 	holdUntil time.Time       // zero: as long as it takes
 	ask       context.Context // ends when no claim is asked for any more

@@ -191,10 +191,12 @@ func (en *entry) attempt() (again bool) {
 		return true
 	}
 	err = en.run(ctx)
+	if err == nil || en.handledInside(err) {
+		return en.complete()
+	}
+	c.Rollback()
 	delay, later := idem.RetryDelay(err)
 	switch {
-	case err == nil:
-		return en.complete()
 	case e.policy.atMostOnce:
 		return en.failedOnce(err)
 	case errors.Is(context.Cause(ctx), idem.ErrLeaseLost):
@@ -205,12 +207,33 @@ func (en *entry) attempt() (again bool) {
 		return true
 	case later:
 		return en.tryLater(err, max(delay, e.policy.firstBackoff), false)
+	case c.RolledBack(err):
+		return en.rolledBack(err)
+	}
+	return en.failed(err)
+}
+
+// failed acts on an attempt that failed, and spends budget.
+func (en *entry) failed(err error) (again bool) {
+	e, c := en.l.e, en.claim
+	switch {
 	case idem.IsPermanent(err):
 		return en.deadLetter(ReasonPermanent, err)
 	case c.Spent()+1 >= e.policy.budget:
 		return en.deadLetter(ReasonBudget, err)
 	}
 	return en.tryLater(err, e.policy.backoff(c.Spent()+1), true)
+}
+
+// handledInside reports whether the handler committed the completion itself
+// (Claim.CommitWith) before it returned err: the message is done all the same.
+func (en *entry) handledInside(err error) bool {
+	c := en.claim
+	if !c.Committed() {
+		return false
+	}
+	en.l.e.emit(en, idem.Event{Kind: idem.EventLateError, Attempt: c.Attempt(), Err: err})
+	return true
 }
 
 // run calls the handler. A panic or runtime.Goexit of the handler releases the claim
@@ -250,8 +273,15 @@ func (en *entry) unguarded() (again bool) {
 	l, e := en.l, en.l.e
 	ctx, stop := l.handlerCtx()
 	defer stop()
-	ctx = l.guard.Detached(ctx, en.token)
-	err := en.run(ctx)
+	c := l.guard.Detached(ctx, en.token)
+	ctx, err := c.Start(ctx)
+	if err == nil {
+		err = en.run(ctx)
+	}
+	if err == nil {
+		err = c.Commit(l.ph.final) // of a transaction that the handler opened
+	}
+	c.Abandon()
 	delay, later := idem.RetryDelay(err)
 	switch {
 	case err == nil:

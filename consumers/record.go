@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/idemq/idemq/idem"
+	"github.com/idemq/idemq/idem/store"
 )
 
 // maxRecord bounds how many completions are recorded in one call.
@@ -61,13 +62,34 @@ func (l *Lane) complete(en *entry) {
 }
 
 // complete records that the message was handled, and acks it then. In a lane of Run
-// the worker goes on meanwhile.
+// the worker goes on meanwhile, unless the completion belongs to the handler's own
+// transaction: the next handler is to see what that wrote.
 func (en *entry) complete() (again bool) {
-	if en.l.cond != nil {
-		en.l.complete(en)
-		return false
+	c := en.claim
+	if !c.Joined() {
+		if en.l.cond != nil {
+			en.l.complete(en)
+			return false
+		}
+		return len(en.l.e.commit([]*entry{en})) > 0
 	}
-	return len(en.l.e.commit([]*entry{en})) > 0
+	err := c.Commit(en.l.ph.final)
+	switch {
+	case err != nil && en.l.e.policy.atMostOnce:
+		return en.failedOnce(err)
+	case err == nil, errors.Is(err, idem.ErrLeaseLost), errors.Is(err, store.ErrUnavailable):
+		return en.recorded(err)
+	case c.RolledBack(err):
+		return en.rolledBack(err)
+	}
+	return en.failed(err) // the database refused to commit it: a deferred constraint, say
+}
+
+// rolledBack tries a message again whose transaction the database gave up: this spends
+// no budget.
+func (en *entry) rolledBack(err error) (again bool) {
+	en.rollbacks++
+	return en.tryLater(err, en.l.e.policy.backoff(en.rollbacks), false)
 }
 
 // commit records completions in one trip and settles what was recorded. It returns
@@ -80,25 +102,34 @@ func (e *Engine) commit(batch []*entry) (again []*entry) {
 	}
 	errs := e.guard.CommitAll(batch[0].l.ph.final, claims)
 	for i, en := range batch {
-		c := en.claim
-		en.setClaim(nil)
-		en.leaveGate()
-		switch {
-		case errs[i] == nil && e.broker.ConfirmsAcks && en.l.cond != nil:
-			en.l.wg.Go(func() { en.settle(en.d.Ack, completed) })
-		case errs[i] == nil:
-			en.settle(en.d.Ack, completed)
-		case errors.Is(errs[i], idem.ErrLeaseLost):
+		if en.recorded(errs[i]) {
 			again = append(again, en)
-		default:
-			c.Abandon() // its lease runs out
-			e.emit(en, idem.Event{Kind: idem.EventUnrecorded, Attempt: c.Attempt(), Err: errs[i]})
-			if en.l.ph.final.Err() != nil {
-				en.leave()
-				continue
-			}
-			en.halt(fmt.Errorf("consumer: %s: its handler returned nil, and that could not be recorded; a redelivery runs it again: %w", en.d, errs[i]))
 		}
 	}
 	return again
+}
+
+// recorded acts on the answer to a commit. It reports whether the token is to be asked
+// for again, because somebody took over.
+func (en *entry) recorded(err error) (again bool) {
+	e, c := en.l.e, en.claim
+	en.setClaim(nil)
+	en.leaveGate()
+	switch {
+	case err == nil && e.broker.ConfirmsAcks && en.l.cond != nil:
+		en.l.wg.Go(func() { en.settle(en.d.Ack, completed) })
+	case err == nil:
+		en.settle(en.d.Ack, completed)
+	case errors.Is(err, idem.ErrLeaseLost):
+		return true
+	default:
+		c.Abandon() // its lease runs out
+		e.emit(en, idem.Event{Kind: idem.EventUnrecorded, Attempt: c.Attempt(), Err: err})
+		if en.l.ph.final.Err() != nil {
+			en.leave()
+			return false
+		}
+		en.halt(fmt.Errorf("consumer: %s: its handler returned nil, and that could not be recorded; a redelivery runs it again: %w", en.d, err))
+	}
+	return false
 }

@@ -40,6 +40,8 @@ type claim struct {
 	cancel    context.CancelCauseFunc
 	stopAfter func() bool
 	derived   map[string]any
+	tx        store.Tx // the handler's transaction, where the store has any
+	committed bool     // by CommitWith, in the handler
 }
 
 func (g *Guard) newClaim(ctx context.Context, answered *call) *Claim {
@@ -98,6 +100,7 @@ func (c *Claim) Context() context.Context {
 func (c *claim) context(found *Claim) context.Context {
 	if c.ctx == nil {
 		c.ctx, c.cancel = context.WithCancelCause(context.WithValue(c.parent, claimKey{}, found))
+		c.enlist()
 		switch {
 		case c.lost:
 			c.cancel(ErrLeaseLost)
@@ -134,6 +137,10 @@ func (c *Claim) Start(ctx context.Context) (context.Context, error) {
 // has the message; after another error it is not known whether the completion was
 // recorded, and Commit may be called again.
 //
+// Where the handler wrote in the store's own transaction (sqlstore.Tx), the completion
+// commits with it, or neither does. ErrRolledBack says that neither did, and the claim is
+// still held: give it back, and the message can be handled again.
+//
 // A claim whose lease ran out may still be committed, unless somebody holds it now
 // or has completed it. So that shutdown strands no finished work, an end of ctx does
 // not prevent the attempt: it takes one lease at most (a Patient claim's, as long as
@@ -168,6 +175,7 @@ func (c *Claim) Abandon() {
 	if c.lock() != nil {
 		return // it has ended, or is being ended, which goes on
 	}
+	c.Rollback()
 	c.finish(true, true)
 }
 
@@ -186,6 +194,7 @@ func (c *Claim) Retry(ctx context.Context, counted bool, req Request) (*Claim, e
 		return nil, err
 	}
 	g := c.guard
+	c.Rollback()
 	c.mu.Lock()
 	entered := c.entered
 	c.entered = false // the next claim's, whatever lapse does meanwhile
@@ -229,7 +238,12 @@ func (g *Guard) endAll(ctx context.Context, claims []*Claim, kind store.Kind, co
 		if errs[i] = c.lock(); errs[i] != nil {
 			continue
 		}
-		if c.oneTrip && kind != store.Bury {
+		if kind == store.Commit && c.usesTx() {
+			errs[i] = c.commitTx(ctx)
+			continue
+		}
+		c.Rollback()
+		if c.oneTrip && kind != store.Bury || c.isCommitted() {
 			c.finish(true, true)
 			continue
 		}
@@ -257,6 +271,10 @@ func (c *Claim) lock() error {
 	if c.borrowed {
 		return fmt.Errorf("idem: token %q: %w", c.token, ErrClaimBorrowed)
 	}
+	return c.claim.lock()
+}
+
+func (c *claim) lock() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ended || c.ending {
@@ -360,7 +378,7 @@ func (c *claim) leaseEnd() time.Time {
 // is ended: its handler may still run.
 func (c *claim) lose() {
 	c.mu.Lock()
-	first := !c.lost && !c.ended
+	first := !c.lost && !c.ended && !c.committed
 	if first {
 		c.lost = true
 		if c.cancel != nil {
@@ -374,12 +392,11 @@ func (c *claim) lose() {
 	}
 }
 
-// Detached returns a context for a handler that runs without a claim, where the store
-// is away or duplicates are handled on purpose: FromContext finds a claim that names the
-// token and derives tokens as ever, on attempt zero, and holds nothing in the store.
-func (g *Guard) Detached(ctx context.Context, token string) context.Context {
-	c := &Claim{claim: &claim{guard: g, token: token, oneTrip: true, parent: ctx}, borrowed: true}
-	return context.WithValue(ctx, claimKey{}, c)
+// Detached returns a claim for a handler that runs without one, where the store is away
+// or duplicates are handled on purpose: it names the token and derives tokens as ever, on
+// attempt zero, and holds nothing in the store.
+func (g *Guard) Detached(ctx context.Context, token string) *Claim {
+	return &Claim{claim: &claim{guard: g, token: token, oneTrip: true, parent: ctx}}
 }
 
 type claimKey struct{}

@@ -20,6 +20,10 @@ import (
 // If fn returned nil and the completion cannot be recorded within one more lease,
 // the error says so: the effect happened, and a redelivery runs fn again. With
 // ErrLeaseLost, another process has the message, and the effect may happen twice.
+//
+// Where fn wrote in the store's own transaction (sqlstore.Tx), effect and completion are
+// committed together: whatever the error, neither happened, unless it says that this is
+// not known. ErrRolledBack (a deadlock, say) spends no budget: try again.
 func (g *Guard) Do(ctx context.Context, token string, fn func(context.Context) error, opts ...ClaimOption) error {
 	c, err := g.ask(ctx, store.Begin, newRequest(token, opts))
 	if err != nil {
@@ -39,21 +43,50 @@ func (g *Guard) Do(ctx context.Context, token string, fn func(context.Context) e
 	}()
 	err = fn(run)
 	returned = true
+	if c.isCommitted() { // by CommitWith
+		_ = c.Commit(ctx)
+		return ofHandler(err)
+	}
+	if err == nil {
+		return c.complete(ctx)
+	}
+	c.Rollback()
 	switch {
-	case err == nil:
-		if err := c.endWithin(ctx, c.Commit); err != nil {
-			return fmt.Errorf("idem: the handler returned nil, and its completion is not recorded; a redelivery runs it again: %w", err)
-		}
-		return nil
 	case errors.Is(context.Cause(run), ErrLeaseLost):
 		_ = c.giveBackWithin(ctx)
 		return fmt.Errorf("%w (%w)", ofHandler(err), ErrLeaseLost)
+	case c.RolledBack(err):
+		_ = c.giveBackWithin(ctx)
+		return fmt.Errorf("%w (%w)", ofHandler(err), ErrRolledBack)
 	case ctx.Err() != nil, isRetryAfter(err):
 		_ = c.giveBackWithin(ctx)
 	default:
 		_ = c.endWithin(ctx, c.Release)
 	}
 	return ofHandler(err)
+}
+
+// complete commits after fn returned nil.
+func (c *Claim) complete(ctx context.Context) error {
+	within, cancel := c.oneLease(ctx)
+	defer cancel()
+	joined := c.Joined()
+	err := c.Commit(within)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, ErrRolledBack):
+		_ = c.giveBackWithin(ctx)
+		return fmt.Errorf("idem: the handler returned nil, and its transaction was rolled back: %w", err)
+	case joined && !errors.Is(err, store.ErrUnavailable) && !errors.Is(err, ErrLeaseLost):
+		_ = c.endWithin(ctx, c.Release) // refused: a deferred constraint, say
+		return fmt.Errorf("idem: the handler returned nil, and its transaction could not be committed: %w", err)
+	case joined:
+		c.Abandon()
+		return fmt.Errorf("idem: the handler returned nil: %w", err)
+	}
+	c.Abandon()
+	return fmt.Errorf("idem: the handler returned nil, and its completion is not recorded; a redelivery runs it again: %w", err)
 }
 
 func isRetryAfter(err error) bool {
@@ -63,10 +96,15 @@ func isRetryAfter(err error) bool {
 
 func (c *Claim) giveBackWithin(ctx context.Context) error { return c.endWithin(ctx, c.GiveBack) }
 
-// endWithin tries to end the claim for one lease, whatever becomes of ctx. Where
-// that fails the claim is not renewed any more.
+// oneLease is how long the end of a claim is tried, whatever becomes of ctx.
+func (c *Claim) oneLease(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), c.guard.core.opts.lease)
+}
+
+// endWithin tries to end the claim for one lease. Where that fails the claim is not
+// renewed any more.
 func (c *Claim) endWithin(ctx context.Context, end func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.guard.core.opts.lease)
+	ctx, cancel := c.oneLease(ctx)
 	defer cancel()
 	err := end(ctx)
 	if err != nil {

@@ -172,8 +172,7 @@ func (c *core) apply(b *store.Batch) error {
 	o := c.opts
 	ctx, cancel := context.WithTimeout(context.Background(), c.tripTimeout())
 	defer cancel()
-	b.Prefix, b.Lease, b.Retention = o.prefix, o.lease, o.retention
-	b.CheckWithin, b.IssuedOnly = o.checkWithin(), o.issuedOnly
+	c.terms(b)
 	if o.instance != "" {
 		n, err := c.draw(ctx)
 		if err != nil {
@@ -188,6 +187,13 @@ func (c *core) apply(b *store.Batch) error {
 		return fmt.Errorf("the driver %T gave %d replies to %d operations", o.store, len(b.Replies), len(b.Ops))
 	}
 	return nil
+}
+
+// terms fills in what all batches have in common.
+func (c *core) terms(b *store.Batch) {
+	o := c.opts
+	b.Prefix, b.Lease, b.Retention = o.prefix, o.lease, o.retention
+	b.CheckWithin, b.IssuedOnly = o.checkWithin(), o.issuedOnly
 }
 
 // draw returns this guard's incarnation, drawn from the store once.

@@ -33,7 +33,8 @@ const (
 	EventSettleFailed                      // consumers: the broker did not take an ack; it will deliver again: Err
 	EventStuck                             // consumers: a handler did not return in time: Attempt, Wait
 	EventDropped                           // consumers: at-most-once, a failed message was acked for want of a dead-letter destination: Err
-	EventWaiting                           // consumers: something holds the consumer up: Err, Wait
+	EventWaiting                           // something holds the consumer up: Err, Wait
+	EventLateError                         // consumers: a handler returned an error after its completion was committed: Attempt, Err
 )
 
 var eventNames = [...]string{
@@ -42,7 +43,7 @@ var eventNames = [...]string{
 	EventLeaseLost: "lease lost", EventStoreDown: "store down", EventStoreUp: "store up", EventStoreNotice: "store notice", EventFinding: "finding",
 	EventRetry: "retry", EventDeadLetter: "dead-lettered", EventStale: "stale", EventUnguarded: "handled without a claim",
 	EventUnrecorded: "effect not recorded", EventShadowed: "handled in shadow mode", EventSettleFailed: "settlement failed",
-	EventStuck: "handler does not return", EventDropped: "dropped", EventWaiting: "waiting",
+	EventStuck: "handler does not return", EventDropped: "dropped", EventWaiting: "waiting", EventLateError: "error after completion",
 }
 
 // String returns the kind in words.
@@ -95,7 +96,7 @@ func (o logObserver) Observe(e Event) {
 	switch e.Kind {
 	case EventStoreUp, EventRetry, EventStale, EventShadowed:
 		level = slog.LevelInfo
-	case EventRefused, EventLeaseLost, EventStoreDown, EventDeadLetter, EventSettleFailed, EventStuck, EventUnguarded, EventWaiting, EventFinding:
+	case EventRefused, EventLeaseLost, EventStoreDown, EventDeadLetter, EventSettleFailed, EventStuck, EventUnguarded, EventWaiting, EventFinding, EventLateError:
 		level = slog.LevelWarn
 	case EventStoreNotice, EventUnrecorded, EventDropped:
 		level = slog.LevelError

@@ -27,7 +27,7 @@ type Transactor interface {
 // Tx is the transaction of one run of a handler. Its methods are called one at a
 // time, after the handler has returned.
 type Tx interface {
-	// Used reports whether the handler opened the transaction.
+	// Used reports whether the handler opened the transaction, also after its end.
 	Used() bool
 
 	// Commit executes b, the terms and the one operation of Enlist, in the
@@ -37,10 +37,11 @@ type Tx interface {
 	// An error that wraps ErrRolledBack says for certain that nothing was committed:
 	// the handler has to run again. After any other error it is not known whether it
 	// was: Commit is called again, and then only asks, under the claim id; it waits
-	// for a commit that is still under way on the server.
+	// for a commit that is still under way on the server. After Rollback the answer is
+	// ErrRolledBack.
 	Commit(ctx context.Context, b *Batch) error
 
-	// Rollback ends the transaction, if it is open.
+	// Rollback ends the transaction, if it is open; it is not opened any more.
 	Rollback()
 
 	// RolledBack reports whether a handler's error means that the database gave the

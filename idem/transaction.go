@@ -1,0 +1,184 @@
+package idem
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/idemq/idemq/idem/store"
+)
+
+// ErrRolledBack: the database rolled the handler's transaction back, for a reason that
+// is not the message's: a deadlock, a serialization failure, a lost connection. Neither
+// the effect nor the completion happened; the handler has to run again.
+var ErrRolledBack = store.ErrRolledBack
+
+// enlist is called with mu held, when the claim's context is made.
+func (c *claim) enlist() {
+	t, ok := c.guard.core.opts.store.(store.Transactor)
+	if !ok {
+		return
+	}
+	var b store.Batch
+	c.guard.core.terms(&b)
+	if !c.oneTrip {
+		b.Ops = []store.Op{c.commitOp()}
+	}
+	c.ctx, c.tx = t.Enlist(c.ctx, &b, c.hold)
+}
+
+// commitOp is called with mu held.
+func (c *claim) commitOp() store.Op {
+	return store.Op{
+		Kind: store.Commit, Group: c.guard.group, Token: c.token, Claim: c.id, Attempt: c.attempt, Result: c.result,
+	}
+}
+
+// hold is called where the transaction keeps everybody else from the claim.
+func (c *claim) hold() { c.guard.core.leases.remove(c) }
+
+func (c *claim) transaction() store.Tx {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.tx
+}
+
+func (c *claim) usesTx() bool {
+	tx := c.transaction()
+	return tx != nil && tx.Used() && !c.isCommitted()
+}
+
+// Committed reports whether the handler has committed the claim itself, by CommitWith.
+func (c *Claim) Committed() bool { return c.isCommitted() }
+
+func (c *claim) isCommitted() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.committed
+}
+
+// Joined reports whether the claim's completion belongs to a transaction that its
+// handler opened, so that Commit commits it, or has been committed with one already
+// (CommitWith). Such a claim is to be committed before the next handler starts.
+func (c *Claim) Joined() bool { return c.usesTx() || c.isCommitted() }
+
+// Rollback undoes what the handler wrote in the store's own transaction, where it did.
+// The claim is still held. Release, GiveBack, Bury and Abandon do this as well.
+func (c *Claim) Rollback() {
+	if tx := c.transaction(); tx != nil {
+		tx.Rollback()
+	}
+}
+
+// RolledBack reports whether err, of Commit or of the handler, says that the database
+// gave the handler's transaction up for a reason that is not the message's. Such an
+// attempt should spend no budget.
+func (c *Claim) RolledBack(err error) bool {
+	if err == nil {
+		return false
+	}
+	tx := c.transaction()
+	return errors.Is(err, ErrRolledBack) || tx != nil && tx.Used() && tx.RolledBack(err)
+}
+
+// commitTx commits the handler's transaction; the claim is locked.
+func (c *Claim) commitTx(ctx context.Context) error {
+	tx := c.transaction()
+	err := c.commitBy(ctx, tx.Commit)
+	tx.Rollback() // closes what is not committed
+	return err
+}
+
+// CommitWith is Commit by a function that commits the effect and b, a batch in the
+// terms of the guard with the claim's Commit as its only operation, in one transaction:
+// for drivers, whose CommitTx it is (sqlstore.CommitTx). The function answers as
+// store.Tx's Commit does, and is called again while the outcome is not known. It may be
+// called in a handler: what the handler returns afterwards changes nothing for its
+// message, which is done.
+func (c *Claim) CommitWith(ctx context.Context, commit func(ctx context.Context, s store.Store, b *store.Batch) error) error {
+	if c.usesTx() {
+		return fmt.Errorf("idem: commit token %q: the handler has opened the store's own transaction: commit one of the two", c.token)
+	}
+	if err := c.claim.lock(); err != nil {
+		return err
+	}
+	s := c.guard.core.opts.store
+	if s == nil {
+		c.finish(false, false)
+		return ErrRedisNotEnabled
+	}
+	return c.commitBy(ctx, func(ctx context.Context, b *store.Batch) error { return commit(ctx, s, b) })
+}
+
+// commitBy calls commit until the outcome is known, or, for one lease (a Patient claim's,
+// as long as ctx), it is not to be had.
+func (c *Claim) commitBy(ctx context.Context, commit func(context.Context, *store.Batch) error) error {
+	if !c.patient {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), c.guard.core.opts.lease)
+		defer cancel()
+	}
+	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
+		var b store.Batch
+		c.guard.core.terms(&b)
+		if c.mu.Lock(); !c.oneTrip {
+			b.Ops = []store.Op{c.commitOp()}
+		}
+		c.mu.Unlock()
+		err := c.tryCommit(ctx, &b, commit)
+		switch {
+		case err == nil && (c.oneTrip || b.Replies[0].Status == store.OK):
+			c.done()
+			return nil
+		case err == nil:
+			c.lose()
+			c.finish(!c.borrowed, true)
+			return fmt.Errorf("idem: commit token %q: attempt %d: %w", c.token, c.attempt, ErrLeaseLost)
+		case c.oneTrip, !errors.Is(err, store.ErrUnavailable):
+			c.finish(false, false)
+			return fmt.Errorf("idem: commit token %q: attempt %d: %w", c.token, c.attempt, err)
+		}
+		c.guard.Emit(Event{Kind: EventWaiting, Token: c.token, Attempt: c.attempt, Wait: wait,
+			Err: fmt.Errorf("whether the handler's transaction was committed is not known, and asked again: %w", err)})
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			c.finish(false, false)
+			return fmt.Errorf("idem: commit token %q: attempt %d: whether the handler's transaction was committed is not known: %w", c.token, c.attempt, err)
+		}
+	}
+}
+
+func (c *Claim) tryCommit(ctx context.Context, b *store.Batch, commit func(context.Context, *store.Batch) error) error {
+	ctx, cancel := context.WithTimeout(ctx, c.guard.core.tripTimeout())
+	defer cancel()
+	if err := commit(ctx, b); err != nil {
+		return err
+	}
+	if len(b.Replies) != len(b.Ops) {
+		return fmt.Errorf("the driver gave %d replies to %d operations", len(b.Replies), len(b.Ops))
+	}
+	if len(b.Replies) > 0 {
+		return b.Replies[0].Err
+	}
+	return nil
+}
+
+// done ends the claim as committed. A handler's own one goes on until the handler
+// returns, and whoever began it ends it.
+func (c *Claim) done() {
+	if c.borrowed {
+		c.hold()
+		c.mu.Lock()
+		c.committed, c.ending = true, false
+		c.mu.Unlock()
+	} else {
+		c.finish(true, true)
+	}
+	if !c.oneTrip {
+		c.guard.Emit(Event{Kind: EventCommitted, Token: c.token, Attempt: c.attempt})
+	}
+}
