@@ -253,6 +253,9 @@ func (b *batcher) land(calls []*call, batch *store.Batch, sent time.Time, err er
 	}
 	if batch.Notice != "" {
 		events = append(events, Event{Kind: EventStoreNotice, Text: batch.Notice})
+		if b.core.opts.haltOnLoss {
+			b.core.dataLoss.Store(true)
+		}
 	}
 	next := 0
 	for _, c := range calls {
@@ -293,6 +296,10 @@ func (b *batcher) land(calls []*call, batch *store.Batch, sent time.Time, err er
 			continue
 		}
 		c.reply, c.now, c.sent, c.err, c.finished = reply, batch.Now, sent, reply.Err, true
+		if reply.Status == store.Claimed && c.op.Kind != store.Check && b.core.dataLoss.Load() {
+			c.err = ErrDataLoss // it may have been done, before the store forgot
+			unwanted = append(unwanted, c)
+		}
 		given = append(given, c)
 	}
 	b.mu.Unlock()

@@ -123,7 +123,7 @@ func (g *Guard) askAll(ctx context.Context, kind store.Kind, reqs []Request) []B
 	out := make([]Begun, len(reqs))
 	calls := make([]*call, 0, len(reqs))
 	places := make([]int, 0, len(reqs))
-	ready := g.core.ready()
+	ready := g.core.claimable()
 	if ready == nil && ctx.Err() != nil {
 		ready = context.Cause(ctx)
 	}

@@ -239,7 +239,7 @@ func (g *Guard) endAll(ctx context.Context, claims []*Claim, kind store.Kind, co
 			continue
 		}
 		if kind == store.Commit && c.usesTx() {
-			errs[i] = c.commitTx(ctx)
+			errs[i] = c.commitBy(ctx, c.transaction().Commit)
 			continue
 		}
 		c.Rollback()

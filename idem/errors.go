@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/idemq/idemq/idem/store"
 )
 
 // Answers about a token. None of them is a failure of the store.
@@ -34,6 +36,13 @@ var (
 	// ErrSuperseded: a newer process with the same instance name is at work. This
 	// one should end. Give each replica a name of its own.
 	ErrSuperseded = errors.New("superseded by a newer process of the same instance name")
+	// ErrRolledBack: the database rolled the handler's transaction back, for a reason
+	// that is not the message's: a deadlock, a serialization failure, a lost
+	// connection. Neither effect nor completion happened; the handler has to run again.
+	ErrRolledBack = store.ErrRolledBack
+	// ErrDataLoss: the store said that it lost records, and the guard was made
+	// WithHaltOnDataLoss. A message was not claimed that may have been completed before.
+	ErrDataLoss = errors.New("the store lost records that it had acknowledged, so nothing new is claimed: find out what it lost, then start this process again")
 	// ErrNeedAlone answers a claim made ahead: earlier processes that claimed this
 	// token died, so it is claimed with nothing else beside it.
 	ErrNeedAlone = errors.New("token must be claimed alone")

@@ -121,6 +121,8 @@ type core struct {
 		drawn uint64
 	}
 
+	dataLoss atomic.Bool // new claims are refused
+
 	mu   sync.Mutex
 	runs map[run]struct{} // tokens that are asked for, held, or still being handled here
 }
@@ -135,6 +137,17 @@ func (c *core) ready() error {
 	}
 	if c.opts.store == nil {
 		return ErrRedisNotEnabled
+	}
+	return nil
+}
+
+// claimable returns what prevents a new claim.
+func (c *core) claimable() error {
+	if err := c.ready(); err != nil {
+		return err
+	}
+	if c.dataLoss.Load() {
+		return ErrDataLoss
 	}
 	return nil
 }

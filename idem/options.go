@@ -36,6 +36,7 @@ type Options struct {
 	lease      time.Duration
 	instance   string
 	issuedOnly bool
+	haltOnLoss bool
 	observers  observers
 	faults     []error
 }
@@ -123,6 +124,20 @@ func WithInstance(name string) Option {
 // passes, since dead letters that are moved back must.
 func WithIssuedOnly() Option {
 	return func(o *Options) { o.issuedOnly = true }
+}
+
+// WithHaltOnDataLoss makes the guard refuse new claims, with ErrDataLoss, from the moment
+// that its store says it lost records that it had acknowledged: a Redis that came back
+// empty, a table or bucket that was made anew. Consumers stop then, with nothing skipped,
+// and somebody can look before messages that were completed are handled again. Claims that
+// are held go on, and are recorded. A new guard, after a restart of the process, goes on
+// with what the store has.
+//
+// Without it the guard goes on, tells EventStoreNotice, and handles again what was
+// forgotten and is delivered again. Nothing is lost either way. A store that nobody asked
+// between its loss and the restart of the process is not noticed by that process.
+func WithHaltOnDataLoss() Option {
+	return func(o *Options) { o.haltOnLoss = true }
 }
 
 // WithObserver tells obs of every event. May be given several times.

@@ -9,11 +9,6 @@ import (
 	"github.com/idemq/idemq/idem/store"
 )
 
-// ErrRolledBack: the database rolled the handler's transaction back, for a reason that
-// is not the message's: a deadlock, a serialization failure, a lost connection. Neither
-// the effect nor the completion happened; the handler has to run again.
-var ErrRolledBack = store.ErrRolledBack
-
 // enlist is called with mu held, when the claim's context is made.
 func (c *claim) enlist() {
 	t, ok := c.guard.core.opts.store.(store.Transactor)
@@ -82,14 +77,6 @@ func (c *Claim) RolledBack(err error) bool {
 	return errors.Is(err, ErrRolledBack) || tx != nil && tx.Used() && tx.RolledBack(err)
 }
 
-// commitTx commits the handler's transaction; the claim is locked.
-func (c *Claim) commitTx(ctx context.Context) error {
-	tx := c.transaction()
-	err := c.commitBy(ctx, tx.Commit)
-	tx.Rollback() // closes what is not committed
-	return err
-}
-
 // CommitWith is Commit by a function that commits the effect and b, a batch in the
 // terms of the guard with the claim's Commit as its only operation, in one transaction:
 // for drivers, whose CommitTx it is (sqlstore.CommitTx). The function answers as
@@ -99,6 +86,9 @@ func (c *Claim) commitTx(ctx context.Context) error {
 func (c *Claim) CommitWith(ctx context.Context, commit func(ctx context.Context, s store.Store, b *store.Batch) error) error {
 	if c.usesTx() {
 		return fmt.Errorf("idem: commit token %q: the handler has opened the store's own transaction: commit one of the two", c.token)
+	}
+	if c.isCommitted() {
+		return fmt.Errorf("idem: token %q: attempt %d: %w", c.token, c.attempt, ErrClaimEnded)
 	}
 	if err := c.claim.lock(); err != nil {
 		return err
@@ -133,7 +123,7 @@ func (c *Claim) commitBy(ctx context.Context, commit func(context.Context, *stor
 			return nil
 		case err == nil:
 			c.lose()
-			c.finish(!c.borrowed, true)
+			c.finish(!c.borrowed, !c.borrowed)
 			return fmt.Errorf("idem: commit token %q: attempt %d: %w", c.token, c.attempt, ErrLeaseLost)
 		case c.oneTrip, !errors.Is(err, store.ErrUnavailable):
 			c.finish(false, false)

@@ -37,8 +37,8 @@ type Tx interface {
 	// An error that wraps ErrRolledBack says for certain that nothing was committed:
 	// the handler has to run again. After any other error it is not known whether it
 	// was: Commit is called again, and then only asks, under the claim id; it waits
-	// for a commit that is still under way on the server. After Rollback the answer is
-	// ErrRolledBack.
+	// for a commit that is still under way on the server. Whatever the answer, the
+	// handler's transaction is over then. After Rollback the answer is ErrRolledBack.
 	Commit(ctx context.Context, b *Batch) error
 
 	// Rollback ends the transaction, if it is open; it is not opened any more.

@@ -1,0 +1,199 @@
+package consumers_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/idemq/idemq/consumers"
+	"github.com/idemq/idemq/idem"
+	"github.com/idemq/idemq/idem/store"
+	"github.com/idemq/idemq/idem/store/memstore"
+	"github.com/idemq/idemq/internal/storefault"
+)
+
+func newDatabaseRig(t *testing.T, shape consumers.Broker) (*rig, *storefault.Database) {
+	d := storefault.NewDatabase(memstore.New())
+	r := &rig{t: t, b: newBroker(shape), store: d.Store}
+	r.guard = r.newGuard(idem.WithStore(d))
+	return r, d
+}
+
+// write is a handler whose effect is its token, in the store's transaction.
+func write(ctx context.Context, d *delivery) error {
+	return storefault.Write(ctx, d.Header(idem.Header)[0])
+}
+
+// then is write, and an error the first n times.
+func then(n int, err error) handler {
+	return func(ctx context.Context, d *delivery) error {
+		if e := write(ctx, d); e != nil {
+			return e
+		}
+		if n--; n >= 0 {
+			return err
+		}
+		return nil
+	}
+}
+
+// The effect of a handler that writes in the store's transaction is there exactly once,
+// and the message is acked after it, whatever the database answers.
+func TestTransactions(t *testing.T) {
+	many := slices.Repeat([]storefault.TxFault{storefault.RollsBack}, 2*consumers.DefaultBudget)
+	for _, tc := range []struct {
+		name    string
+		why     string
+		shape   consumers.Broker
+		opts    []consumers.Option
+		faults  []storefault.TxFault
+		handler handler
+		want    []string
+		kept    []string
+		handled int
+		letters int
+		state   store.State
+	}{
+		{
+			name: "commits", why: "in order, each before the next starts", handler: write,
+			want: []string{"ack 1", "ack 2"}, kept: []string{"a", "b"}, handled: 2, state: store.Done,
+		},
+		{
+			name: "handler fails", why: "a failed attempt leaves no effect", handler: then(2, errBoom),
+			want: []string{"ack 1", "ack 2"}, kept: []string{"a", "b"}, handled: 4, state: store.Done,
+		},
+		{
+			name: "rolled back more often than the budget", why: "deadlocks are not the message's fault", shape: deadLetters, faults: many, handler: write,
+			want: []string{"ack 1", "ack 2"}, kept: []string{"a", "b"}, handled: len(many) + 2, state: store.Done,
+		},
+		{
+			name: "deadlocks more often than the budget", why: "nor are those that a statement meets", shape: deadLetters, handler: then(20, storefault.ErrDeadlock),
+			want: []string{"ack 1", "ack 2"}, kept: []string{"a", "b"}, handled: 22, state: store.Done,
+		},
+		{
+			name: "refused at commit", why: "a deferred constraint fails like any handler", shape: deadLetters, opts: []consumers.Option{consumers.Budget(2)},
+			faults: []storefault.TxFault{storefault.Breaks, storefault.Breaks}, handler: write,
+			want: []string{"ack 2", "term 1"}, kept: []string{"b"}, handled: 3, letters: 1, state: store.Dead,
+		},
+		{
+			name: "answers lost", why: "what is not known is asked for before anything is acked, or run again",
+			faults: []storefault.TxFault{storefault.Silent, storefault.SilentlyLost}, handler: write,
+			want: []string{"ack 1", "ack 2"}, kept: []string{"a", "b"}, handled: 3, state: store.Done,
+		},
+		{
+			name: "permanent", why: "a dead letter has no effect", shape: deadLetters, handler: then(1, idem.Permanent(errBoom)),
+			want: []string{"ack 2", "term 1"}, kept: []string{"b"}, handled: 2, letters: 1, state: store.Dead,
+		},
+		{
+			name: "at most once", why: "spent before, so a rollback is not tried again", shape: deadLetters, opts: []consumers.Option{consumers.AtMostOnce()},
+			faults: []storefault.TxFault{storefault.RollsBack}, handler: write,
+			want: []string{"ack 2", "term 1"}, kept: []string{"b"}, handled: 2, letters: 1, state: store.Dead,
+		},
+		{
+			name: "where order does not matter", why: "the broker delivers again what was rolled back", shape: consumers.Broker{Redelivers: true},
+			faults: []storefault.TxFault{storefault.RollsBack}, handler: write,
+			want: []string{"ack 1", "ack 2", "redeliver 1"}, kept: []string{"b", "a"}, handled: 3, state: store.Done,
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r, d := newDatabaseRig(t, tc.shape)
+				d.Next(tc.faults...)
+				r.b.publish("a", "b")
+				stop := r.start(tc.handler, tc.opts...)
+				time.Sleep(time.Hour)
+				r.mustStop(stop)
+				got := r.b.settlements()
+				slices.Sort(got)
+				if !slices.Equal(got, tc.want) {
+					t.Errorf("%s: settlements %q, want %q", tc.why, got, tc.want)
+				}
+				if kept := d.Kept(); !slices.Equal(kept, tc.kept) {
+					t.Errorf("%s: effects %q, want %q", tc.why, kept, tc.kept)
+				}
+				if n := len(r.seen()); n != tc.handled {
+					t.Errorf("%s: handled %d times, want %d", tc.why, n, tc.handled)
+				}
+				if n := len(r.b.posted()); n != tc.letters {
+					t.Errorf("%s: %d letters, want %d", tc.why, n, tc.letters)
+				}
+				if rec, err := r.guard.Inspect(t.Context(), "a"); err != nil || rec.State != tc.state {
+					t.Errorf("%s: record %+v, %v, want %v", tc.why, rec, err, tc.state)
+				}
+			})
+		})
+	}
+}
+
+// In shadow mode duplicates are handled without a claim, in transactions that are
+// committed all the same.
+func TestTransactionsInShadow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, d := newDatabaseRig(t, consumers.Broker{})
+		d.Next(storefault.Commits, storefault.RollsBack)
+		r.b.publish("a", "a")
+		stop := r.start(write, consumers.Shadow())
+		time.Sleep(time.Minute)
+		r.mustStop(stop)
+		r.wantSettled("ack 1", "ack 2")
+		if kept := d.Kept(); !slices.Equal(kept, []string{"a", "a"}) {
+			t.Errorf("effects %q", kept)
+		}
+	})
+}
+
+// A handler that commits the completion itself has handled its message, whatever it
+// returns then.
+func TestCommitInTheHandler(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, d := newDatabaseRig(t, consumers.Broker{})
+		r.b.publish("a", "b", "a")
+		stop := r.start(func(ctx context.Context, m *delivery) error {
+			c, _ := idem.FromContext(ctx)
+			return errors.Join(d.CommitWith(ctx, c.Token(), c), errBoom)
+		})
+		time.Sleep(time.Minute)
+		r.mustStop(stop)
+		r.wantSettled("ack 1", "ack 2", "ack 3")
+		r.wantHandled("a", "b")
+		if n := r.count(idem.EventLateError); n != 2 {
+			t.Errorf("%d events of a late error, want 2", n)
+		}
+		if kept := d.Kept(); !slices.Equal(kept, []string{"a", "b"}) {
+			t.Errorf("effects %q", kept)
+		}
+	})
+}
+
+// While it is not known whether a transaction was committed, its message is not acked,
+// and at the end of a drain it is left to the broker.
+func TestUnknownOutcomeAtTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, d := newDatabaseRig(t, consumers.Broker{})
+		d.Next(storefault.Silent)
+		r.b.publish("a")
+		stop := r.start(func(ctx context.Context, m *delivery) error {
+			committed := false // after that nobody answers
+			d.On(func(b *store.Batch) storefault.Fault {
+				if committed {
+					return storefault.Away
+				}
+				committed = b.Ops[0].Kind == store.Commit
+				return storefault.None
+			})
+			return write(ctx, m)
+		}, consumers.DrainTimeout(time.Minute))
+		time.Sleep(time.Hour)
+		if n := d.Asked(); n < 100 {
+			t.Errorf("asked %d times in an hour", n)
+		}
+		if got := r.b.settlements(); len(got) != 0 {
+			t.Errorf("settled %q while the outcome was not known", got)
+		}
+		r.mustStop(stop)
+		r.wantSettled("redeliver 1")
+	})
+}

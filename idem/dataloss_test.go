@@ -1,0 +1,87 @@
+package idem_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+
+	"github.com/idemq/idemq/idem"
+	"github.com/idemq/idemq/idem/store"
+	"github.com/idemq/idemq/idem/store/memstore"
+)
+
+// forgetful is a store that comes back empty when it is told to.
+type forgetful struct {
+	store.Store
+	mu   sync.Mutex
+	lost bool
+}
+
+func (f *forgetful) forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.Store, f.lost = memstore.New(), true
+}
+
+func (f *forgetful) Apply(ctx context.Context, b *store.Batch) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	err := f.Store.Apply(ctx, b)
+	if f.lost && err == nil {
+		f.lost, b.Notice = false, "The store came back empty."
+	}
+	return err
+}
+
+// What a store that lost its records makes of a completed message: handled again by
+// default, and not claimed where somebody is to look first.
+func TestDataLoss(t *testing.T) {
+	for _, halt := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			s := &forgetful{Store: memstore.New()}
+			notices := 0
+			opts := []idem.Option{idem.WithStore(s), idem.WithObserver(idem.ObserverFunc(func(e idem.Event) {
+				if e.Kind == idem.EventStoreNotice {
+					notices++
+				}
+			}))}
+			if halt {
+				opts = append(opts, idem.WithHaltOnDataLoss())
+			}
+			g := idem.New(opts...).Group("g")
+			handled := 0
+			handle := func(context.Context) error { handled++; return nil }
+			if err := g.Do(t.Context(), "a", handle); err != nil {
+				t.Fatal(err)
+			}
+			held, err := g.Begin(t.Context(), "held")
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.forget()
+			first, second := g.Do(t.Context(), "a", handle), g.Do(t.Context(), "b", handle)
+			want, times := error(nil), 3
+			if halt {
+				want, times = idem.ErrDataLoss, 1
+			}
+			if !errors.Is(first, want) || !errors.Is(second, want) || handled != times {
+				t.Errorf("halt %v: %v, %v, handled %d times; want %v, %d times", halt, first, second, handled, want, times)
+			}
+			if err := held.Commit(t.Context()); err != nil {
+				t.Errorf("halt %v: what is held is not recorded: %v", halt, err)
+			}
+			if notices != 1 {
+				t.Errorf("halt %v: told %d times", halt, notices)
+			}
+			synctest.Wait()
+			if r, err := g.Inspect(t.Context(), "a"); halt && (err != nil || r.State != store.Released || r.Spent != 0) {
+				t.Errorf("what was claimed by mistake is %+v (%v), want given back", r, err)
+			}
+			if err := idem.New(opts...).Group("g").Do(t.Context(), "b", handle); halt && err != nil {
+				t.Errorf("a new guard: %v", err)
+			}
+		})
+	}
+}
