@@ -1,14 +1,17 @@
-// Package redistest starts real Redis servers for tests, one process a test.
+// Package redistest starts real Redis and Valkey servers for tests: alone, in a cluster,
+// under Sentinel, with TLS.
 package redistest
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -39,6 +42,9 @@ type Server struct {
 	args []string
 	port int
 	proc *child.Process
+
+	tls      *tls.Config           // a client's; nil: no TLS
+	sentinel func(port int) string // a Sentinel's configuration; nil: none
 }
 
 // Start runs a server of the test's own: free port, own folder, no persistence
@@ -62,9 +68,15 @@ func Start(tb testing.TB, args ...string) *Server {
 		}
 		return &Server{tb: tb, addr: addr}
 	}
-	s := &Server{tb: tb, bin: bin, dir: tb.TempDir(), args: args}
+	return startServer(&Server{tb: tb, bin: bin, args: args})
+}
+
+// startServer starts what s says, for as long as its test.
+func startServer(s *Server) *Server {
+	s.tb.Helper()
+	s.dir = s.tb.TempDir()
 	s.start()
-	tb.Cleanup(func() { s.proc.Kill() })
+	s.tb.Cleanup(func() { s.proc.Kill() })
 	return s
 }
 
@@ -114,17 +126,17 @@ func (s *Server) start() {
 
 func (s *Server) run() error {
 	logfile := filepath.Join(s.dir, "server.log")
-	args := append([]string{
-		"--port", strconv.Itoa(s.port), "--bind", "127.0.0.1", "--dir", s.dir,
-		"--logfile", logfile, "--daemonize", "no", "--save", "", "--appendonly", "no",
-	}, s.args...)
+	args, err := s.commandLine(logfile)
+	if err != nil {
+		return err
+	}
 	proc, err := child.Start(exec.Command(s.bin, args...))
 	if err != nil {
 		return err
 	}
 	s.proc = proc
 	deadline := time.Now().Add(startTimeout)
-	for !answers(s.addr) {
+	for !s.answers() {
 		select {
 		case <-proc.Done():
 			text, _ := os.ReadFile(logfile)
@@ -139,12 +151,39 @@ func (s *Server) run() error {
 	return nil
 }
 
+// commandLine is what the program is started with.
+func (s *Server) commandLine(logfile string) ([]string, error) {
+	if s.sentinel != nil {
+		conf := filepath.Join(s.dir, "sentinel.conf")
+		text := fmt.Sprintf("bind 127.0.0.1\nport %d\ndir %q\nlogfile %q\n%s", s.port, s.dir, logfile, s.sentinel(s.port))
+		return []string{conf, "--sentinel"}, os.WriteFile(conf, []byte(text), 0o600)
+	}
+	ports := []string{"--port", strconv.Itoa(s.port)}
+	if s.tls != nil {
+		ports = []string{"--port", "0", "--tls-port", strconv.Itoa(s.port)}
+	}
+	return slices.Concat(ports, []string{
+		"--bind", "127.0.0.1", "--dir", s.dir,
+		"--logfile", logfile, "--daemonize", "no", "--save", "", "--appendonly", "no",
+	}, s.args), nil
+}
+
+func (s *Server) answers() bool {
+	if s.tls == nil {
+		return answers(s.addr)
+	}
+	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: time.Second}, "tcp", s.addr, s.tls)
+	return err == nil && pong(conn)
+}
+
 // answers tells whether the server has loaded its data and executes commands.
 func answers(addr string) bool {
 	conn, err := net.DialTimeout("tcp", addr, time.Second)
-	if err != nil {
-		return false
-	}
+	return err == nil && pong(conn)
+}
+
+// pong asks on a connection, and closes it.
+func pong(conn net.Conn) bool {
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(time.Second))
 	if _, err := conn.Write([]byte("PING\r\n")); err != nil {
@@ -159,7 +198,11 @@ func answers(addr string) bool {
 func (s *Server) Addr() string { return s.addr }
 
 // Options are the settings of [Server.Client], for tests that change one of them.
-func (s *Server) Options() *redis.Options { return clientOptions(s.addr) }
+func (s *Server) Options() *redis.Options {
+	o := clientOptions(s.addr)
+	o.TLSConfig = s.tls
+	return o
+}
 
 func clientOptions(addr string) *redis.Options {
 	return &redis.Options{
