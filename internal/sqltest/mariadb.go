@@ -1,12 +1,15 @@
 package sqltest
 
 import (
+	"bufio"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -92,11 +95,27 @@ func (m *mariadb) create(s *Server) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(m.opening(s), []byte("CREATE DATABASE test;\n"), 0o644)
+	statements := []string{"SET sql_log_bin=0", "CREATE DATABASE test"}
+	if m.origin != nil {
+		statements = append(statements,
+			"CREATE USER reader@127.0.0.1",
+			"GRANT ALL PRIVILEGES ON *.* TO reader@127.0.0.1",
+			"REVOKE SUPER, READ_ONLY ADMIN ON *.* FROM reader@127.0.0.1",
+			fmt.Sprintf("CHANGE MASTER TO MASTER_HOST='127.0.0.1', MASTER_PORT=%d, MASTER_USER='root', "+
+				"MASTER_CONNECT_RETRY=1, MASTER_USE_GTID=slave_pos", m.origin.port),
+			"START SLAVE")
+	}
+	return os.WriteFile(m.opening(s), []byte(strings.Join(statements, ";\n")+";\n"), 0o644)
 }
 
 // opening are the statements that the server executes when it runs for the first time.
 func (*mariadb) opening(s *Server) string { return filepath.Join(s.dir, "opening.sql") }
+
+func (m *mariadb) replica(origin *Server) engine {
+	r := *m
+	r.origin = origin
+	return &r
+}
 
 func (m *mariadb) command(s *Server, first bool) *exec.Cmd {
 	args := []string{
@@ -110,6 +129,11 @@ func (m *mariadb) command(s *Server, first bool) *exec.Cmd {
 		"--skip-name-resolve", // which would count connections that only looked whether it answers
 		"--innodb-flush-method=nosync",
 		logSize,
+		"--server-id=" + strconv.Itoa(s.port),
+		"--log-bin=binlog", // what a replica reads
+	}
+	if m.origin != nil {
+		args = append(args, "--read-only")
 	}
 	if first {
 		args = append(args, "--init-file="+m.opening(s))
@@ -117,7 +141,12 @@ func (m *mariadb) command(s *Server, first bool) *exec.Cmd {
 	return exec.Command(m.server, append(args, s.args...)...)
 }
 
-func (*mariadb) dsn(addr string) string { return "root@tcp(" + addr + ")/test" }
+func (m *mariadb) dsn(addr string) string {
+	if m.origin != nil {
+		return "reader@tcp(" + addr + ")/test"
+	}
+	return "root@tcp(" + addr + ")/test"
+}
 
 // answers tells whether the server greets, which it does when it is ready.
 func (*mariadb) answers(addr string) bool {
@@ -127,10 +156,40 @@ func (*mariadb) answers(addr string) bool {
 	}
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(time.Second))
-	greeting := make([]byte, 5) // its length, its number, the protocol's version
-	_, err = io.ReadFull(conn, greeting)
-	return err == nil && greeting[4] == 10
+	greeting, err := mysqlPacket(bufio.NewReader(conn))
+	return err == nil && len(greeting) > 4 && greeting[4] == 10 // the protocol's version; an error has another
 }
 
 func (*mariadb) quit(*Server) {}
 func (*mariadb) gone(*Server) {}
+
+func (*mariadb) wire() wire { return mysqlWire{} }
+
+// mysqlWire is the protocol of MySQL and MariaDB.
+type mysqlWire struct{}
+
+func (mysqlWire) request(in *bufio.Reader) (raw, statement []byte, err error) {
+	raw, err = mysqlPacket(in)
+	const query = 3
+	if err == nil && len(raw) > 4 && raw[3] == 0 && raw[4] == query { // a command is the first packet of an exchange
+		statement = raw[5:]
+	}
+	return raw, statement, err
+}
+
+// answered reads the answer to a statement that returns no rows: one packet.
+func (mysqlWire) answered(in *bufio.Reader) error {
+	_, err := mysqlPacket(in)
+	return err
+}
+
+// mysqlPacket reads a length of three bytes, a number, and what is that long.
+func mysqlPacket(in *bufio.Reader) ([]byte, error) {
+	head, err := in.Peek(4)
+	if err != nil {
+		return nil, err
+	}
+	packet := make([]byte, 4+int(head[0])+int(head[1])<<8+int(head[2])<<16)
+	_, err = io.ReadFull(in, packet)
+	return packet, err
+}

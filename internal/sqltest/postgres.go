@@ -121,6 +121,10 @@ func (p *postgres) create(s *Server) error {
 		"--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C")
 }
 
+func (p *postgres) replica(origin *Server) engine {
+	return &postgres{bin: p.bin, origin: origin}
+}
+
 func (p *postgres) command(s *Server, _ bool) *exec.Cmd {
 	args := []string{"-D", s.data, "-p", strconv.Itoa(s.port)}
 	for _, setting := range append([]string{
@@ -152,17 +156,8 @@ func (*postgres) answers(addr string) bool {
 		return false
 	}
 	in := bufio.NewReader(conn)
-	for {
-		head := make([]byte, 5)
-		if _, err := io.ReadFull(in, head); err != nil || head[0] == 'E' {
-			return false
-		}
-		if head[0] == 'Z' {
-			break
-		}
-		if _, err := in.Discard(int(binary.BigEndian.Uint32(head[1:])) - 4); err != nil {
-			return false
-		}
+	if new(postgresWire).answered(in) != nil {
+		return false
 	}
 	// Once the server has closed its side, the session is no longer counted.
 	_, _ = conn.Write([]byte("X\x00\x00\x00\x04"))
@@ -181,18 +176,83 @@ func (*postgres) quit(s *Server) {
 	}
 }
 
-// gone removes the few bytes of shared memory that a killed server leaves for its
-// successor; their number is in its lock file.
+// gone removes the few bytes of shared memory that a killed server leaves for its successor.
 func (*postgres) gone(s *Server) {
-	text, err := os.ReadFile(filepath.Join(s.data, "postmaster.pid"))
-	if err != nil {
-		return
+	if id := sharedMemory(s.data); id != "" {
+		_ = exec.Command("ipcrm", "-m", id).Run()
 	}
+}
+
+// sharedMemory is the number of a server's shared memory, which stands in its lock file.
+// A server that was not killed has removed both.
+func sharedMemory(data string) string {
+	text, err := os.ReadFile(filepath.Join(data, "postmaster.pid"))
 	lines := strings.Split(string(text), "\n")
-	if len(lines) < 7 {
-		return
+	if err != nil || len(lines) < 7 {
+		return ""
 	}
-	if ids := strings.Fields(lines[6]); len(ids) == 2 {
-		_ = exec.Command("ipcrm", "-m", ids[1]).Run()
+	if ids := strings.Fields(lines[6]); len(ids) == 2 { // a key and a number
+		return ids[1]
 	}
+	return ""
+}
+
+func (*postgres) wire() wire { return new(postgresWire) }
+
+// postgresWire is PostgreSQL's protocol, of version 3.
+type postgresWire struct{ started bool }
+
+// A client opens with a length and the protocol's version. Before that it may ask for
+// encryption, in the same form, which gets a single byte as its answer.
+const protocol3 = 3
+
+func (w *postgresWire) request(in *bufio.Reader) (raw, statement []byte, err error) {
+	if w.started {
+		raw, err = postgresMessage(in)
+		if err == nil && raw[0] == 'Q' {
+			statement = raw[5:]
+		}
+		return raw, statement, err
+	}
+	if raw, err = postgresBody(in, nil); err == nil && len(raw) >= 8 {
+		w.started = binary.BigEndian.Uint16(raw[4:]) == protocol3
+	}
+	return raw, nil, err
+}
+
+// answered reads to the end of an answer; an error ends a session that is not open yet.
+func (*postgresWire) answered(in *bufio.Reader) error {
+	for {
+		message, err := postgresMessage(in)
+		if err != nil {
+			return err
+		}
+		if message[0] == 'Z' {
+			return nil
+		}
+	}
+}
+
+// postgresMessage reads a kind, a length, and what is that long.
+func postgresMessage(in *bufio.Reader) ([]byte, error) {
+	kind, err := in.ReadByte()
+	if err != nil {
+		return nil, err
+	}
+	return postgresBody(in, []byte{kind})
+}
+
+func postgresBody(in *bufio.Reader, message []byte) ([]byte, error) {
+	head, err := in.Peek(4)
+	if err != nil {
+		return nil, err
+	}
+	size := binary.BigEndian.Uint32(head) // its own four bytes included
+	if size < 4 {
+		return nil, fmt.Errorf("not PostgreSQL's protocol: a message of %d bytes", size)
+	}
+	at := len(message)
+	message = append(message, make([]byte, size)...)
+	_, err = io.ReadFull(in, message[at:])
+	return message, err
 }

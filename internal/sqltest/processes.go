@@ -1,6 +1,7 @@
 package sqltest
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
@@ -26,7 +27,7 @@ func processes() (all []process) {
 		}
 		// 7 (a name (with anything)) S 1 ...
 		var p process
-		end := strings.LastIndexByte(string(text), ')')
+		end := bytes.LastIndexByte(text, ')')
 		_, err1 := fmt.Sscan(string(text), &p.pid)
 		_, err2 := fmt.Sscan(string(text[end+1:]), &p.state, &p.parent)
 		if err1 == nil && err2 == nil {
@@ -71,6 +72,7 @@ func anyAlive(pids []int) bool {
 // watch has processes killed when the test process dies: being stopped, they do not see
 // that their parent has died.
 func (s *Server) watch(pids []int) error {
+	s.unwatch()
 	if len(pids) == 0 {
 		return nil
 	}

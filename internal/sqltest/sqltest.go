@@ -52,6 +52,9 @@ type engine interface {
 	// answers tells whether a server executes statements.
 	answers(addr string) bool
 	dsn(addr string) string
+	replica(origin *Server) engine
+	// wire reads what a new client sends, and what it is answered.
+	wire() wire
 	// quit ends a server in no time, or does nothing where only a SIGKILL does that.
 	quit(s *Server)
 	// gone cleans up after a server that will not run again.
@@ -189,6 +192,16 @@ func (s *Server) DSN() string { return s.DSNAt(s.Addr()) }
 
 // DSNAt is DSN by way of a proxy at addr.
 func (s *Server) DSNAt(addr string) string { return s.engine.dsn(addr) }
+
+// StartReplica runs a server that follows this one and refuses to write: a hot standby of
+// PostgreSQL, which begins with all that was committed; a replica of MariaDB's with
+// read_only, which takes it up from the binary log, and whose DSN names a user whom
+// read_only stops. Both are asynchronous: await what they are to show. The replica has
+// the settings of this server.
+func (s *Server) StartReplica(tb testing.TB) *Server {
+	tb.Helper()
+	return start(tb, s.engine.replica(s), "", s.args)
+}
 
 // Kill ends the server, all its processes, with SIGKILL and returns when it is gone.
 func (s *Server) Kill() {
