@@ -17,8 +17,13 @@ import (
 
 func newDatabaseRig(t *testing.T, shape consumers.Broker) (*rig, *storefault.Database) {
 	d := storefault.NewDatabase(memstore.New())
+	d.Holds = true
 	r := &rig{t: t, b: newBroker(shape), store: d.Store}
-	r.guard = r.newGuard(idem.WithStore(d))
+	r.guard = r.newGuard(idem.WithStore(d), idem.WithObserver(idem.ObserverFunc(func(e idem.Event) {
+		if (e.Kind == idem.EventRetry || e.Kind == idem.EventDeadLetter) && d.Open() > 0 {
+			t.Errorf("%v while the failed handler's transaction is open", e.Kind)
+		}
+	})))
 	return r, d
 }
 

@@ -17,6 +17,7 @@ type forgetful struct {
 	store.Store
 	mu   sync.Mutex
 	lost bool
+	asks int // claims that were asked for
 }
 
 func (f *forgetful) forget() {
@@ -28,6 +29,11 @@ func (f *forgetful) forget() {
 func (f *forgetful) Apply(ctx context.Context, b *store.Batch) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	for _, op := range b.Ops {
+		if op.Kind == store.Begin {
+			f.asks++
+		}
+	}
 	err := f.Store.Apply(ctx, b)
 	if f.lost && err == nil {
 		f.lost, b.Notice = false, "The store came back empty."
@@ -68,6 +74,9 @@ func TestDataLoss(t *testing.T) {
 			}
 			if !errors.Is(first, want) || !errors.Is(second, want) || handled != times {
 				t.Errorf("halt %v: %v, %v, handled %d times; want %v, %d times", halt, first, second, handled, want, times)
+			}
+			if f := s.asks; halt && f != 3 {
+				t.Errorf("asked for %d claims, want 3: none after the loss was told", f)
 			}
 			if err := held.Commit(t.Context()); err != nil {
 				t.Errorf("halt %v: what is held is not recorded: %v", halt, err)

@@ -50,7 +50,6 @@ func (g *Guard) Do(ctx context.Context, token string, fn func(context.Context) e
 	if err == nil {
 		return c.complete(ctx)
 	}
-	c.Rollback()
 	switch {
 	case errors.Is(context.Cause(run), ErrLeaseLost):
 		_ = c.giveBackWithin(ctx)

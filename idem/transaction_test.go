@@ -195,6 +195,7 @@ func TestTransactionIsOverFirst(t *testing.T) {
 func TestManualTransaction(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, d := newDatabase()
+		d.Holds = true
 		d.Next(storefault.RollsBack)
 		c, err := g.Begin(t.Context(), "a")
 		if err != nil {
@@ -215,6 +216,13 @@ func TestManualTransaction(t *testing.T) {
 		c, err = g.Begin(t.Context(), "a")
 		if err != nil {
 			t.Fatal(err)
+		}
+		if err := storefault.Write(c.Context(), "failed"); err != nil {
+			t.Fatal(err)
+		}
+		c, err = c.Retry(t.Context(), true, idem.Request{})
+		if err != nil || d.Open() > 0 {
+			t.Fatalf("%v, %d transactions open", err, d.Open())
 		}
 		if err := errors.Join(storefault.Write(c.Context(), "e"), c.Commit(t.Context())); err != nil {
 			t.Error(err)

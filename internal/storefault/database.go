@@ -52,13 +52,17 @@ func NewDatabase(s store.Store) *Database { return &Database{Store: New(s)} }
 
 // Apply implements store.Store.
 func (d *Database) Apply(ctx context.Context, b *store.Batch) error {
-	d.mu.Lock()
-	open := d.open
-	d.mu.Unlock()
-	if open > 0 {
+	if d.Open() > 0 {
 		return fmt.Errorf("storefault: the database is locked: %w", store.ErrUnavailable)
 	}
 	return d.Store.Apply(ctx, b)
+}
+
+// Open returns how many transactions keep everybody else out.
+func (d *Database) Open() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.open
 }
 
 // Next sets the faults of the next commits, one each.

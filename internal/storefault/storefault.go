@@ -36,6 +36,7 @@ type Store struct {
 
 	mu     sync.Mutex
 	decide func(*store.Batch) Fault
+	verify func(context.Context) ([]store.Finding, error)
 	delay  time.Duration
 	trips  int
 	ops    []store.Op
@@ -64,6 +65,24 @@ func (s *Store) On(decide func(*store.Batch) Fault) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.decide = decide
+}
+
+// OnVerify has verify answer in the place of the store's Verify; nil is the store's own.
+func (s *Store) OnVerify(verify func(context.Context) ([]store.Finding, error)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.verify = verify
+}
+
+// Verify implements store.Store. Faults of trips do not touch it.
+func (s *Store) Verify(ctx context.Context, prefix string) ([]store.Finding, error) {
+	s.mu.Lock()
+	verify := s.verify
+	s.mu.Unlock()
+	if verify != nil {
+		return verify(ctx)
+	}
+	return s.Store.Verify(ctx, prefix)
 }
 
 // Delay makes each trip take d more.

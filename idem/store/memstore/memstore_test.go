@@ -39,6 +39,7 @@ func (c *fakeClock) Advance(d time.Duration) {
 func harness() storetest.Harness {
 	clock := newFakeClock()
 	return storetest.Harness{
+		Name: "Memory", Server: "in the process",
 		Open:  func(testing.TB) store.Store { return memstore.New(memstore.WithClock(clock.Now)) },
 		Wait:  func(_ testing.TB, d time.Duration) { clock.Advance(d) },
 		Lease: 10 * time.Second,

@@ -20,6 +20,10 @@ import (
 
 // Harness is what the suite needs of a driver.
 type Harness struct {
+	// Name is the store's, for reports ("Redis 7.0, Cluster"), and Server the exact
+	// version that is tested. Without a name there is no report; see [EnvReports].
+	Name, Server string
+
 	// Open returns the store under test; called once by Run and once by
 	// Histories. The suite uses fresh random prefixes, so the store need not be
 	// empty. What is to be closed is registered with tb.Cleanup.
@@ -113,10 +117,15 @@ func Run(t *testing.T, h Harness) {
 		{"Store", storeCases},
 		{"Corruption", corruptionCases},
 	}
+	var outcomes reporter
+	all := 0
+	defer func() { outcomes.write(t, h, s.Capabilities(), all) }()
 	for _, section := range sections {
+		all += len(section.cases)
 		t.Run(section.name, func(t *testing.T) {
 			for _, c := range section.cases {
 				t.Run(c.name, func(t *testing.T) {
+					outcomes.watch(t)
 					c.run(newEnv(t, h, s, c.explanation))
 				})
 			}
