@@ -114,8 +114,8 @@ func (c *Cluster) living() []*Server {
 	return slices.DeleteFunc(slices.Clone(c.Nodes), func(n *Server) bool { return c.down[n] })
 }
 
-// AwaitWhole returns when all nodes that were not killed call the cluster whole and
-// agree on whose the slots are, and each replica has what its primary has.
+// AwaitWhole returns when all nodes that were not killed call the cluster whole, agree
+// on each other's role and slots, and each replica has what its primary has.
 func (c *Cluster) AwaitWhole(tb testing.TB) {
 	tb.Helper()
 	testenv.Await(tb, "the cluster to be whole", func() bool {
@@ -125,29 +125,39 @@ func (c *Cluster) AwaitWhole(tb testing.TB) {
 				c.replication(node, "role") == "slave" && c.replication(node, "master_link_status") != "up" {
 				return false
 			}
-			all = append(all, strings.Join(c.owners(node), "\n"))
-		}
-		for i, node := range c.Nodes[primaries:] {
-			if p := c.Nodes[i]; !c.down[node] && !c.down[p] && c.replication(node, "role") == c.replication(p, "role") {
-				return false
-			}
+			all = append(all, strings.Join(c.view(tb, node), "\n"))
 		}
 		return len(slices.Compact(all)) == 1
 	})
 }
 
-// owners are the primaries that have slots, with their slots, as a node sees them.
-func (c *Cluster) owners(node *Server) (all []string) {
+// view is how a node sees those that were not killed: a line each, of id, flags,
+// primary and slots.
+func (c *Cluster) view(tb testing.TB, node *Server) (all []string) {
+	tb.Helper()
 	text, _ := c.admin[node].ClusterNodes(context.Background()).Result()
 	for line := range strings.Lines(text) {
-		// id, address, flags, primary, ping, pong, epoch, link, slots
-		if f := strings.Fields(line); len(f) > 8 {
-			of := slices.DeleteFunc(f[8:], func(s string) bool { return strings.HasPrefix(s, "[") })
-			all = append(all, f[0]+" "+strings.Join(of, " "))
+		f := strings.Fields(line) // id, address, flags, primary, ping, pong, epoch, link, slots
+		if len(f) < 8 || slices.ContainsFunc(c.Nodes, func(n *Server) bool { return c.down[n] && strings.HasPrefix(f[1], n.Addr()+"@") }) {
+			continue
 		}
+		of := slices.DeleteFunc(f[8:], func(s string) bool { return strings.HasPrefix(s, "[") })
+		all = append(all, f[0]+" "+strings.TrimPrefix(f[2], "myself,")+" "+f[3]+" "+strings.Join(of, " "))
 	}
 	slices.Sort(all)
 	return all
+}
+
+// ranges are the slots that a node says it has: "0-100 200 300-400".
+func (c *Cluster) ranges(tb testing.TB, node *Server) string {
+	tb.Helper()
+	id := c.id(tb, node)
+	for _, line := range c.view(tb, node) {
+		if f := strings.SplitN(line, " ", 4); f[0] == id {
+			return f[3]
+		}
+	}
+	return ""
 }
 
 // Slot is the slot of a key.
@@ -163,14 +173,11 @@ func (c *Cluster) Owner(tb testing.TB, slot int) *Server {
 	testenv.Await(tb, "slot "+strconv.Itoa(slot)+" to have one owner", func() bool {
 		owner = nil
 		for _, node := range c.living() {
-			for _, line := range c.owners(node) {
-				id, ranges, _ := strings.Cut(line, " ")
-				if holds(ranges, slot) && id == c.id(tb, node) {
-					if owner != nil {
-						return false
-					}
-					owner = node
+			if holds(c.ranges(tb, node), slot) {
+				if owner != nil {
+					return false
 				}
+				owner = node
 			}
 		}
 		return owner != nil
@@ -181,13 +188,8 @@ func (c *Cluster) Owner(tb testing.TB, slot int) *Server {
 // Slots tells which slots a node has.
 func (c *Cluster) Slots(tb testing.TB, node *Server) func(slot int) bool {
 	tb.Helper()
-	id := c.id(tb, node)
-	for _, line := range c.owners(node) {
-		if ranges, ok := strings.CutPrefix(line, id+" "); ok {
-			return func(slot int) bool { return holds(ranges, slot) }
-		}
-	}
-	return func(int) bool { return false }
+	ranges := c.ranges(tb, node)
+	return func(slot int) bool { return holds(ranges, slot) }
 }
 
 // holds tells whether "0-100 200 300-400" has slot.
