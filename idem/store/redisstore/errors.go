@@ -1,6 +1,7 @@
 package redisstore
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -33,7 +34,14 @@ var refusals = []struct{ prefix, cure string }{
 }
 
 // outages are answers that mean "not now": they pass by themselves.
-var outages = []string{"LOADING", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN", "BUSY", "UNKILLABLE", "ERR max number of clients"}
+var outages = []string{
+	"LOADING", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN", "BUSY", "UNKILLABLE", "ERR max number of clients",
+	"UNBLOCKED", "ERR WAIT cannot be used with replica", // the primary was made a replica
+}
+
+// redirections are answers of a cluster whose slots have gone elsewhere. Its client follows
+// them, but not for ever, and not on the connection of one node.
+var redirections = []string{"MOVED", "ASK", "READONLY"}
 
 // failure says what went wrong while doing what. It wraps store.ErrUnavailable
 // unless Redis answered and will answer the same again.
@@ -52,6 +60,26 @@ func failure(doing string, err error) error {
 		}
 	}
 	return fmt.Errorf("redisstore: %s: %w", doing, err)
+}
+
+// rerouted returns failure, which was made of err, or the better one if err is a
+// cluster's that moves slots. A cluster's client is told to look for the homes of the
+// slots: by itself it does so when it is redirected only, and would ask a primary that
+// died for its ClusterStateReloadInterval, a minute by default.
+func (s *Store) rerouted(ctx context.Context, err, failure error) error {
+	cluster, ok := s.client.(*redis.ClusterClient)
+	if !ok || errors.Is(err, redis.ErrClosed) || errors.Is(err, context.Canceled) {
+		return failure
+	}
+	for _, prefix := range redirections {
+		if redis.HasErrorPrefix(err, prefix) {
+			failure = fmt.Errorf("redisstore: %w: the cluster is moving slots: %w", store.ErrUnavailable, err)
+		}
+	}
+	if errors.Is(failure, store.ErrUnavailable) {
+		cluster.ReloadState(ctx)
+	}
+	return failure
 }
 
 // isReply tells whether err was said by Redis.

@@ -34,6 +34,8 @@ func TestFailure(t *testing.T) {
 		{reply("MASTERDOWN Link with MASTER is down"), true, "down"},
 		{reply("BUSY Redis is busy running a script."), true, "busy"},
 		{reply("ERR max number of clients reached"), true, "clients"},
+		{reply("UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)"), true, "replica"},
+		{reply("ERR WAIT cannot be used with replica instances. Please also note that ..."), true, "replica"},
 		{reply("NOAUTH Authentication required."), false, "password"},
 		{reply("WRONGPASS invalid username-password pair or user is disabled."), false, "password"},
 		{reply("NOPERM this user has no permissions to run the 'evalsha' command"), false, "allow"},

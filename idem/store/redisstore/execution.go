@@ -123,7 +123,7 @@ func (x *execution) finish(ctx context.Context, calls []*call) error {
 				x.s.perTag.Store(true)
 				return x.finishDivided(ctx, c)
 			default:
-				return failure(fmt.Sprintf("executing %d operations", len(c.items)), err)
+				return x.s.rerouted(ctx, err, failure(fmt.Sprintf("executing %d operations", len(c.items)), err))
 			}
 		}
 		calls = again
@@ -241,29 +241,15 @@ func (x *execution) sendAndWait(ctx context.Context, calls []*call) ([]*redis.Cm
 		}
 		_, _ = pipe.Exec(ctx)
 		for _, i := range indexes {
-			if err := x.movedAway(ctx, all[i]); err != nil {
-				return nil, err
-			}
 			if err := all[i].Err(); isReply(err) && !isHelped(err) {
-				return nil, failure(fmt.Sprintf("executing %d operations", len(calls[i].items)), err)
+				return nil, x.s.rerouted(ctx, err, failure(fmt.Sprintf("executing %d operations", len(calls[i].items)), err))
 			}
 		}
 		if wait != nil {
-			x.unconfirmed = errors.Join(x.unconfirmed, x.confirmed(wait))
+			x.unconfirmed = errors.Join(x.unconfirmed, x.confirmed(ctx, wait))
 		}
 	}
 	return all, nil
-}
-
-// movedAway is an error if a cluster moved a call's slot: the client of one node
-// follows no redirections.
-func (x *execution) movedAway(ctx context.Context, cmd *redis.Cmd) error {
-	cluster, ok := x.s.client.(*redis.ClusterClient)
-	if !ok || !redis.HasErrorPrefix(cmd.Err(), "MOVED") && !redis.HasErrorPrefix(cmd.Err(), "ASK") {
-		return nil
-	}
-	cluster.ReloadState(ctx)
-	return fmt.Errorf("redisstore: executing operations: %w: the cluster is moving slots: %w", store.ErrUnavailable, cmd.Err())
 }
 
 // primaries groups the calls by the server that they go to.
@@ -277,7 +263,7 @@ func (x *execution) primaries(ctx context.Context, calls []*call) (map[*redis.Cl
 		case *redis.ClusterClient:
 			var err error
 			if primary, err = client.MasterForKey(ctx, x.p.keys.epoch(c.tag)); err != nil {
-				return nil, failure("finding a primary", err)
+				return nil, x.s.rerouted(ctx, err, failure("finding a primary", err))
 			}
 		}
 		groups[primary] = append(groups[primary], i)
@@ -286,10 +272,10 @@ func (x *execution) primaries(ctx context.Context, calls []*call) (map[*redis.Cl
 }
 
 // confirmed is nil if enough replicas have what was written.
-func (x *execution) confirmed(wait *redis.IntCmd) error {
+func (x *execution) confirmed(ctx context.Context, wait *redis.IntCmd) error {
 	n, err := wait.Result()
 	if err != nil {
-		return failure("waiting for replicas", err)
+		return x.s.rerouted(ctx, err, failure("waiting for replicas", err))
 	}
 	if int(n) < x.s.replicas {
 		return fmt.Errorf("redisstore: %w: the completions stand on the primary, and %d of %d replicas confirmed them within %v; "+
