@@ -38,7 +38,7 @@ var pinned = regexp.MustCompile(`^[a-z/]+:\d+\.\d+\.\d+(-[a-z]+)?$`)
 
 func TestComposeServices(t *testing.T) {
 	project := compose(t)
-	if got, want := project.ServiceNames(), []string{"kafka", "nats", "postgres", "rabbitmq", "redis"}; !slices.Equal(got, want) {
+	if got, want := project.ServiceNames(), []string{"kafka", "mariadb", "nats", "postgres", "rabbitmq", "redis"}; !slices.Equal(got, want) {
 		t.Errorf("services %q, want %q", got, want)
 	}
 	// NATS and PostgreSQL have minor and patch releases of their own numbering.

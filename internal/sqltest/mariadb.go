@@ -34,7 +34,7 @@ func StartMariaDB(tb testing.TB, settings ...string) *Server {
 }
 
 // StartMariaDBIn is StartMariaDB with the data in a new folder in dir, for tests that
-// fill a disk. It needs about 60 MB there.
+// fill a disk. It needs about 50 MB there.
 func StartMariaDBIn(tb testing.TB, dir string, settings ...string) *Server {
 	tb.Helper()
 	return start(tb, newMariaDB(tb), dir, settings)
@@ -42,7 +42,7 @@ func StartMariaDBIn(tb testing.TB, dir string, settings ...string) *Server {
 
 func newMariaDB(tb testing.TB) *mariadb {
 	tb.Helper()
-	const cure = "bash .ci/mariadb, or name the program mariadbd in " + envMariaDB + ", or make test"
+	const cure = "apt-get install mariadb-server, or name the program mariadbd in " + envMariaDB + ", or make test"
 	name := os.Getenv(envMariaDB)
 	given := name != ""
 	var server string
