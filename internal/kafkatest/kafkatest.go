@@ -70,7 +70,7 @@ func jars(tb testing.TB) string {
 		if version == "" {
 			version = defaultVersion
 		}
-		home = filepath.Join(root(tb), ".cache", "kafka-"+version)
+		home = filepath.Join(testenv.Root(tb), ".cache", "kafka-"+version)
 	}
 	for _, name := range []string{"lib", "libs"} {
 		lib := filepath.Join(home, name)
@@ -83,26 +83,6 @@ func jars(tb testing.TB) string {
 	}
 	testenv.Missing(tb, "the jars of a Kafka broker", "bash .ci/kafka, or make test")
 	return ""
-}
-
-// root is the folder of the root module, also for the tests of the other modules.
-func root(tb testing.TB) string {
-	tb.Helper()
-	dir, err := os.Getwd()
-	if err != nil {
-		tb.Fatal(err)
-	}
-	for {
-		text, err := os.ReadFile(filepath.Join(dir, "go.mod"))
-		if err == nil && strings.HasPrefix(string(text), "module github.com/idemq/idemq\n") {
-			return dir
-		}
-		up := filepath.Dir(dir)
-		if up == dir {
-			tb.Fatal("no go.mod of github.com/idemq/idemq above the test's folder: set " + envHome)
-		}
-		dir = up
-	}
 }
 
 // start tries a few ports: a free one may be taken before the broker binds it.

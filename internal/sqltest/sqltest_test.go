@@ -153,6 +153,10 @@ func TestPause(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		idle, err := db.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
 		s.Pause()
 		s.Pause()
 		briefly(t, "a session", func(ctx context.Context) error {
@@ -165,6 +169,12 @@ func TestPause(t *testing.T) {
 		if err := db.PingContext(t.Context()); err != nil {
 			t.Errorf("after the pause: %v", err)
 		}
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		if _, err := idle.ExecContext(ctx, "SELECT 1"); err != nil {
+			t.Errorf("a session from before the pause: %v", err)
+		}
+		_ = idle.Close()
 		s.Pause()
 		s.Restart()
 		if err := db.PingContext(t.Context()); err != nil {

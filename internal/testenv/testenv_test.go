@@ -1,6 +1,8 @@
 package testenv
 
 import (
+	"os"
+	"path/filepath"
 	"runtime"
 	"testing"
 )
@@ -35,5 +37,22 @@ func TestMissing(t *testing.T) {
 	t.Setenv(RequireServers, "1")
 	if r := missing("a server", "start one"); r.failed != line || r.skipped != "" {
 		t.Errorf("required: skipped %q, failed %q", r.skipped, r.failed)
+	}
+}
+
+func TestRoot(t *testing.T) {
+	if _, err := os.Stat(filepath.Join(Root(t), "internal", "testenv", "testenv_test.go")); err != nil {
+		t.Error(err)
+	}
+	t.Chdir(t.TempDir())
+	r := &recorder{TB: t}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		Root(r)
+	}()
+	<-done
+	if r.failed == "" {
+		t.Error("a folder outside of the repository has a root")
 	}
 }
