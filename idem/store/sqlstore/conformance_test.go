@@ -1,0 +1,123 @@
+package sqlstore_test
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	_ "modernc.org/sqlite"
+
+	"github.com/idemq/idemq/idem/store"
+	"github.com/idemq/idemq/idem/store/sqlstore"
+	"github.com/idemq/idemq/idem/store/storetest"
+	"github.com/idemq/idemq/internal/testenv"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// unit is the suite's lease; histories wait for some thousand of shortUnit.
+const (
+	unit      = 100 * time.Millisecond
+	shortUnit = 30 * time.Millisecond
+)
+
+// backend is a database that the tests run on.
+type backend struct {
+	name    string
+	dialect sqlstore.Dialect
+	driver  string
+	start   func(tb testing.TB) (dsn string)
+}
+
+var sqlite = backend{"SQLite", sqlstore.SQLite, "sqlite", sqliteFile}
+
+func sqliteFile(tb testing.TB) string {
+	return "file:" + filepath.Join(tb.TempDir(), "inbox.db") + "?_pragma=journal_mode(wal)&_pragma=busy_timeout(5000)"
+}
+
+var backends = []backend{sqlite}
+
+// each runs a test on every backend.
+func each(t *testing.T, test func(t *testing.T, b backend)) {
+	t.Helper()
+	for _, b := range backends {
+		t.Run(b.name, func(t *testing.T) {
+			t.Parallel()
+			test(t, b)
+		})
+	}
+}
+
+func open(tb testing.TB, driver, dsn string) *sql.DB {
+	tb.Helper()
+	db, err := sql.Open(driver, dsn)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = db.Close() })
+	return db
+}
+
+// database is an empty database of the test's own.
+func (b backend) database(tb testing.TB) *sql.DB {
+	tb.Helper()
+	return open(tb, b.driver, b.start(tb))
+}
+
+func (b backend) store(tb testing.TB, db *sql.DB, opts ...sqlstore.Option) *sqlstore.Store {
+	tb.Helper()
+	return sqlstore.New(db, b.dialect, append([]sqlstore.Option{sqlstore.WithCreate()}, opts...)...)
+}
+
+func (b backend) harness(db *sql.DB, lease time.Duration, opts ...sqlstore.Option) storetest.Harness {
+	return storetest.Harness{
+		Open:    func(tb testing.TB) store.Store { return b.store(tb, db, opts...) },
+		Wait:    wait,
+		Lease:   lease,
+		Corrupt: func(tb testing.TB, _ store.Store, _, _, token string, how storetest.Corruption) { corrupt(tb, db, token, how) },
+	}
+}
+
+// wait returns when d has passed: the servers' clock is this machine's.
+func wait(tb testing.TB, d time.Duration) {
+	end := time.Now().Add(d)
+	testenv.Await(tb, "time to pass", func() bool { return time.Now().After(end) })
+}
+
+// corrupt damages the rows of a token. The suite does so with plain names, and a prefix
+// that is used last.
+func corrupt(tb testing.TB, db *sql.DB, token string, how storetest.Corruption) {
+	tb.Helper()
+	set := map[storetest.Corruption]string{
+		storetest.WrongType: "state = 77", storetest.Garbage: "version = 0", storetest.NewerVersion: "version = 2",
+	}[how]
+	statement := fmt.Sprintf("UPDATE idemq_records SET %s WHERE token = %s AND gid = (SELECT MAX(id) FROM idemq_groups)", set, hexLiteral(db, token))
+	r, err := db.ExecContext(context.Background(), statement)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if n, _ := r.RowsAffected(); n != 1 {
+		tb.Fatalf("%s: %d rows", statement, n)
+	}
+}
+
+func hexLiteral(db *sql.DB, s string) string {
+	if fmt.Sprintf("%T", db.Driver()) == "*stdlib.Driver" {
+		return fmt.Sprintf(`'\x%x'`, s)
+	}
+	return fmt.Sprintf("X'%x'", s)
+}
+
+func TestStore(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, b backend) { storetest.Run(t, b.harness(b.database(t), unit)) })
+}
+
+func TestHistories(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, b backend) { storetest.Histories(t, b.harness(b.database(t), shortUnit)) })
+}

@@ -1,0 +1,548 @@
+package inbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/idemq/idemq/idem/store"
+	"github.com/idemq/idemq/idem/store/rules"
+)
+
+const (
+	// maxOps is how many operations one transaction takes.
+	maxOps = 500
+	// patience is how long a claim is tried whose row somebody else holds: longer than
+	// their transactions take, and well below what a caller waits for a batch.
+	patience = 300 * time.Millisecond
+	// heldRetry is the RetryAfter of a claim whose row stays locked.
+	heldRetry = 200 * time.Millisecond
+)
+
+// Apply implements store.Store. A batch is one transaction for each 500 operations.
+func (s *Store) Apply(ctx context.Context, b *store.Batch) error {
+	b.Notice = ""
+	if err := s.prepare(ctx); err != nil {
+		return err
+	}
+	for i := range b.Ops {
+		if err := checkOp(&b.Ops[i]); err != nil {
+			return fmt.Errorf("%s: operation %d: %w", s.config.Package, i, err)
+		}
+	}
+	b.Replies = slices.Grow(b.Replies[:0], len(b.Ops))[:len(b.Ops)]
+	clear(b.Replies)
+	b.Now = time.Time{}
+	for from := 0; from == 0 || from < len(b.Ops); from += maxOps {
+		to := min(from+maxOps, len(b.Ops))
+		if err := s.apply(ctx, b, b.Ops[from:to], b.Replies[from:to]); err != nil {
+			return s.failure("executing "+plural(len(b.Ops), "operation"), err)
+		}
+	}
+	s.sweepSometimes(ctx, len(b.Ops))
+	return nil
+}
+
+func checkOp(op *store.Op) error {
+	switch {
+	case op.Kind < store.Begin || op.Kind > store.Check:
+		return fmt.Errorf("there is no kind %d", op.Kind)
+	case len(op.Token) > 255:
+		return fmt.Errorf("the token has %d bytes; at most 255 are allowed", len(op.Token))
+	case len(op.Claim) > 40 || !plain(op.Claim):
+		return fmt.Errorf("the claim id %q is none", op.Claim)
+	case len(op.Fingerprint) > 64:
+		return fmt.Errorf("the fingerprint has %d bytes; at most 64 are allowed", len(op.Fingerprint))
+	}
+	return nil
+}
+
+// execution is one try of some operations.
+type execution struct {
+	s       *Store
+	b       *store.Batch
+	ops     []store.Op
+	replies []store.Reply
+	yield   bool // claims whose rows are held by others are answered so
+
+	records map[key]*row
+	issued  map[key]*issuedRow
+	held    map[key]bool // rows that others hold
+	rules   rules.Execution
+	now     int64
+	epoch   string
+}
+
+// errHeld: somebody else holds a row that is needed.
+var errHeld = errors.New("another transaction holds a record that is needed")
+
+// errEpoch: the tables are not those that were known.
+var errEpoch = errors.New("the tables have changed")
+
+// errFaster: what was absent is there.
+var errFaster = errors.New("another transaction was faster")
+
+// apply executes operations, in one transaction that is tried until it goes through.
+func (s *Store) apply(ctx context.Context, b *store.Batch, ops []store.Op, replies []store.Reply) error {
+	start := time.Now()
+	return s.persist(ctx, func() error {
+		x := &execution{s: s, b: b, ops: ops, replies: replies, yield: time.Since(start) > patience}
+		clear(replies)
+		err := x.run(ctx)
+		if s.kind2(err) == full {
+			return x.withoutClaims(ctx, err)
+		}
+		return s.mark(err)
+	})
+}
+
+func (s *Store) kind2(err error) kind {
+	if err == nil {
+		return refused
+	}
+	return s.kind(err)
+}
+
+// withoutClaims answers what the database has no room for, and executes the rest.
+func (x *execution) withoutClaims(ctx context.Context, cause error) error {
+	var rest []int
+	for i := range x.ops {
+		switch x.ops[i].Kind {
+		case store.Begin, store.Spend, store.Issue:
+		default:
+			rest = append(rest, i)
+		}
+	}
+	if len(rest) == len(x.ops) {
+		return cause
+	}
+	ops, replies := make([]store.Op, len(rest)), make([]store.Reply, len(rest))
+	for i, n := range rest {
+		ops[i] = x.ops[n]
+	}
+	y := &execution{s: x.s, b: x.b, ops: ops, replies: replies, yield: x.yield}
+	if err := y.run(ctx); err != nil {
+		return x.s.mark(err)
+	}
+	for i := range x.replies {
+		x.replies[i] = store.Reply{Err: fmt.Errorf("%s: %w: %w; see to the database's disk", x.s.config.Package, store.ErrFull, cause)}
+	}
+	for i, n := range rest {
+		x.replies[n] = replies[i]
+	}
+	return nil
+}
+
+func (x *execution) run(ctx context.Context) error {
+	need, err := x.need(ctx)
+	if err != nil {
+		return err
+	}
+	if !need.writes {
+		return x.read(ctx, need)
+	}
+	tx, err := x.s.db.Begin(ctx, x.s.statements.begin)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	if err := x.load(ctx, tx, need); err != nil {
+		return err
+	}
+	x.execute(need)
+	if err := x.write(ctx, tx); err != nil {
+		return err
+	}
+	if err := tx.Commit(ctx); err != nil {
+		return err
+	}
+	x.s.settled(x)
+	return nil
+}
+
+// needs are the rows of some operations.
+type needs struct {
+	records, issued []key // of each operation; gid zero: none
+
+	lock       []key // records
+	readOnly   []key // records that are only inspected
+	lockIssued []key
+	readIssued []key
+	writes     bool
+}
+
+func (x *execution) need(ctx context.Context) (*needs, error) {
+	n := &needs{records: make([]key, len(x.ops)), issued: make([]key, len(x.ops))}
+	lock, look := map[key]bool{}, map[key]bool{}
+	lockIssued, lookIssued := map[key]bool{}, map[key]bool{}
+	for i := range x.ops {
+		op := &x.ops[i]
+		record, issued := rules.Needs(op, x.b)
+		if record {
+			gid, err := x.s.gid(ctx, ofGroup, x.b.Prefix, op.Group)
+			if err != nil {
+				return nil, err
+			}
+			n.records[i] = key{gid, op.Token}
+			if op.Kind == store.Inspect {
+				look[n.records[i]] = true
+			} else {
+				lock[n.records[i]] = true
+			}
+		}
+		if issued {
+			gid, err := x.s.gid(ctx, ofIssued, x.b.Prefix, "")
+			if err != nil {
+				return nil, err
+			}
+			n.issued[i] = key{gid, op.Token}
+			if op.Kind == store.Issue || op.Kind == store.Check {
+				lockIssued[n.issued[i]] = true
+			} else {
+				lookIssued[n.issued[i]] = true
+			}
+		}
+	}
+	for k := range lock {
+		delete(look, k)
+	}
+	for k := range lockIssued {
+		delete(lookIssued, k)
+	}
+	n.lock, n.readOnly, n.lockIssued, n.readIssued = sorted(lock), sorted(look), sorted(lockIssued), sorted(lookIssued)
+	n.writes = len(n.lock)+len(n.lockIssued) > 0
+	return n, nil
+}
+
+func sorted[V any](m map[key]V) []key { return slices.SortedFunc(maps.Keys(m), compareKeys) }
+
+// read answers operations that only look.
+func (x *execution) read(ctx context.Context, n *needs) error {
+	if err := x.records_(ctx, x.s.db, "read", n.readOnly); err != nil {
+		return err
+	}
+	if err := x.readIssued(ctx, x.s.db, "read_issued", n.readIssued); err != nil {
+		return err
+	}
+	if err := x.leases(ctx, x.s.db, n); err != nil {
+		return err
+	}
+	x.execute(n)
+	return nil
+}
+
+// load locks the rows and reads them.
+func (x *execution) load(ctx context.Context, tx Tx, n *needs) error {
+	if err := x.records_(ctx, tx, "lock", n.lock); err != nil {
+		return err
+	}
+	for i := range x.ops {
+		if !x.held[n.records[i]] {
+			continue
+		}
+		switch x.ops[i].Kind {
+		case store.Inspect:
+		case store.Begin, store.Spend, store.Forget:
+			if !x.yield {
+				return again{errHeld}
+			}
+		default:
+			return again{errHeld}
+		}
+	}
+	if len(n.readOnly) > 0 {
+		if err := x.records_(ctx, tx, "read", n.readOnly); err != nil {
+			return err
+		}
+	}
+	if len(n.lockIssued) > 0 {
+		if err := x.readIssued(ctx, tx, "lock_issued", n.lockIssued); err != nil {
+			return err
+		}
+	}
+	if err := x.readIssued(ctx, tx, "read_issued", n.readIssued); err != nil {
+		return err
+	}
+	return x.leases(ctx, tx, n)
+}
+
+func keyTable(keys []key) table {
+	t := table{columns: []string{"gid", "token"}, rows: make([][]any, len(keys))}
+	for i, k := range keys {
+		t.rows[i] = []any{k.gid, []byte(k.token)}
+	}
+	return t
+}
+
+// idle is after how long the server ends a transaction of a process that was stopped.
+func (s *Store) idle(lease time.Duration) string {
+	return fmt.Sprint(max(lease, time.Second).Milliseconds())
+}
+
+// records_ reads rows, and the clock with them. The clock is never later than the locks:
+// an earlier one only makes leases look longer.
+func (x *execution) records_(ctx context.Context, c Conn, statement string, keys []key) error {
+	if x.records == nil {
+		x.records, x.held = make(map[key]*row), make(map[key]bool)
+	}
+	var there []key
+	var r scanned
+	dest := r.dest()
+	known := false
+	v := values{"keys": keyTable(keys), "idle": x.s.idle(x.b.Lease), "now": now()}
+	err := x.s.query(ctx, c, statement, v, func(rows Rows) error {
+		r.token, r.owner, r.fingerprint, r.result = nil, nil, nil, nil
+		if err := rows.Scan(dest...); err != nil {
+			return err
+		}
+		switch r.kind {
+		case 0:
+			known = true
+			x.now, x.epoch = r.expires, r.claim
+			return x.s.agree(r.version)
+		case 1:
+			x.records[r.key()] = r.row()
+		case 2:
+			there = append(there, r.key())
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if !known {
+		return olderSchema{x.s, 0}
+	}
+	if !x.s.knows(x.epoch) {
+		x.b.Notice = x.s.saw(x.epoch)
+		return again{errEpoch}
+	}
+	x.rules = rules.Execution{Batch: x.b, Now: fromMicros(x.now), Time: toTime}
+	for _, k := range there {
+		if x.records[k] == nil {
+			x.held[k] = true
+		}
+	}
+	return nil
+}
+
+func (x *execution) readIssued(ctx context.Context, c Conn, statement string, keys []key) error {
+	if x.issued == nil {
+		x.issued = make(map[key]*issuedRow)
+	}
+	if len(keys) == 0 {
+		return nil
+	}
+	var there []key
+	err := x.s.query(ctx, c, statement, values{"keys": keyTable(keys)}, func(rows Rows) error {
+		var kind, gid, v, checkBy, expires, due int64
+		var token []byte
+		var checkedBy string
+		if err := rows.Scan(&kind, &gid, &token, &v, &checkBy, &checkedBy, &expires, &due); err != nil {
+			return err
+		}
+		k := key{gid, string(token)}
+		if kind == 2 {
+			there = append(there, k)
+			return nil
+		}
+		r := &issuedRow{key: k, stored: true, due: due}
+		if v > version {
+			r.err = fmt.Errorf("the registration of token %q (gid %d): %w; update this program", k.token, gid, store.ErrNewer)
+		}
+		r.issued = rules.Issued{Known: true, CheckBy: fromMicros(checkBy), CheckedBy: checkedBy, Expires: fromMicros(expires)}
+		x.issued[k] = r
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, k := range there {
+		if x.issued[k] == nil {
+			return again{errHeld}
+		}
+	}
+	return nil
+}
+
+// leases reads the renewals of the records whose lease somebody else asks about, or
+// whose time has passed without them. It is a statement of its own, after the locks:
+// one with them would show what was there before they were waited for.
+func (x *execution) leases(ctx context.Context, c Conn, n *needs) error {
+	wanted := make(map[key]bool)
+	for i, k := range n.records {
+		r := x.records[k]
+		if r == nil || r.err != nil || r.record.State != store.Running {
+			continue
+		}
+		if r.record.Claim != x.ops[i].Claim || r.record.Expires <= x.rules.Now {
+			wanted[k] = true
+		}
+	}
+	return x.merge(ctx, c, sorted(wanted))
+}
+
+func (x *execution) merge(ctx context.Context, c Conn, keys []key) error {
+	if len(keys) == 0 {
+		return nil
+	}
+	return x.s.query(ctx, c, "leases", values{"keys": keyTable(keys)}, func(rows Rows) error {
+		var gid, renewed, length, expires int64
+		var token []byte
+		var claim string
+		if err := rows.Scan(&gid, &token, &claim, &renewed, &length, &expires); err != nil {
+			return err
+		}
+		r := x.records[key{gid, string(token)}]
+		if r == nil || r.record.Claim != claim || fromMicros(renewed) < r.record.Renewed {
+			return nil
+		}
+		r.record.Renewed, r.record.Lease = fromMicros(renewed), time.Duration(fromMicros(length))
+		r.record.Expires = max(r.record.Expires, fromMicros(expires))
+		return nil
+	})
+}
+
+// execute runs the rules.
+func (x *execution) execute(n *needs) {
+	if at := toTime(x.rules.Now); at.After(x.b.Now) {
+		x.b.Now = at
+	}
+	for i := range x.ops {
+		x.replies[i] = x.do(&x.ops[i], n.records[i], n.issued[i])
+	}
+}
+
+func (x *execution) do(op *store.Op, k, ik key) store.Reply {
+	if x.held[k] && op.Kind != store.Inspect {
+		return store.Reply{Status: store.InProgress, RetryAfter: heldRetry}
+	}
+	var rec rules.Record
+	var iss rules.Issued
+	r, i := x.records[k], x.issued[ik]
+	if k.gid != 0 && r == nil {
+		r = &row{key: k}
+		x.records[k] = r
+	}
+	if ik.gid != 0 && i == nil {
+		i = &issuedRow{key: ik}
+		x.issued[ik] = i
+	}
+	switch {
+	case r != nil && r.err != nil:
+		return store.Reply{Err: fmt.Errorf("%s: %w", x.s.config.Package, r.err)}
+	case i != nil && i.err != nil:
+		return store.Reply{Err: fmt.Errorf("%s: %w", x.s.config.Package, i.err)}
+	}
+	if r != nil && r.record.Expires > x.rules.Now {
+		rec = r.record
+	}
+	if i != nil && i.issued.Expires > x.rules.Now {
+		iss = i.issued
+	}
+	reply, changed := x.rules.Do(op, &rec, &iss)
+	switch {
+	case !changed:
+	case k.gid == 0:
+		i.issued, i.changed = iss, true
+	default:
+		r.record = rec
+		if op.Kind == store.Renew {
+			r.renewed = true
+		} else {
+			r.changed = true
+		}
+	}
+	return reply
+}
+
+// write writes what has changed.
+func (x *execution) write(ctx context.Context, tx Tx) error {
+	var fresh, known, renewals, freshIssued, knownIssued [][]any
+	for _, k := range sorted(x.records) {
+		switch r := x.records[k]; {
+		case r.changed && r.stored:
+			known = append(known, r.values(x.b.Lease))
+		case r.changed:
+			fresh = append(fresh, r.values(x.b.Lease))
+		case r.renewed:
+			renewals = append(renewals, []any{
+				k.gid, []byte(k.token), r.record.Claim, int64(r.record.Renewed / 1000), int64(r.record.Lease / 1000), toMicros(r.record.Expires),
+			})
+		}
+	}
+	for _, k := range sorted(x.issued) {
+		switch r := x.issued[k]; {
+		case r.changed && r.stored:
+			knownIssued = append(knownIssued, r.values())
+		case r.changed:
+			freshIssued = append(freshIssued, r.values())
+		}
+	}
+	if err := x.s.writeRows(ctx, tx, "", recordColumns, fresh, known); err != nil {
+		return err
+	}
+	if len(renewals) > 0 {
+		t := table{columns: []string{"gid", "token", "claim", "renewed", "lease", "expires"}, rows: renewals}
+		if _, err := x.s.exec(ctx, tx, "renew", values{"rows": t}); err != nil {
+			return err
+		}
+	}
+	return x.s.writeRows(ctx, tx, "_issued", issuedColumns, freshIssued, knownIssued)
+}
+
+// writeRows writes rows of records or of issued: new ones in the order of their keys, and
+// others, which are there and locked.
+func (s *Store) writeRows(ctx context.Context, tx Conn, which string, columns []string, fresh, known [][]any) error {
+	if len(fresh)+len(known) == 0 {
+		return nil
+	}
+	if s.config.Dialect != Postgres {
+		if len(fresh) > 0 {
+			if _, err := s.exec(ctx, tx, "insert"+which, values{"rows": table{rows: fresh}}); err != nil {
+				return err
+			}
+		}
+		if len(known) > 0 {
+			_, err := s.exec(ctx, tx, "update"+which, values{"rows": table{rows: known}})
+			return err
+		}
+		return nil
+	}
+	t := table{columns: append([]string{"fresh"}, columns...)}
+	for i, r := range append(fresh, known...) {
+		isNew := int64(0)
+		if i < len(fresh) {
+			isNew = 1
+		}
+		t.rows = append(t.rows, append([]any{isNew}, r...))
+	}
+	n, _, err := s.number(ctx, tx, "write"+which, values{"rows": t})
+	if err == nil && n != int64(len(t.rows)) {
+		err = again{errFaster}
+	}
+	return err
+}
+
+// settled keeps account of the leases' rows, after the commit.
+func (s *Store) settled(x *execution) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for k, r := range x.records {
+		switch claim := s.renewed[k]; {
+		case r.renewed && !r.changed:
+			s.renewed[k] = r.record.Claim
+		case claim != "" && (r.record.State != store.Running || r.record.Claim != claim):
+			s.forgetLease(k, claim)
+		}
+	}
+}
+
+// forgetLease is called with mu held, when a claim that had been renewed is over.
+func (s *Store) forgetLease(k key, claim string) {
+	delete(s.renewed, k)
+	s.ended = append(s.ended, lease{k, claim})
+}

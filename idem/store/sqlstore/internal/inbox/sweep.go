@@ -1,0 +1,168 @@
+package inbox
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/idemq/idemq/idem/store"
+)
+
+// schedule is when to sweep next, guarded by the store's mutex.
+type schedule struct {
+	running bool
+	debt    int // operations since the last time
+	next    time.Time
+}
+
+const (
+	sweepLimit = 1000             // rows a time
+	sweepDebt  = 500              // operations after which it is time
+	sweepEvery = 20 * time.Second // or else
+	sweepFor   = time.Second      // at most, in somebody's Apply
+	// Rows among the leases that nobody ended are few: claims of processes that died.
+	oldInstances = 24 * time.Hour
+)
+
+// sweepSometimes deletes a few rows whose time has passed, after a batch; it keeps up
+// with what comes in. Its errors are nobody's: the next batch meets them too.
+func (s *Store) sweepSometimes(ctx context.Context, ops int) {
+	if s.config.NoSweep {
+		return
+	}
+	s.mu.Lock()
+	s.sweep.debt += ops
+	due := !s.sweep.running && (s.sweep.debt >= sweepDebt || time.Now().After(s.sweep.next))
+	if due {
+		s.sweep = schedule{running: true, next: time.Now().Add(sweepEvery)}
+	}
+	s.mu.Unlock()
+	if !due {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, sweepFor)
+	defer cancel()
+	n, _ := s.sweepOnce(ctx, sweepLimit) //nolint:errcheck // said above
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sweep.running = false
+	if n >= sweepLimit {
+		s.sweep.next = time.Time{} // there is more
+	}
+}
+
+// Sweep deletes up to limit rows whose time has passed, and returns how many.
+func (s *Store) Sweep(ctx context.Context, limit int) (int, error) {
+	if err := s.prepare(ctx); err != nil {
+		return 0, err
+	}
+	total := 0
+	for total < limit {
+		n, err := s.sweepOnce(ctx, min(limit-total, sweepLimit))
+		total += n
+		if err != nil {
+			return total, s.failure("sweeping", err)
+		}
+		if n == 0 {
+			break
+		}
+	}
+	return total, nil
+}
+
+func (s *Store) sweepOnce(ctx context.Context, limit int) (total int, err error) {
+	clock, err := s.clock(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if err := s.endLeases(ctx); err != nil {
+		return 0, err
+	}
+	for _, which := range []string{"records", "issued", "leases"} {
+		err := s.persist(ctx, func() error {
+			return s.mark(s.within(ctx, func(tx Tx) error {
+				n, err := s.sweepTable(ctx, tx, which, clock, limit-total)
+				total += n
+				return err
+			}))
+		})
+		if err != nil || total >= limit {
+			return total, err
+		}
+	}
+	_, err = s.exec(ctx, s.db, "old_instances", values{"now": clock - oldInstances.Microseconds()})
+	return total, err
+}
+
+// clock asks for the database's.
+func (s *Store) clock(ctx context.Context) (int64, error) {
+	x := &execution{s: s, b: &store.Batch{}}
+	err := s.persist(ctx, func() error { return s.mark(x.records_(ctx, s.db, "read", nil)) })
+	return x.now, err
+}
+
+// sweepTable deletes rows that nobody holds. A claim in progress that was renewed has its
+// time among the leases, which are read with the row locked.
+func (s *Store) sweepTable(ctx context.Context, tx Tx, which string, clock int64, limit int) (int, error) {
+	var keys, running []key
+	v := values{"due": clock / bucket, "now": clock, "limit": int64(limit)}
+	err := s.query(ctx, tx, "due_"+which, v, func(r Rows) error {
+		var gid, state int64
+		var token []byte
+		if err := r.Scan(&gid, &token, &state); err != nil {
+			return err
+		}
+		k := key{gid, string(token)}
+		keys = append(keys, k)
+		if state == int64(store.Running) {
+			running = append(running, k)
+		}
+		return nil
+	})
+	if err != nil || len(keys) == 0 {
+		return 0, err
+	}
+	if len(running) > 0 {
+		slices.SortFunc(running, compareKeys)
+		alive := make(map[key]bool)
+		err := s.query(ctx, tx, "leases", values{"keys": keyTable(running)}, func(r Rows) error {
+			var gid, renewed, length, expires int64
+			var token []byte
+			var claim string
+			err := r.Scan(&gid, &token, &claim, &renewed, &length, &expires)
+			if expires > clock {
+				alive[key{gid, string(token)}] = true
+			}
+			return err
+		})
+		if err != nil {
+			return 0, err
+		}
+		keys = slices.DeleteFunc(keys, func(k key) bool { return alive[k] })
+	}
+	if len(keys) == 0 {
+		return 0, nil
+	}
+	slices.SortFunc(keys, compareKeys)
+	_, err = s.exec(ctx, tx, "delete_"+which, values{"keys": keyTable(keys)})
+	return len(keys), err
+}
+
+// endLeases deletes the rows of renewed claims that are over, which this process knows.
+func (s *Store) endLeases(ctx context.Context) error {
+	s.mu.Lock()
+	ended := s.ended
+	s.ended = nil
+	s.mu.Unlock()
+	for batch := range slices.Chunk(ended, maxOps) {
+		slices.SortFunc(batch, func(a, b lease) int { return compareKeys(a.key, b.key) })
+		t := table{columns: []string{"gid", "token", "claim"}}
+		for _, l := range batch {
+			t.rows = append(t.rows, []any{l.gid, []byte(l.token), l.claim})
+		}
+		if _, err := s.exec(ctx, s.db, "end_leases", values{"rows": t}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
