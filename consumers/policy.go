@@ -29,7 +29,9 @@ type Policy struct {
 	stopStale      bool
 	fingerprints   bool
 	trustID        bool
-	ahead          int // one more than asked for; zero: as the engine sees fit
+	strict         bool
+	accepted       []string // IDs of findings, with strict
+	ahead          int      // one more than asked for; zero: as the engine sees fit
 	tokenFrom      func(Message) (string, error)
 }
 

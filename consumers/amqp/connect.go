@@ -159,7 +159,7 @@ func isRefused(err error) bool {
 // openSession opens a connection and a channel on it, looks whether the queue is there,
 // asks check, if that is not nil, and subscribes: from then on a failure costs what was
 // delivered a return.
-func (c *Consumer) openSession(ctx context.Context, prefetch int, check func(context.Context, *amqp.Connection) error) (*session, error) {
+func (c *Consumer) openSession(ctx context.Context, prefetch int, check func(*amqp.Connection) error) (*session, error) {
 	conn, err := c.broker.connect(ctx)
 	if err != nil {
 		return nil, err
@@ -175,11 +175,11 @@ func (c *Consumer) openSession(ctx context.Context, prefetch int, check func(con
 		if err := ch.Qos(prefetch, 0, false); err != nil {
 			return fmt.Errorf("setting the prefetch at %s: %w", c.broker, err)
 		}
-		if _, err := ch.QueueDeclarePassive(c.queue, false, false, false, false, nil); err != nil {
-			return fmt.Errorf("looking for the queue at %s: create it first, or give the user the permission: %w", c.broker, err)
+		if err := c.checkQueue(ch); err != nil {
+			return err
 		}
 		if check != nil {
-			if err := check(ctx, conn); err != nil {
+			if err := check(conn); err != nil {
 				return err
 			}
 		}

@@ -114,10 +114,14 @@ func (c *Consumer) engine() (*consumers.Engine, error) {
 // A consumer of NewConsumer ends with an error when its channel is closed, or its
 // deliveries end, before ctx. After the close of a channel nothing is settled any more.
 //
+// Before anything is delivered, or received, it does what Preflight does, and tells of each
+// finding (idem.EventFinding). The store is waited for about five seconds only, unless by
+// consumers.Strict.
+//
 // Both end with an error, and have acked nothing that is not done, when a message must
-// not be passed over (no dead-letter destination, or one that a copy does not reach), and
-// when a handler does not return at the end: that names its message. Run may be called
-// once.
+// not be passed over (no dead-letter destination, or one that a copy does not reach), when
+// the store refuses at the start, and when a handler does not return at the end: that
+// names its message. Run may be called once.
 func (c *Consumer) Run(ctx context.Context) error {
 	if c.ran.Swap(true) {
 		return errors.New("idemamqp: Run was called twice: make a new consumer")
@@ -129,16 +133,15 @@ func (c *Consumer) Run(ctx context.Context) error {
 	if c.conf.letters != nil {
 		defer c.conf.letters.close()
 	}
-	if c.broker == nil {
-		return e.Run(ctx, func(ctx context.Context) error { return c.receiveAll(ctx, e) })
-	}
-	first, err := c.preflight(ctx)
+	first, err := c.awaitPreflight(ctx)
 	switch {
 	case ctx.Err() != nil:
 		first.close()
 		return nil // it was told to stop before it began
 	case err != nil:
-		return fmt.Errorf("idemamqp: consumer of queue %q: %w", c.queue, err)
+		return fmt.Errorf("idemamqp: consumer of %s: %w", c.queueName(), err)
+	case c.broker == nil:
+		return e.Run(ctx, func(ctx context.Context) error { return c.receiveAll(ctx, e) })
 	}
 	var last *session
 	defer func() { last.close() }()

@@ -58,7 +58,8 @@
 //
 // The retention of the guard has to be longer than a message can stay in the queue: a
 // message time-to-live (x-message-ttl) below it makes sure of that. Neither the TTL nor
-// the limits of a queue can be read by AMQP, so Run does not compare them.
+// the limits of a queue can be read by AMQP, so Run does not compare them (see
+// Consumer.Preflight for what it asks).
 //
 // Streams (x-queue-type stream) are not supported: they keep no account of acks. Run, and
 // the function of Wrap, end with an error at the first message that has a stream's header,

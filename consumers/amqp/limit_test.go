@@ -172,10 +172,6 @@ func TestFewDeliveries(t *testing.T) {
 	}
 	close(finish)
 	v.settled()
-	notices := v.events.of(idem.EventStoreNotice)
-	if len(notices) != 1 || !strings.Contains(notices[0].Text, "switch the limit off") {
-		t.Errorf("notices %v", notices)
-	}
 }
 
 // A consumer that a supervisor starts again and again, without its dead-letter queue: it

@@ -4,107 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/idemq/idemq/consumers"
-	"github.com/idemq/idemq/idem"
 )
 
-const (
-	firstPause = 100 * time.Millisecond
-	lastPause  = 5 * time.Second
-)
-
-// preflight opens the first session, waiting for the broker as long as ctx does. What
-// the broker refuses is an error, found before anything is delivered; what weakens the
-// promise is an EventStoreNotice.
-func (c *Consumer) preflight(ctx context.Context) (*session, error) {
-	var p pause
-	notices := sync.OnceFunc(c.notices)
-	refused := 0
-	for {
-		s, err := c.openSession(ctx, c.conf.prefetch, func(ctx context.Context, conn *amqp.Connection) error {
-			err := c.checkLetters(ctx, conn)
-			if err == nil {
-				notices()
-			}
-			return err
-		})
-		if err == nil {
-			return s, nil
-		}
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		if isRefused(err) {
-			// The client takes a connection that breaks at the wrong moment for wrong
-			// credentials: RabbitMQ may close it without a word for these.
-			if refused++; refused > 1 || !errors.Is(err, amqp.ErrCredentials) {
-				return nil, err
-			}
-		} else {
-			refused = 0
-		}
-		p.wait(ctx, c.guard, err)
-	}
-}
-
-func (c *Consumer) notice(format string, args ...any) {
-	c.guard.Emit(idem.Event{Kind: idem.EventStoreNotice, Text: fmt.Sprintf(format, args...)})
-}
-
-// notices tells of settings that work and may surprise.
-func (c *Consumer) notices() {
-	if budget := c.policy.MaxAttempts(); c.conf.fewDeliveries(c.policy) {
-		c.notice("the delivery limit of queue %q is %d, within the budget of %d: messages whose processes die are dead-lettered, or dropped by the broker, before it is spent: switch the limit off (-1), or raise it", c.queue, c.conf.deliveryLimit, budget)
-	}
-}
-
-// noticeCounting tells once of a quorum queue that may have a limit which nobody named.
-func (c *Consumer) noticeCounting(s *session) {
-	version, _ := s.conn.Properties["version"].(string)
-	major, _, _ := strings.Cut(version, ".")
-	if n, err := strconv.Atoi(major); err == nil && n >= 4 && c.conf.deliveryLimit == 0 {
-		c.notice("queue %q is a quorum queue, and RabbitMQ %s gives these a delivery limit of 20 unless they are told otherwise: after that many crashes or lost connections it drops a message: switch the limit off (-1), or give the queue a dead-letter exchange and name the limit with DeliveryLimit", c.queue, version)
-	}
-}
-
-// checkLetters looks for mistakes in the dead-letter destination, on a channel that the
-// question may close.
-func (c *Consumer) checkLetters(ctx context.Context, conn *amqp.Connection) error {
-	to := c.conf.letters
-	if to == nil {
-		return nil
-	}
-	return within(ctx, conn, func() error {
-		ch, err := conn.Channel()
-		if err != nil {
-			return fmt.Errorf("opening a channel at %s: %w", c.broker, err)
-		}
-		if to.exchange == "" {
-			_, err = ch.QueueDeclarePassive(to.key, false, false, false, false, nil)
-		} else {
-			err = ch.ExchangeDeclarePassive(to.exchange, amqp.ExchangeDirect, false, false, false, false, nil)
-		}
-		if err != nil {
-			return fmt.Errorf("DeadLetter: looking for %s: create it first, or give the user the permission: %w", to, err)
-		}
-		return ch.Close()
-	})
-}
+// longEnough is how long a session lasts that was of use, though it settled nothing.
+const longEnough = 5 * time.Second
 
 // subscribe gives the engine messages until ctx ends, from one session after another. The
 // last one is left open, for what is still to be settled.
 func (c *Consumer) subscribe(ctx context.Context, e *consumers.Engine, s *session, last **session) error {
-	var p pause
+	var p consumers.Pause
 	prefetch := c.conf.prefetch
-	counting := sync.OnceFunc(func() { c.noticeCounting(*last) })
+	counting := sync.OnceFunc(func() { c.tellCounting(*last) })
 	for {
 		if s != nil {
 			*last = s
@@ -126,13 +42,13 @@ func (c *Consumer) subscribe(ctx context.Context, e *consumers.Engine, s *sessio
 				return fmt.Errorf("idemamqp: consumer of queue %q: %w", c.queue, err)
 			}
 			s.close()
-			if s.wasOfUse() || time.Since(began) > lastPause {
-				p.reset()
+			if s.wasOfUse() || time.Since(began) > longEnough {
+				p.Reset()
 			}
 			if prefetch = c.conf.prefetch; isUnreadable(err) {
 				prefetch = c.fewest()
 			}
-			p.wait(ctx, c.guard, fmt.Errorf("the subscription to queue %q was lost: %w", c.queue, err))
+			p.Wait(ctx, c.guard, fmt.Errorf("the subscription to queue %q was lost: %w", c.queue, err))
 		}
 		var err error
 		if s, err = c.openSession(ctx, prefetch, nil); err != nil {
@@ -142,7 +58,7 @@ func (c *Consumer) subscribe(ctx context.Context, e *consumers.Engine, s *sessio
 			if isUnreadable(err) {
 				prefetch = c.fewest()
 			}
-			p.wait(ctx, c.guard, fmt.Errorf("queue %q: %w", c.queue, err))
+			p.Wait(ctx, c.guard, fmt.Errorf("queue %q: %w", c.queue, err))
 		}
 	}
 }
@@ -256,22 +172,4 @@ func (c *Consumer) ended(ctx context.Context, s *session, lane *consumers.Lane) 
 	case <-done:
 	}
 	return errors.New("idemamqp: the deliveries ended, and all were handled: was " + cure)
-}
-
-// pause is the wait between failures: it doubles, with jitter.
-type pause struct{ last time.Duration }
-
-func (p *pause) reset() { p.last = 0 }
-
-// wait reports err and waits, not beyond the end of ctx.
-func (p *pause) wait(ctx context.Context, g *idem.Guard, err error) {
-	p.last = min(max(2*p.last, firstPause), lastPause)
-	d := p.last/2 + rand.N(p.last/2+1)
-	g.Emit(idem.Event{Kind: idem.EventWaiting, Err: err, Wait: d})
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
 }

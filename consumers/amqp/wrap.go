@@ -22,12 +22,14 @@ import (
 // sent, for each delivery of a channel that was closed once, and for those of a stream.
 //
 // The guard needs a group, else the error is idem.ErrNoGroup. The subscription is not
-// seen: give Channel.Qos a count, and subscribe with autoAck false. A panic of h releases
+// seen: give Channel.Qos a count, and subscribe with autoAck false. Nothing is asked at a
+// start: for the store there is Guard.Preflight. A panic of h releases
 // the claim, spends budget, and goes on to the caller.
 //
 // The result is safe for concurrent use.
 func Wrap(g *idem.Guard, h Handler, opts ...Option) (func(ctx context.Context, d amqp.Delivery) error, error) {
 	conf, policy, faults := configure(opts, ofWrap)
+	faults = append(faults, policy.CheckWrap())
 	if h == nil {
 		faults = append(faults, errNilHandler)
 	}

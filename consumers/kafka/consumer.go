@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"reflect"
 	"sync/atomic"
 	"time"
@@ -23,13 +22,8 @@ type Reader interface {
 	Config() kafka.ReaderConfig
 }
 
-const (
-	// commitTimeout bounds one commit. Between generations a kafka.Reader's waits.
-	commitTimeout = 10 * time.Second
-
-	firstPause = 100 * time.Millisecond
-	lastPause  = 5 * time.Second
-)
+// commitTimeout bounds one commit. Between generations a kafka.Reader's waits.
+const commitTimeout = 10 * time.Second
 
 // Consumer handles the messages of one member of a consumer group.
 type Consumer struct {
@@ -40,6 +34,7 @@ type Consumer struct {
 	broker consumers.Broker
 	topics []string
 	ask    brokers
+	blind  bool // the Reader does not tell of offsets out of range
 	ran    atomic.Bool
 }
 
@@ -60,8 +55,9 @@ func NewConsumer(source Reader, g *idem.Guard, h Handler, opts ...Option) (*Cons
 	if isNil(source) {
 		faults = append(faults, errors.New("the reader is nil: make one with kafka.NewReader"))
 	} else {
-		c.source = &reading{Reader: source}
-		faults = append(faults, c.of(source.Config())...)
+		config := source.Config()
+		c.source, c.blind = &reading{Reader: source}, !config.OffsetOutOfRangeError
+		faults = append(faults, c.of(config)...)
 	}
 	return c.checked(faults)
 }
@@ -120,7 +116,7 @@ func (c *Consumer) of(config kafka.ReaderConfig) (faults []error) {
 			}
 		}
 	}
-	c.ask = brokers{addrs: config.Brokers, dialer: config.Dialer, start: config.StartOffset}
+	c.ask = brokers{addrs: config.Brokers, dialer: config.Dialer, group: config.GroupID, start: config.StartOffset}
 	if g := c.s.guard; g != nil && !group {
 		c.s.group = config.GroupID
 		c.s.guard = g.Group(config.GroupID)
@@ -152,18 +148,28 @@ func (c *Consumer) checked(faults []error) (*Consumer, error) {
 // nil; what it did not handle is fetched by the next. While the brokers are away it
 // waits, and tells the guard's observers (idem.EventWaiting).
 //
+// Before it fetches it does what Preflight does, and tells of each finding
+// (idem.EventFinding). It waits for the brokers, but for the store about five seconds
+// only, unless by consumers.Strict.
+//
 // It returns an error, and has committed nothing that is not done, when a message must
 // not be passed over (no dead-letter topic), when a topic is not there, or its
-// committed offset lies beyond its end, when the brokers refuse the credentials, when
-// the Reader was closed (io.EOF), and when a handler does not return at the end: that
-// names its message.
+// committed offset lies beyond its end, when the brokers refuse the credentials, or the
+// store refuses at the start, when the Reader was closed (io.EOF), and when a handler
+// does not return at the end: that names its message.
 //
 // Run may be called once.
 func (c *Consumer) Run(ctx context.Context) error {
 	if c.ran.Swap(true) {
 		return errors.New("idemkafka: Run was called twice: make a new consumer")
 	}
-	err := c.preflight(ctx)
+	err := consumers.AwaitPreflight(ctx, c.s.guard, c.policy, func(ctx context.Context, pass func([]idem.Finding) error) error {
+		found, err := c.examine(ctx)
+		if err != nil {
+			return err
+		}
+		return pass(found)
+	}, isFinal)
 	if ctx.Err() != nil {
 		return nil //nolint:nilerr // it was told to stop before it began
 	}
@@ -178,24 +184,6 @@ func (c *Consumer) Run(ctx context.Context) error {
 		return c.source.run(ctx, c.s, e)
 	}
 	return c.join(ctx, e)
-}
-
-// pause is the wait between failures of one kind: it doubles, with jitter.
-type pause struct{ last time.Duration }
-
-func (p *pause) reset() { p.last = 0 }
-
-// wait reports err and waits, not beyond the end of ctx.
-func (p *pause) wait(ctx context.Context, g *idem.Guard, err error) {
-	p.last = min(max(2*p.last, firstPause), lastPause)
-	d := p.last/2 + rand.N(p.last/2+1)
-	g.Emit(idem.Event{Kind: idem.EventWaiting, Err: err, Wait: d})
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
 }
 
 // isNil is for interfaces that may hold a nil pointer.

@@ -119,7 +119,7 @@ func (c *Consumer) join(ctx context.Context, e *consumers.Engine) error {
 func (m *membership) fetch(ctx context.Context) error {
 	ctx, fail := context.WithCancelCause(ctx)
 	m.fail = fail
-	var p pause
+	var p consumers.Pause
 	for {
 		gen, err := m.group.Next(ctx)
 		switch {
@@ -130,10 +130,10 @@ func (m *membership) fetch(ctx context.Context) error {
 		case isRefusal(err):
 			return fmt.Errorf("idemkafka: joining group %s: %w", m.c.member.group.ID, err)
 		case err != nil:
-			p.wait(ctx, m.c.s.guard, fmt.Errorf("joining group %s: %w", m.c.member.group.ID, err))
+			p.Wait(ctx, m.c.s.guard, fmt.Errorf("joining group %s: %w", m.c.member.group.ID, err))
 			continue
 		}
-		p.reset()
+		p.Reset()
 		m.begin(ctx, gen)
 	}
 }
@@ -257,7 +257,7 @@ func (m *membership) reader(p *partition, start int64) *kafka.Reader {
 // readFrom reads until ctx ends, which is an error, or until the offset that it
 // returns is out of range.
 func (m *membership) readFrom(ctx context.Context, r *kafka.Reader, p *partition, next int64) (int64, error) {
-	var wait pause
+	var wait consumers.Pause
 	var asked time.Time
 	for {
 		msg, err := r.FetchMessage(ctx)
@@ -267,14 +267,14 @@ func (m *membership) readFrom(ctx context.Context, r *kafka.Reader, p *partition
 		case errors.Is(err, kafka.OffsetOutOfRange):
 			return next, nil
 		case err != nil:
-			wait.wait(ctx, m.c.s.guard, fmt.Errorf("fetching from %s: %w", p, err))
+			wait.Wait(ctx, m.c.s.guard, fmt.Errorf("fetching from %s: %w", p, err))
 			continue
 		}
-		wait.reset()
+		wait.Reset()
 		if msg.Offset > next && time.Since(asked) > askAboutGap { // compaction, a marker, or a loss
 			asked = time.Now()
 			if first, _, err := m.c.ask.ends(ctx, p.topic, p.id); err == nil && first > next {
-				m.c.noticeDeleted(p, next, first)
+				m.c.tellDeleted(p, next, first)
 			}
 		}
 		if err := p.push(ctx, msg); err != nil {
@@ -287,21 +287,21 @@ func (m *membership) readFrom(ctx context.Context, r *kafka.Reader, p *partition
 // start returns the offset to read a partition from: an absolute one, within what the
 // partition has.
 func (m *membership) start(ctx context.Context, p *partition, offset int64) (int64, error) {
-	var wait pause
+	var wait consumers.Pause
 	for {
 		first, last, err := m.c.ask.ends(ctx, p.topic, p.id)
 		switch {
 		case ctx.Err() != nil:
 			return 0, context.Cause(ctx)
 		case err != nil:
-			wait.wait(ctx, m.c.s.guard, fmt.Errorf("asking for the offsets of %s: %w", p, err))
+			wait.Wait(ctx, m.c.s.guard, fmt.Errorf("asking for the offsets of %s: %w", p, err))
 		case offset == kafka.LastOffset:
 			return last, nil
 		case offset > last:
 			return 0, beyondEnd(p.topic, p.id, offset, last)
 		case offset < first:
 			if offset >= 0 {
-				m.c.noticeDeleted(p, offset, first)
+				m.c.tellDeleted(p, offset, first)
 			}
 			return first, nil
 		default:
@@ -310,9 +310,14 @@ func (m *membership) start(ctx context.Context, p *partition, offset int64) (int
 	}
 }
 
-// noticeDeleted tells of messages that the topic's retention deleted unhandled.
-func (c *Consumer) noticeDeleted(p *partition, next, first int64) {
-	c.notice("%s: offsets %d to %d were deleted by the topic's retention before this group had handled them: they are lost: raise the topic's retention.ms, or add consumers", p, next, first-1)
+// tellDeleted tells of messages that the topic's retention deleted unhandled.
+func (c *Consumer) tellDeleted(p *partition, next, first int64) {
+	consumers.EmitFinding(c.s.guard, idem.Finding{
+		ID:          "kafka-deleted",
+		What:        fmt.Sprintf("%s: offsets %d to %d were deleted by the topic's retention before this group had handled them.", p, next, first-1),
+		Consequence: "These messages are lost.",
+		Cure:        "Raise the topic's retention.ms, or add consumers.",
+	})
 }
 
 // errBeyondEnd: whoever went on reading would pass over what the topic has now, up to
@@ -321,8 +326,4 @@ var errBeyondEnd = errors.New("the topic was deleted and made again, or has lost
 
 func beyondEnd(topic string, partition int, offset, last int64) error {
 	return fmt.Errorf("idemkafka: the committed offset of partition %d of topic %s is %d, beyond its end at %d: %w", partition, topic, offset, last, errBeyondEnd)
-}
-
-func (c *Consumer) notice(format string, args ...any) {
-	c.s.guard.Emit(idem.Event{Kind: idem.EventStoreNotice, Text: fmt.Sprintf(format, args...)})
 }

@@ -333,8 +333,8 @@ func TestDeletedByRetention(t *testing.T) {
 	v.settled()
 	r.mustStop()
 	j.want(t, series("m", 10)[4:]...)
-	if !v.events.has(idem.EventStoreNotice, "offsets 0 to 3 were deleted") {
-		t.Errorf("notices %v", v.events.of(idem.EventStoreNotice))
+	if !v.events.has(idem.EventFinding, "offsets 0 to 3 were deleted") {
+		t.Errorf("findings %v", v.events.of(idem.EventFinding))
 	}
 }
 

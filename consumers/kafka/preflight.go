@@ -4,10 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/segmentio/kafka-go"
+
+	"github.com/idemq/idemq/consumers"
+	"github.com/idemq/idemq/idem"
 )
 
 // askTimeout bounds a question to the brokers.
@@ -18,6 +24,7 @@ const askTimeout = 5 * time.Second
 type brokers struct {
 	addrs  []string
 	dialer *kafka.Dialer
+	group  string
 	start  int64
 }
 
@@ -71,66 +78,130 @@ func (b brokers) ends(ctx context.Context, topic string, id int) (first, last in
 	return 0, 0, err
 }
 
-// preflight asks whether the topics are there, waiting for the brokers as long as ctx
-// lasts. What would lose messages is an error; what weakens the promise is an
-// EventStoreNotice.
-func (c *Consumer) preflight(ctx context.Context) error {
-	if len(c.ask.addrs) == 0 {
-		return nil
-	}
-	client, closeIt := c.ask.client()
-	defer closeIt()
-	var p pause
-	for {
-		err := c.ask.connect(ctx)
-		if err == nil {
-			err = c.checkTopics(ctx, client)
-		}
-		if err == nil {
-			err = c.checkLetters(ctx)
-		}
-		if err == nil && c.source != nil { // a membership of its own asks in each generation
-			err = c.checkOffsets(ctx, client)
-		}
-		switch {
-		case err == nil:
-			c.noticeRetention(ctx, client)
-			return nil
-		case ctx.Err() != nil:
-			return context.Cause(ctx)
-		case errors.Is(err, errMissing), errors.Is(err, errBeyondEnd), isRefusal(err):
-			return err
-		}
-		p.wait(ctx, c.s.guard, err)
-	}
-}
-
 // errMissing: a topic does not exist.
 var errMissing = errors.New("it does not exist: create it first")
 
-func (c *Consumer) checkTopics(ctx context.Context, client *kafka.Client) error {
-	for _, topic := range c.topics {
-		if err := hasTopic(ctx, client, topic); err != nil {
-			return fmt.Errorf("topic %q: %w", topic, err)
+// Preflight asks the store and the brokers, and returns what weakens the promise:
+// topics that keep messages for longer than the guard remembers them, or delete them
+// before they are handled (compaction); a dead-letter topic that is less safe than the
+// topics; settings of the reader; and what the store finds (Guard.Preflight). The error is
+// what would end Run: a topic that is missing, a committed offset beyond the end of its
+// partition, what consumers.Strict does not let pass; or that a server did not answer.
+// docs/preflight.md lists all findings. It changes nothing, and may be called at any time,
+// also while Run is at work. A loop around Wrap has Guard.Preflight for the store.
+//
+// Reading the topics' settings needs the right to describe their configs. With a Reader
+// that is none of kafka-go's, and names no brokers, these are not asked.
+func (c *Consumer) Preflight(ctx context.Context) ([]idem.Finding, error) {
+	found, err := consumers.Preflight(ctx, c.s.guard, c.policy, func(ctx context.Context) ([]idem.Finding, error) {
+		found, err := c.examine(ctx)
+		if err == nil && c.source == nil { // Run leaves it to each generation
+			err = c.checkOffsets(ctx)
 		}
+		return found, err
+	})
+	if err != nil {
+		return found, fmt.Errorf("idemkafka: preflight: %w", err)
 	}
-	return nil
+	return found, nil
 }
 
-func (c *Consumer) checkLetters(ctx context.Context) error {
+// examine asks the brokers once. What would lose messages is an error.
+func (c *Consumer) examine(ctx context.Context) ([]idem.Finding, error) {
+	found := c.readerFindings()
+	if len(c.ask.addrs) == 0 {
+		return found, nil
+	}
+	client, closeIt := c.ask.client()
+	defer closeIt()
+	if err := c.ask.connect(ctx); err != nil {
+		return found, err
+	}
+	replicas := 0
+	for _, topic := range c.topics {
+		n, err := replicasOf(ctx, client, topic)
+		if err != nil {
+			return found, fmt.Errorf("topic %q: %w", topic, err)
+		}
+		replicas = max(replicas, n)
+	}
+	letters, err := c.letterFindings(ctx, replicas)
+	if err == nil && c.source != nil { // a membership of its own asks in each generation
+		err = c.checkOffsets(ctx)
+	}
+	if err != nil {
+		return found, err
+	}
+	found = append(found, letters...)
+	for _, topic := range c.topics {
+		found = append(found, c.topicFindings(ctx, client, topic)...)
+	}
+	return found, nil
+}
+
+// isFinal reports whether waiting does not mend an error of examine.
+func isFinal(err error) bool {
+	return errors.Is(err, errMissing) || errors.Is(err, errBeyondEnd) || isRefusal(err)
+}
+
+// readerFindings are those that need no broker.
+func (c *Consumer) readerFindings() (found []idem.Finding) {
+	if c.ask.start == kafka.LastOffset {
+		found = append(found, idem.Finding{
+			ID:          "kafka-last-offset",
+			What:        "StartOffset is LastOffset.",
+			Consequence: "What arrives before the group has committed an offset for a partition, a new one for example, is never handled.",
+			Cure:        "Set StartOffset to FirstOffset.",
+		})
+	}
+	if c.blind {
+		found = append(found, idem.Finding{
+			ID:          "kafka-out-of-range",
+			What:        "OffsetOutOfRangeError of the Reader is false.",
+			Consequence: "If a topic is deleted and made again while Run is at work, its new messages are passed over, up to the old offset.",
+			Cure:        "Set OffsetOutOfRangeError to true, or use NewGroupConsumer.",
+		})
+	}
+	return found
+}
+
+// letterFindings looks at the dead-letter topic, beside topics with that many replicas.
+func (c *Consumer) letterFindings(ctx context.Context, replicas int) (found []idem.Finding, err error) {
 	l := c.s.conf.letters
-	if l == nil || l.w.AllowAutoTopicCreation {
-		return nil
+	if l == nil {
+		return nil, nil
 	}
 	client := &kafka.Client{Addr: l.w.Addr, Timeout: askTimeout, Transport: l.w.Transport}
-	if err := hasTopic(ctx, client, l.name()); err != nil {
-		return fmt.Errorf("DeadLetter: topic %q: %w", l.name(), err)
+	n, err := replicasOf(ctx, client, l.name())
+	switch {
+	case errors.Is(err, errMissing) && l.w.AllowAutoTopicCreation:
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("DeadLetter: topic %q: %w", l.name(), err)
 	}
-	return nil
+	if n < 2 && replicas > 1 {
+		found = append(found, idem.Finding{
+			ID:          "kafka-letters-replicas",
+			What:        fmt.Sprintf("The dead-letter topic %s has no second replica, while the messages themselves have %d.", l.name(), replicas),
+			Consequence: "A broker that loses its disk loses dead letters whose messages were committed.",
+			Cure:        fmt.Sprintf("Give the dead-letter topic %d replicas.", replicas),
+		})
+	}
+	if n > 1 && l.w.RequiredAcks == kafka.RequireOne {
+		found = append(found, idem.Finding{
+			ID:          "kafka-letters-acks",
+			What:        fmt.Sprintf("RequiredAcks of the writer for the dead-letter topic %s is RequireOne.", l.name()),
+			Consequence: "A copy that its leader confirmed is lost if that broker fails before another has it, and its message was committed.",
+			Cure:        "Set RequiredAcks to kafka.RequireAll.",
+		})
+	}
+	return found, nil
 }
 
 // checkOffsets looks for offsets of the group beyond the end of their partition.
-func (c *Consumer) checkOffsets(ctx context.Context, client *kafka.Client) error {
+func (c *Consumer) checkOffsets(ctx context.Context) error {
+	client, closeIt := c.ask.client()
+	defer closeIt()
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	meta, err := client.Metadata(ctx, &kafka.MetadataRequest{Topics: c.topics})
@@ -145,7 +216,7 @@ func (c *Consumer) checkOffsets(ctx context.Context, client *kafka.Client) error
 			ends[t.Name] = append(ends[t.Name], kafka.LastOffsetOf(p.ID))
 		}
 	}
-	committed, err := client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: c.source.Config().GroupID, Topics: partitions})
+	committed, err := client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: c.ask.group, Topics: partitions})
 	if err == nil {
 		err = committed.Error
 	}
@@ -171,24 +242,32 @@ func (c *Consumer) checkOffsets(ctx context.Context, client *kafka.Client) error
 	return nil
 }
 
-// hasTopic asks for a topic, and creates none.
-func hasTopic(ctx context.Context, client *kafka.Client, topic string) error {
+// replicasOf asks for a topic, creating none, and returns how many replicas each of its
+// partitions has at least.
+func replicasOf(ctx context.Context, client *kafka.Client, topic string) (n int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	answer, err := client.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{topic}})
 	if err != nil {
-		return fmt.Errorf("asking %s: %w", client.Addr, err)
+		return 0, fmt.Errorf("asking %s: %w", client.Addr, err)
 	}
 	for _, t := range answer.Topics {
 		switch {
 		case t.Name != topic:
 		case errors.Is(t.Error, kafka.UnknownTopicOrPartition):
-			return errMissing
+			return 0, errMissing
+		case t.Error != nil:
+			return 0, t.Error
 		default:
-			return t.Error
+			for i, p := range t.Partitions {
+				if i == 0 || len(p.Replicas) < n {
+					n = len(p.Replicas)
+				}
+			}
+			return n, nil
 		}
 	}
-	return errMissing
+	return 0, errMissing
 }
 
 // isRefusal reports whether waiting does not mend err.
@@ -205,36 +284,68 @@ func isRefusal(err error) bool {
 	return false
 }
 
-// noticeRetention compares how long the topics and the guard remember.
-func (c *Consumer) noticeRetention(ctx context.Context, client *kafka.Client) {
-	if c.ask.start == kafka.LastOffset {
-		c.notice("StartOffset is LastOffset: what arrives before this group has committed an offset for a partition is not handled")
-	}
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	req := &kafka.DescribeConfigsRequest{}
-	for _, topic := range c.topics {
-		req.Resources = append(req.Resources, kafka.DescribeConfigRequestResource{
-			ResourceType: kafka.ResourceTypeTopic, ResourceName: topic, ConfigNames: []string{"retention.ms", "cleanup.policy"},
-		})
-	}
-	answer, err := client.DescribeConfigs(ctx, req)
+// topicFindings compares how long a topic and the guard remember.
+func (c *Consumer) topicFindings(ctx context.Context, client *kafka.Client, topic string) (found []idem.Finding) {
+	settings, err := settingsOf(ctx, client, topic)
 	if err != nil {
-		return // it needs a right that consumers need not have
+		return []idem.Finding{{
+			ID:          "kafka-config-unknown",
+			What:        fmt.Sprintf("The settings of topic %s could not be read (%v).", topic, err),
+			Consequence: "Whether it keeps messages for longer than the guard remembers them, or deletes them before they are handled, is not known.",
+			Cure:        "Allow the user to describe the topic's configs (ACL operation DescribeConfigs).",
+		}}
 	}
 	keep := c.s.guard.Settings().Retention
+	if slices.Contains(strings.Split(settings[policySetting], ","), "compact") {
+		found = append(found, idem.Finding{
+			ID:          "kafka-compact",
+			What:        fmt.Sprintf("Topic %s is compacted (%s is %s).", topic, policySetting, settings[policySetting]),
+			Consequence: "A message that a later one of its key replaces can be deleted before it is handled, and the last of each key outlives the guard's memory of it.",
+			Cure:        fmt.Sprintf("Set %s to delete, unless only the last message of a key matters.", policySetting),
+		})
+	}
+	if settings[policySetting] == "compact" {
+		return found // the age does not count
+	}
+	ms, err := strconv.ParseInt(settings[ageSetting], 10, 64)
+	if err != nil || ms >= 0 && ms <= keep.Milliseconds() {
+		return found
+	}
+	age := "for ever"
+	if ms >= 0 && ms <= math.MaxInt64/int64(time.Millisecond) {
+		age = fmt.Sprint("for ", time.Duration(ms)*time.Millisecond)
+	}
+	return append(found, idem.Finding{
+		ID:          "kafka-retention",
+		What:        fmt.Sprintf("Topic %s keeps messages %s, the guard remembers them for %v.", topic, age, keep),
+		Consequence: "One that is fetched again later, because offsets were reset for example, is handled again.",
+		Cure:        fmt.Sprintf("Set %s of the topic, and WithRetention to more than that.", ageSetting),
+	})
+}
+
+const (
+	policySetting = "cleanup.policy"
+	ageSetting    = "retention.ms"
+)
+
+// settingsOf asks for the settings of a topic.
+func settingsOf(ctx context.Context, client *kafka.Client, topic string) (map[string]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	answer, err := client.DescribeConfigs(ctx, &kafka.DescribeConfigsRequest{Resources: []kafka.DescribeConfigRequestResource{{
+		ResourceType: kafka.ResourceTypeTopic, ResourceName: topic, ConfigNames: []string{ageSetting, policySetting},
+	}}})
+	if err != nil {
+		return nil, err
+	}
+	settings := make(map[string]string)
 	for _, r := range answer.Resources {
-		settings := make(map[string]string)
+		if r.Error != nil {
+			return nil, r.Error
+		}
 		for _, entry := range r.ConfigEntries {
 			settings[entry.ConfigName] = entry.ConfigValue
 		}
-		ms, err := strconv.ParseInt(settings["retention.ms"], 10, 64)
-		switch age := time.Duration(ms) * time.Millisecond; {
-		case err != nil:
-		case settings["cleanup.policy"] == "compact", ms < 0:
-			c.notice("topic %s keeps messages for ever, the guard remembers them for %v: one that is fetched again later is handled again: set retention.ms, or a longer WithRetention", r.ResourceName, keep)
-		case age > keep:
-			c.notice("topic %s keeps messages for %v, the guard remembers them for %v: one that is fetched again later (offsets that were reset, say) is handled again: set WithRetention to more than %v", r.ResourceName, age, keep, age)
-		}
 	}
+	return settings, nil
 }

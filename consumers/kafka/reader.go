@@ -46,7 +46,7 @@ func (r *reading) run(ctx context.Context, s *settler, e *consumers.Engine) erro
 // fetch hands messages to their partitions, until ctx ends or the Reader is closed.
 func (r *reading) fetch(ctx context.Context, s *settler, e *consumers.Engine) error {
 	sh := newShelf(s.conf.bufferMessages, s.conf.bufferBytes)
-	var p pause
+	var p consumers.Pause
 	eof := false // was the last answer
 	for {
 		asked := time.Now()
@@ -63,10 +63,10 @@ func (r *reading) fetch(ctx context.Context, s *settler, e *consumers.Engine) er
 		case errors.Is(err, kafka.OffsetOutOfRange): // its partition is read no more
 			return fmt.Errorf("idemkafka: %w: %w", err, errBeyondEnd)
 		case err != nil:
-			p.wait(ctx, s.guard, fmt.Errorf("fetching from Kafka: %w", err))
+			p.Wait(ctx, s.guard, fmt.Errorf("fetching from Kafka: %w", err))
 			continue
 		}
-		p.reset()
+		p.Reset()
 		if err := r.partition(ctx, s, e, sh, msg).push(ctx, msg); err != nil {
 			return err
 		}

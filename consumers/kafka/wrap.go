@@ -21,6 +21,8 @@ import (
 // The guard needs a group, else the error is idem.ErrNoGroup: one for each topic, or a
 // message that is forwarded from one to another with its token is taken for a duplicate
 // there. A panic of h releases the claim, spends budget, and goes on to the caller.
+// Nothing is asked at a start: for the store there is Guard.Preflight, and the topics are
+// the loop's to know (docs/preflight.md says what weakens the promise).
 //
 // The result is safe for concurrent use. Called for several messages of a partition at a
 // time, it does not keep their order.
@@ -29,6 +31,7 @@ func Wrap(g *idem.Guard, h Handler, opts ...Option) (func(ctx context.Context, m
 	for _, name := range conf.ofConsumer {
 		faults = append(faults, fmt.Errorf("%s: is for NewConsumer and NewGroupConsumer", name))
 	}
+	faults = append(faults, policy.CheckWrap())
 	if h == nil {
 		faults = append(faults, errNilHandler)
 	}

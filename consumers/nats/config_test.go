@@ -13,7 +13,6 @@ import (
 	"github.com/idemq/idemq/consumers"
 	idemnats "github.com/idemq/idemq/consumers/nats"
 	"github.com/idemq/idemq/idem"
-	"github.com/idemq/idemq/internal/testenv"
 )
 
 func statusMsg(status, description string) *nats.Msg {
@@ -165,37 +164,6 @@ func TestSettingsChanged(t *testing.T) {
 	}
 	if err := c.Run(v.ctx()); err == nil || !strings.Contains(err.Error(), "MaxDeliver is 3") {
 		t.Errorf("Run returned %v", err)
-	}
-}
-
-// TestNotices: what weakens the promise is told, and what to do.
-func TestNotices(t *testing.T) {
-	v := setup(t, ackWait(time.Second), func(cc *jetstream.ConsumerConfig) { cc.MaxDeliver, cc.MaxAckPending = 5, 2 })
-	v.guard = v.newGuard(idem.WithRetention(time.Minute))
-	r := v.run(noop, v.deadLetter(), idemnats.AllowMaxDeliver(), idemnats.Concurrency(3))
-	for _, want := range []string{"MaxDeliver to -1", "MaxAckPending", "raise AckWait", "WithRetention"} {
-		testenv.Await(t, "a notice about "+want, func() bool {
-			for _, e := range v.events.of(idem.EventStoreNotice) {
-				if strings.Contains(e.Text, want) {
-					return true
-				}
-			}
-			return len(r.done) > 0
-		})
-	}
-	if err := r.stop(); err != nil {
-		t.Errorf("Run returned %v", err)
-	}
-}
-
-// TestNoNotices: nothing is said of settings that are as they should be.
-func TestNoNotices(t *testing.T) {
-	v := setup(t)
-	v.publish("a")
-	v.run(noop, v.deadLetter())
-	v.settled()
-	if n := v.events.of(idem.EventStoreNotice); len(n) != 0 {
-		t.Errorf("notices about nothing: %+v", n)
 	}
 }
 

@@ -132,11 +132,15 @@ func shortestWait(cc jetstream.ConsumerConfig) time.Duration {
 // is on its way would otherwise be stranded for AckWait. While the server is away it
 // waits, and tells the guard's observers (idem.EventWaiting).
 //
+// Before it fetches it does what Preflight does, and tells of each finding
+// (idem.EventFinding). It waits for the server, but for the store about five seconds
+// only, unless by consumers.Strict.
+//
 // It returns an error, and has acked nothing that is not done, when a message must not
 // be passed over (no dead-letter destination), when the JetStream consumer or the
 // connection is gone for good, when settings were changed, before Run, to what
-// NewConsumer would refuse, and when a handler does not return at the end: that names
-// its message. Settings that change while it runs are not noticed: stop the consumer
+// NewConsumer would refuse, when the store refuses at the start, and when a handler does
+// not return at the end: that names its message. Settings that change while it runs are not noticed: stop the consumer
 // first. The same goes for deleting a stream and creating it anew: acks of old messages
 // may reach new ones until Run has noticed.
 //
@@ -145,7 +149,15 @@ func (c *Consumer) Run(ctx context.Context) error {
 	if c.ran.Swap(true) {
 		return errors.New("idemnats: Run was called twice: make a new consumer")
 	}
-	info, err := c.preflight(ctx)
+	var info *jetstream.ConsumerInfo
+	err := consumers.AwaitPreflight(ctx, c.guard, c.policy, func(ctx context.Context, pass func([]idem.Finding) error) error {
+		now, found, err := c.examine(ctx)
+		if err != nil {
+			return err
+		}
+		info = now
+		return pass(found)
+	}, isFinal)
 	switch {
 	case ctx.Err() != nil:
 		return nil // it was told to stop before it began

@@ -5,14 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
-	"math/rand/v2"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/idemq/idemq/consumers"
-	"github.com/idemq/idemq/idem"
 )
 
 const (
@@ -22,9 +20,6 @@ const (
 	fetchWait = time.Second
 	// askTimeout bounds a question about the consumer or a stream.
 	askTimeout = 2 * time.Second
-
-	firstPause = 100 * time.Millisecond
-	lastPause  = 5 * time.Second
 	// messagePause is the pause where a message broke its request, not the server: each
 	// such message costs one.
 	messagePause = 50 * time.Millisecond
@@ -45,7 +40,7 @@ func (c *Consumer) fetch(ctx, ours context.Context, lose context.CancelCauseFunc
 	if limit := info.Config.MaxRequestExpires; limit > 0 {
 		wait = min(wait, limit)
 	}
-	var p pause
+	var p consumers.Pause
 	for {
 		n, err := e.Room(ctx)
 		if err != nil {
@@ -54,7 +49,7 @@ func (c *Consumer) fetch(ctx, ours context.Context, lose context.CancelCauseFunc
 		if most > 0 {
 			n = min(n, most)
 		}
-		if p.failing() {
+		if p.Failing() {
 			n = 1 // a message that breaks its request must not take others with it each time
 		}
 		got, err := c.pull(n, wait, func(msg jetstream.Msg) error {
@@ -79,7 +74,7 @@ func (c *Consumer) fetch(ctx, ours context.Context, lose context.CancelCauseFunc
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case got > 0 || err == nil:
-			p.reset()
+			p.Reset()
 		}
 		if err == nil {
 			continue
@@ -88,11 +83,12 @@ func (c *Consumer) fetch(ctx, ours context.Context, lose context.CancelCauseFunc
 			lose(gone)
 			return gone
 		}
-		limit := lastPause
+		failure := fmt.Errorf("fetching from the JetStream consumer: %w", err)
 		if errors.Is(err, errNoMessage) {
-			limit = messagePause
+			p.WaitAtMost(ctx, c.guard, failure, messagePause)
+		} else {
+			p.Wait(ctx, c.guard, failure)
 		}
-		p.wait(ctx, c.guard, fmt.Errorf("fetching from the JetStream consumer: %w", err), limit)
 	}
 }
 
@@ -221,24 +217,4 @@ func isClosed(err error) bool {
 
 func isMissing(err error) bool {
 	return errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrConsumerDoesNotExist) || errors.Is(err, jetstream.ErrStreamNotFound)
-}
-
-// pause is the wait between failures of one kind: it doubles, with jitter.
-type pause struct{ last time.Duration }
-
-func (p *pause) reset() { p.last = 0 }
-
-func (p *pause) failing() bool { return p.last > 0 }
-
-// wait reports err and waits, not beyond the end of ctx.
-func (p *pause) wait(ctx context.Context, g *idem.Guard, err error, limit time.Duration) {
-	p.last = min(max(2*p.last, firstPause), limit)
-	d := p.last/2 + rand.N(p.last/2+1)
-	g.Emit(idem.Event{Kind: idem.EventWaiting, Err: err, Wait: d})
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/idemq/idemq/consumers"
 	"github.com/idemq/idemq/idem"
 )
 
@@ -21,30 +22,49 @@ type streams interface {
 	Consumer(ctx context.Context, stream, name string) (jetstream.Consumer, error)
 }
 
-// preflight reads the settings anew, waiting for the server as long as ctx does. What
-// would lose messages is an error; what weakens the promise is an EventStoreNotice.
-func (c *Consumer) preflight(ctx context.Context) (*jetstream.ConsumerInfo, error) {
-	var p pause
-	for {
-		info, err := c.settings(ctx)
-		if err == nil {
-			if err = errors.Join(c.conf.check(info.Config)...); err != nil {
-				return nil, err
-			}
-			c.notices(info)
-			if err = c.checkLetters(ctx, info); err == nil {
-				return info, nil
-			}
-		}
-		var refused *refusal
-		switch {
-		case errors.As(err, &refused), isMissing(err), isClosed(err):
-			return nil, err
-		case ctx.Err() != nil:
-			return nil, context.Cause(ctx)
-		}
-		p.wait(ctx, c.guard, err, lastPause)
+// Preflight reads the settings of the JetStream consumer anew, asks the store, and
+// returns what weakens the promise: AckWait or BackOff shorter than the guard renews its
+// leases in, a finite MaxDeliver within the budget, a MaxAckPending below Concurrency; and
+// what the store finds (Guard.Preflight). Where DeadLetter was given a whole
+// jetstream.JetStream of the same server, it also looks at the stream: whether it keeps
+// messages for longer than the guard remembers them, and whether the dead-letter stream is
+// less safe than it. Without that the stream cannot be asked. docs/preflight.md lists all
+// findings.
+//
+// The error is what would end Run: a JetStream consumer that is not there, or that
+// NewConsumer would refuse, a dead-letter subject that no stream stores, what
+// consumers.Strict does not let pass; or that a server did not answer. It changes nothing,
+// and may be called at any time, also while Run is at work. A loop around Wrap has
+// Guard.Preflight for the store.
+func (c *Consumer) Preflight(ctx context.Context) ([]idem.Finding, error) {
+	found, err := consumers.Preflight(ctx, c.guard, c.policy, func(ctx context.Context) ([]idem.Finding, error) {
+		_, found, err := c.examine(ctx)
+		return found, err
+	})
+	if err != nil {
+		return found, fmt.Errorf("idemnats: preflight: %w", err)
 	}
+	return found, nil
+}
+
+// examine asks the server once. What would lose messages is an error.
+func (c *Consumer) examine(ctx context.Context) (*jetstream.ConsumerInfo, []idem.Finding, error) {
+	info, err := c.settings(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := errors.Join(c.conf.check(info.Config)...); err != nil {
+		return nil, nil, &refusal{err.Error()}
+	}
+	found := c.consumerFindings(info)
+	more, err := c.streamFindings(ctx, info)
+	return info, append(found, more...), err
+}
+
+// isFinal reports whether waiting does not mend an error of examine.
+func isFinal(err error) bool {
+	var refused *refusal
+	return errors.As(err, &refused) || isMissing(err) || isClosed(err)
 }
 
 // refusal is a fault that waiting does not mend.
@@ -68,59 +88,116 @@ func (c *Consumer) settings(ctx context.Context) (*jetstream.ConsumerInfo, error
 	return info, nil
 }
 
-func (c *Consumer) notice(format string, args ...any) {
-	c.guard.Emit(idem.Event{Kind: idem.EventStoreNotice, Text: fmt.Sprintf(format, args...)})
-}
-
-// notices tells of settings that work and may surprise.
-func (c *Consumer) notices(info *jetstream.ConsumerInfo) {
+// consumerFindings looks at settings that work and may surprise.
+func (c *Consumer) consumerFindings(info *jetstream.ConsumerInfo) (found []idem.Finding) {
 	cc := info.Config
 	if budget := c.policy.MaxAttempts(); cc.MaxDeliver > 0 && cc.MaxDeliver <= budget {
-		c.notice("MaxDeliver of JetStream consumer %q is %d, within the budget of %d: messages whose processes die are dead-lettered, or lost, before it is spent: set MaxDeliver to -1", info.Name, cc.MaxDeliver, budget)
+		found = append(found, idem.Finding{
+			ID:          "nats-max-deliver",
+			What:        fmt.Sprintf("MaxDeliver of JetStream consumer %q is %d, within the budget of %d.", info.Name, cc.MaxDeliver, budget),
+			Consequence: "Messages whose processes die are dead-lettered, or lost, before the budget is spent.",
+			Cure:        "Set MaxDeliver to -1.",
+		})
 	}
 	if n := max(c.conf.concurrency, 1); cc.MaxAckPending > 0 && cc.MaxAckPending < n {
-		c.notice("MaxAckPending of JetStream consumer %q is %d, less than the Concurrency of %d: raise it, or so many handlers never run", info.Name, cc.MaxAckPending, n)
+		found = append(found, idem.Finding{
+			ID:          "nats-max-ack-pending",
+			What:        fmt.Sprintf("MaxAckPending of JetStream consumer %q is %d, less than the Concurrency of %d.", info.Name, cc.MaxAckPending, n),
+			Consequence: "So many handlers never run.",
+			Cure:        "Raise MaxAckPending.",
+		})
 	}
 	if lease, wait := c.guard.Settings().Lease, shortestWait(cc); wait < lease/3 {
-		c.notice("AckWait (or BackOff) of JetStream consumer %q is %v, less than the %v after which a lease of %v is renewed: a pause of the process brings each message to another consumer, which holds it until the lease ends: raise AckWait, or shorten the lease with WithLease", info.Name, wait, lease/3, lease)
+		found = append(found, idem.Finding{
+			ID:          "nats-ack-wait",
+			What:        fmt.Sprintf("AckWait (or BackOff) of JetStream consumer %q is %v, less than the %v after which a lease of %v is renewed.", info.Name, wait, lease/3, lease),
+			Consequence: "A pause of the process brings each message to another consumer, which holds it until the lease ends.",
+			Cure:        "Raise AckWait, or shorten the lease with WithLease.",
+		})
 	}
+	return found
 }
 
-// checkLetters looks for mistakes in the dead-letter destination, and at the age that
-// messages of the stream reach, where the publisher can be asked.
-func (c *Consumer) checkLetters(ctx context.Context, info *jetstream.ConsumerInfo) error {
+// streamFindings looks at the dead-letter destination, and at the stream, where the
+// publisher can be asked. A mistake in the destination is an error.
+func (c *Consumer) streamFindings(ctx context.Context, info *jetstream.ConsumerInfo) ([]idem.Finding, error) {
 	if c.conf.letters == nil {
-		return nil
+		return nil, nil
 	}
 	js, ok := c.conf.letters.js.(streams)
 	if !ok {
-		return nil
+		return nil, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	subject := c.conf.letters.subject
-	stream, err := js.StreamNameBySubject(ctx, subject)
+	letters, err := js.StreamNameBySubject(ctx, subject)
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
-		return refuse("DeadLetter: no stream stores subject %q: create one first", subject)
+		return nil, refuse("DeadLetter: no stream stores subject %q: create one first", subject)
 	case err != nil && isMute(ctx, err):
-		return fmt.Errorf("DeadLetter: asking for the stream of subject %q: %w", subject, err)
+		return nil, fmt.Errorf("DeadLetter: asking for the stream of subject %q: %w", subject, err)
 	case err != nil:
-		c.notice("DeadLetter: whether a stream stores subject %q could not be found out: %v", subject, err)
-		return nil
+		return []idem.Finding{{
+			ID:          "nats-letters-unknown",
+			What:        fmt.Sprintf("Whether a stream stores the dead-letter subject %q could not be found out (%v).", subject, err),
+			Consequence: "If none does, the first message that fails for good ends Run.",
+			Cure:        "Allow the user to ask for stream names ($JS.API.STREAM.NAMES).",
+		}}, nil
 	}
 	// A stream of this name on another server, or in another domain, is not ours.
 	same, err := js.Consumer(ctx, info.Stream, info.Name)
-	if err != nil || same.CachedInfo() == nil || !same.CachedInfo().Created.Equal(info.Created) {
-		return nil
+	switch {
+	case isMissing(err):
+		return nil, nil
+	case err != nil:
+		return []idem.Finding{unknownStream(info.Stream, err)}, nil
+	case same.CachedInfo() == nil || !same.CachedInfo().Created.Equal(info.Created):
+		return nil, nil
 	}
-	if stream == info.Stream && receives(info.Config, subject) {
-		return refuse("DeadLetter: subject %q would come back to the JetStream consumer %q itself: choose one that it does not receive", subject, info.Name)
+	if letters == info.Stream && receives(info.Config, subject) {
+		return nil, refuse("DeadLetter: subject %q would come back to the JetStream consumer %q itself: choose one that it does not receive", subject, info.Name)
 	}
-	if st, err := js.Stream(ctx, info.Stream); err == nil {
-		c.noticeAge(st.CachedInfo().Config)
+	source, err := js.Stream(ctx, info.Stream)
+	if err != nil {
+		return []idem.Finding{unknownStream(info.Stream, err)}, nil
 	}
-	return nil
+	found := c.ageFindings(source.CachedInfo().Config)
+	dead, err := js.Stream(ctx, letters)
+	if err != nil {
+		return append(found, unknownStream(letters, err)), nil
+	}
+	return append(found, letterFindings(source.CachedInfo().Config, dead.CachedInfo().Config)...), nil
+}
+
+func unknownStream(name string, err error) idem.Finding {
+	return idem.Finding{
+		ID:          "nats-stream-unknown",
+		What:        fmt.Sprintf("The settings of stream %q could not be read (%v).", name, err),
+		Consequence: "Whether it keeps messages for longer than the guard remembers them, or dead letters less safely than messages, is not known.",
+		Cure:        "Allow the user to ask for them ($JS.API.STREAM.INFO, $JS.API.CONSUMER.INFO).",
+	}
+}
+
+// letterFindings compares how safe messages are, and their dead letters.
+func letterFindings(source, dead jetstream.StreamConfig) (found []idem.Finding) {
+	if dead.Storage == jetstream.MemoryStorage && source.Storage != jetstream.MemoryStorage {
+		found = append(found, idem.Finding{
+			ID:          "nats-letters-memory",
+			What:        fmt.Sprintf("The dead-letter stream %q is kept in memory, stream %q in files.", dead.Name, source.Name),
+			Consequence: "A restart of the server loses dead letters whose messages were settled.",
+			Cure:        "Create the dead-letter stream with FileStorage.",
+		})
+	}
+	if dead.Replicas < source.Replicas {
+		found = append(found, idem.Finding{
+			ID:          "nats-letters-replicas",
+			What:        fmt.Sprintf("The dead-letter stream %q has fewer replicas (%d) than stream %q (%d).", dead.Name, dead.Replicas, source.Name, source.Replicas),
+			Consequence: "A server that loses its disk loses dead letters whose messages were settled.",
+			Cure:        fmt.Sprintf("Give the dead-letter stream %d replicas.", source.Replicas),
+		})
+	}
+	return found
 }
 
 // isMute reports whether err says only that there was no answer in time.
@@ -128,14 +205,22 @@ func isMute(ctx context.Context, err error) bool {
 	return ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrNoResponders) || errors.Is(err, jetstream.ErrJetStreamNotEnabled)
 }
 
-func (c *Consumer) noticeAge(sc jetstream.StreamConfig) {
-	retention := c.guard.Settings().Retention
+// ageFindings compares how long the stream and the guard remember.
+func (c *Consumer) ageFindings(sc jetstream.StreamConfig) []idem.Finding {
+	keep := c.guard.Settings().Retention
+	age := "for " + sc.MaxAge.Round(time.Second).String()
 	switch {
 	case sc.MaxAge == 0 && sc.Retention == jetstream.LimitsPolicy:
-		c.notice("stream %q keeps messages without an age limit, the guard remembers them for %v: one that is delivered again later is handled again: set MaxAge, or a longer WithRetention", sc.Name, retention)
-	case sc.MaxAge > retention:
-		c.notice("stream %q keeps messages for %v, the guard remembers them for %v: one that is delivered again later is handled again: set WithRetention to more than %v", sc.Name, sc.MaxAge, retention, sc.MaxAge.Round(time.Second))
+		age = "without an age limit"
+	case sc.MaxAge <= keep:
+		return nil
 	}
+	return []idem.Finding{{
+		ID:          "nats-retention",
+		What:        fmt.Sprintf("Stream %q keeps messages %s, the guard remembers them for %v.", sc.Name, age, keep),
+		Consequence: "One that is delivered again later is handled again.",
+		Cure:        "Set MaxAge of the stream, and WithRetention to more than that.",
+	}}
 }
 
 // receives reports whether the JetStream consumer would be delivered a message on

@@ -19,7 +19,7 @@ import (
 //
 // The guard needs a group, else the error is idem.ErrNoGroup. The JetStream consumer
 // is not seen, so nothing of it is checked: it has to be one that NewConsumer would
-// take, MaxDeliver above all. Messages that wait in the client for their turn are not
+// take, MaxDeliver above all; for the store there is Guard.Preflight. Messages that wait in the client for their turn are not
 // extended: keep few there, with jetstream.PullMaxMessages. A panic of h releases the
 // claim, spends budget, and goes on to the caller.
 //
@@ -29,6 +29,7 @@ func Wrap(g *idem.Guard, h Handler, opts ...Option) (jetstream.MessageHandler, e
 	for _, name := range conf.ofConsumer {
 		faults = append(faults, fmt.Errorf("%s: is for NewConsumer", name))
 	}
+	faults = append(faults, policy.CheckWrap())
 	if h == nil {
 		faults = append(faults, errNilHandler)
 	}
