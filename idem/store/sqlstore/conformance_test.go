@@ -8,12 +8,15 @@ import (
 	"testing"
 	"time"
 
+	_ "github.com/go-sql-driver/mysql"
+	_ "github.com/jackc/pgx/v5/stdlib"
 	"go.uber.org/goleak"
 	_ "modernc.org/sqlite"
 
 	"github.com/idemq/idemq/idem/store"
 	"github.com/idemq/idemq/idem/store/sqlstore"
 	"github.com/idemq/idemq/idem/store/storetest"
+	"github.com/idemq/idemq/internal/sqltest"
 	"github.com/idemq/idemq/internal/testenv"
 )
 
@@ -39,7 +42,13 @@ func sqliteFile(tb testing.TB) string {
 	return "file:" + filepath.Join(tb.TempDir(), "inbox.db") + "?_pragma=journal_mode(wal)&_pragma=busy_timeout(5000)"
 }
 
-var backends = []backend{sqlite}
+var (
+	postgres15 = backend{"PostgreSQL 15", sqlstore.Postgres, "pgx", func(tb testing.TB) string { return sqltest.StartPostgres(tb, "15").DSN() }}
+	postgres18 = backend{"PostgreSQL 18", sqlstore.Postgres, "pgx", func(tb testing.TB) string { return sqltest.StartPostgres(tb, "18").DSN() }}
+	mariadb    = backend{"MariaDB", sqlstore.MySQL, "mysql", func(tb testing.TB) string { return sqltest.StartMariaDB(tb).DSN() }}
+)
+
+var backends = []backend{sqlite, postgres15, postgres18, mariadb}
 
 // each runs a test on every backend.
 func each(t *testing.T, test func(t *testing.T, b backend)) {
@@ -75,10 +84,12 @@ func (b backend) store(tb testing.TB, db *sql.DB, opts ...sqlstore.Option) *sqls
 
 func (b backend) harness(db *sql.DB, lease time.Duration, opts ...sqlstore.Option) storetest.Harness {
 	return storetest.Harness{
-		Open:    func(tb testing.TB) store.Store { return b.store(tb, db, opts...) },
-		Wait:    wait,
-		Lease:   lease,
-		Corrupt: func(tb testing.TB, _ store.Store, _, _, token string, how storetest.Corruption) { corrupt(tb, db, token, how) },
+		Open:  func(tb testing.TB) store.Store { return b.store(tb, db, opts...) },
+		Wait:  wait,
+		Lease: lease,
+		Corrupt: func(tb testing.TB, _ store.Store, _, _, token string, how storetest.Corruption) {
+			corrupt(tb, db, token, how)
+		},
 	}
 }
 

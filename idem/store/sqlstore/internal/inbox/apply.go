@@ -66,7 +66,8 @@ type execution struct {
 	b       *store.Batch
 	ops     []store.Op
 	replies []store.Reply
-	yield   bool // claims whose rows are held by others are answered so
+	yield   bool  // claims whose rows are held by others are answered so
+	wait    []key // rows that others held at the last try, and then at this one
 
 	records map[key]*row
 	issued  map[key]*issuedRow
@@ -88,10 +89,12 @@ var errFaster = errors.New("another transaction was faster")
 // apply executes operations, in one transaction that is tried until it goes through.
 func (s *Store) apply(ctx context.Context, b *store.Batch, ops []store.Op, replies []store.Reply) error {
 	start := time.Now()
+	var wait []key
 	return s.persist(ctx, func() error {
-		x := &execution{s: s, b: b, ops: ops, replies: replies, yield: time.Since(start) > patience}
+		x := &execution{s: s, b: b, ops: ops, replies: replies, yield: time.Since(start) > patience, wait: wait}
 		clear(replies)
 		err := x.run(ctx)
+		wait = x.wait
 		if s.kind2(err) == full {
 			return x.withoutClaims(ctx, err)
 		}
@@ -149,6 +152,9 @@ func (x *execution) run(ctx context.Context) error {
 		return err
 	}
 	defer tx.Rollback()
+	if err := x.await(ctx, tx); err != nil {
+		return err
+	}
 	if err := x.load(ctx, tx, need); err != nil {
 		return err
 	}
@@ -234,27 +240,53 @@ func (x *execution) read(ctx context.Context, n *needs) error {
 	return nil
 }
 
+// await takes the locks that others held at the last try, in the order of the keys and
+// before any other: nobody who waits here holds what somebody else waits for.
+func (x *execution) await(ctx context.Context, tx Tx) error {
+	if len(x.wait) == 0 {
+		return nil
+	}
+	if _, err := x.s.exec(ctx, tx, "patient", values{"wait": fmt.Sprint(patience.Milliseconds())}); err != nil {
+		return err
+	}
+	_, _, err := x.s.number(ctx, tx, "wait", values{"keys": keyTable(x.wait)})
+	if x.s.config.Dialect == MySQL {
+		_, reset := x.s.exec(ctx, tx, "impatient", nil)
+		err = errors.Join(err, reset)
+	}
+	if err != nil {
+		x.wait = nil // the next try looks first
+	}
+	return err
+}
+
 // load locks the rows and reads them.
 func (x *execution) load(ctx context.Context, tx Tx, n *needs) error {
 	if err := x.records_(ctx, tx, "lock", n.lock); err != nil {
 		return err
 	}
-	for i := range x.ops {
-		if !x.held[n.records[i]] {
+	wait, look := make(map[key]bool), n.readOnly
+	for i, k := range n.records {
+		if !x.held[k] {
 			continue
 		}
 		switch x.ops[i].Kind {
 		case store.Inspect:
+			look = append(look, k)
 		case store.Begin, store.Spend, store.Forget:
 			if !x.yield {
-				return again{errHeld}
+				wait[k] = true
 			}
 		default:
-			return again{errHeld}
+			wait[k] = true
 		}
 	}
-	if len(n.readOnly) > 0 {
-		if err := x.records_(ctx, tx, "read", n.readOnly); err != nil {
+	if x.wait = sorted(wait); len(wait) > 0 {
+		return again{errHeld}
+	}
+	if len(look) > 0 {
+		slices.SortFunc(look, compareKeys)
+		if err := x.records_(ctx, tx, "read", slices.Compact(look)); err != nil {
 			return err
 		}
 	}

@@ -82,12 +82,12 @@ var recordColumns = []string{
 // scanned are the columns of the statements lock and read: kind 0 is the clock, the
 // version and the epoch, 1 a row, 2 the key of a row that is there.
 type scanned struct {
-	kind, gid, version, state, attempt, expires, due        int64
-	at, renewed, lease, incarnation, spent, expiries        int64
-	redrive, fence                                          int64
-	token                                                   []byte
-	claim, forgotBy                                         string
-	owner, fingerprint, result                              []byte
+	kind, gid, version, state, attempt, expires, due int64
+	at, renewed, lease, incarnation, spent, expiries int64
+	redrive, fence                                   int64
+	token                                            []byte
+	claim, forgotBy                                  string
+	owner, fingerprint, result                       []byte
 }
 
 func (s *scanned) dest() []any {

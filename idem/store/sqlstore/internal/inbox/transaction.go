@@ -52,7 +52,9 @@ func FromContext(ctx context.Context, pkg string) (Tx, error) {
 }
 
 // Adopt is a transaction that the user opened and that ends the claim of op.
-func (s *Store) Adopt(tx Tx) *Handler { return &Handler{s: s, parent: context.Background(), tx: tx, used: true} }
+func (s *Store) Adopt(tx Tx) *Handler {
+	return &Handler{s: s, parent: context.Background(), tx: tx, used: true}
+}
 
 func (h *Handler) open(ctx context.Context) (Tx, error) {
 	h.mu.Lock()
@@ -331,4 +333,3 @@ func (h *Handler) slowly(ctx context.Context, b *store.Batch) (store.Reply, erro
 	}
 	return reply, x.write(ctx, h.tx)
 }
-

@@ -29,6 +29,16 @@ UNION ALL
 (SELECT 2, gid, token, 0, 0, '', 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, '', NULL, NULL, NULL
 FROM {records} FORCE INDEX (PRIMARY) WHERE {keys});
 
+-- name: patient
+-- The session's own setting is put back by impatient.
+SET @idemq_wait = @@SESSION.innodb_lock_wait_timeout, SESSION innodb_lock_wait_timeout = 1;
+
+-- name: wait
+SELECT gid FROM {records} FORCE INDEX (PRIMARY) WHERE {keys} FOR UPDATE;
+
+-- name: impatient
+SET SESSION innodb_lock_wait_timeout = @idemq_wait;
+
 -- name: read
 (SELECT 0, 0 AS gid, NULL AS token, m.version, 0 AS state, m.epoch AS claim, 0 AS attempt,
   TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) AS expires, 0 AS due, 0 AS at, 0 AS renewed, 0 AS lease, 0 AS incarnation,

@@ -37,6 +37,14 @@ SELECT 2, k.gid, k.token, 0, 0, '', 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, '', NULL, N
 FROM k LEFT JOIN own USING (gid, token)
 WHERE own.gid IS NULL AND (SELECT true FROM {records} r WHERE r.gid = k.gid AND r.token = k.token);
 
+-- name: patient
+-- For the rest of the transaction.
+SELECT set_config('lock_timeout', {wait}::text, true);
+
+-- name: wait
+SELECT count(*) FROM unnest({gid}::text::integer[], {token}::text::bytea[]) AS k (gid, token)
+CROSS JOIN LATERAL (SELECT 1 FROM {records} r WHERE r.gid = k.gid AND r.token = k.token FOR UPDATE) r;
+
 -- name: read
 WITH k AS MATERIALIZED (
   SELECT * FROM unnest({gid}::text::integer[], {token}::text::bytea[]) AS k (gid, token)
