@@ -291,6 +291,9 @@ func (en *entry) unguarded() (again bool) {
 		return true
 	case later:
 		delay = max(delay, e.policy.firstBackoff)
+	case c.RolledBack(err):
+		en.rollbacks++
+		delay = e.policy.backoff(en.rollbacks)
 	case idem.IsPermanent(err):
 		return en.refuse(ReasonPermanent, err)
 	default:

@@ -3,6 +3,7 @@ package consumers_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -201,4 +202,32 @@ func TestUnknownOutcomeAtTheEnd(t *testing.T) {
 		r.mustStop(stop)
 		r.wantSettled("redeliver 1")
 	})
+}
+
+// An outage of the database is not the messages' fault, under FailOpen as under a claim:
+// none is dead-lettered for it.
+func TestOutageOfTheDatabase(t *testing.T) {
+	for _, opts := range [][]consumers.Option{nil, {consumers.FailOpen(time.Second)}} {
+		synctest.Test(t, func(t *testing.T) {
+			r, d := newDatabaseRig(t, deadLetters)
+			failures := 3 * consumers.DefaultBudget
+			r.b.publish("a")
+			if opts != nil {
+				d.Set(storefault.Away)
+			}
+			stop := r.start(func(ctx context.Context, m *delivery) error {
+				if failures--; failures >= 0 {
+					return fmt.Errorf("opening the transaction: %w", store.ErrUnavailable)
+				}
+				return nil
+			}, opts...)
+			time.Sleep(time.Hour)
+			d.Set(storefault.None)
+			r.mustStop(stop)
+			r.wantSettled("ack 1")
+			if n := len(r.b.posted()); n != 0 {
+				t.Errorf("%d letters", n)
+			}
+		})
+	}
 }

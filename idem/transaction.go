@@ -67,14 +67,17 @@ func (c *Claim) Rollback() {
 }
 
 // RolledBack reports whether err, of Commit or of the handler, says that the database
-// gave the handler's transaction up for a reason that is not the message's. Such an
-// attempt should spend no budget.
+// gave the handler's transaction up, or could not be reached for one, for a reason that is
+// not the message's. Such an attempt should spend no budget.
 func (c *Claim) RolledBack(err error) bool {
 	if err == nil {
 		return false
 	}
+	if errors.Is(err, ErrRolledBack) || errors.Is(err, store.ErrUnavailable) {
+		return true
+	}
 	tx := c.transaction()
-	return errors.Is(err, ErrRolledBack) || tx != nil && tx.Used() && tx.RolledBack(err)
+	return tx != nil && tx.Used() && tx.RolledBack(err)
 }
 
 // CommitWith is Commit by a function that commits the effect and b, a batch in the
