@@ -82,17 +82,17 @@ func (s *Store) describe(ctx context.Context, p *prefix) error {
 }
 
 func (s *Store) tryDescribe(ctx context.Context, p *prefix) error {
-	i, err := s.look(ctx)
+	d, err := s.look(ctx)
 	if errors.Is(err, errMissing) {
 		if s.existing {
 			return s.missing()
 		}
-		i, err = s.create(ctx)
+		d, err = s.create(ctx)
 	}
 	if err != nil {
 		return err
 	}
-	if err := usable(i, s.wire.kv); err != nil {
+	if err := usable(d, s.wire.kv); err != nil {
 		return err
 	}
 	f, err := s.descriptor(ctx, p)
@@ -114,6 +114,7 @@ func (s *Store) tryDescribe(ctx context.Context, p *prefix) error {
 			return errMissing
 		}
 	}
+	i := &d.info
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.generation > 0 && (!p.created.Equal(i.Created) || p.seq != f.seq || p.at != f.at) {
@@ -148,10 +149,10 @@ func (s *Store) descriptor(ctx context.Context, p *prefix) (found, error) {
 	return f, nil
 }
 
-func (s *Store) look(ctx context.Context) (*info, error) {
+func (s *Store) look(ctx context.Context) (*details, error) {
 	r := s.wire.infoRequest()
 	s.wire.ask(ctx, r)
-	return r.info()
+	return r.details()
 }
 
 // create makes the bucket, as the client's own CreateKeyValue would, but without the
@@ -160,7 +161,7 @@ func (s *Store) look(ctx context.Context) (*info, error) {
 // Its revisions begin at the number of microseconds since 1970, so that those of a
 // bucket that is deleted and created again are never taken for those of the old one.
 // The clock is the client's, and decides nothing else.
-func (s *Store) create(ctx context.Context) (*info, error) {
+func (s *Store) create(ctx context.Context) (*details, error) {
 	maxBytes := s.maxBytes
 	if maxBytes == 0 {
 		maxBytes = -1
@@ -197,8 +198,8 @@ func (s *Store) create(ctx context.Context) (*info, error) {
 }
 
 // usable is an error if the bucket's settings would lose records, or admit none.
-func usable(i *info, kv string) error {
-	c := &i.Config
+func usable(d *details, kv string) error {
+	c := &d.Config
 	edit := "nats stream edit " + c.Name + " "
 	switch {
 	case c.Mirror != nil:
@@ -238,7 +239,7 @@ func tight(i *info) bool {
 	over := func(used uint64, limit int64) bool {
 		return limit > 0 && used >= uint64(limit)-uint64(limit)/16
 	}
-	return over(i.State.Bytes, i.Config.MaxBytes) || over(i.State.Msgs, i.Config.MaxMsgs)
+	return over(i.State.Bytes, i.Limits.MaxBytes) || over(i.State.Msgs, i.Limits.MaxMsgs)
 }
 
 // saw takes in what the leader said of the bucket, in answer to a question that was
@@ -255,7 +256,7 @@ func (p *prefix) saw(i *info, generation int, acked uint64, bucket string) (lost
 	gone := !i.Created.Equal(p.created) || i.State.Msgs == 0 || i.State.FirstSeq > p.seq ||
 		rules.Instant(i.State.FirstTime.UnixNano()) > p.at
 	// A leader of several may have been cut off, and not know the last writes.
-	short := i.Config.Replicas <= 1 && i.State.LastSeq < acked
+	short := i.Limits.Replicas <= 1 && i.State.LastSeq < acked
 	if !gone && !short {
 		return false
 	}

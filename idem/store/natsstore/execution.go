@@ -48,8 +48,8 @@ type slot struct {
 	after   []issuedAfter // a registration's states, as the operations changed it
 	value   []byte        // to be written, or what was, without an answer
 	keep    time.Duration
-	alive   bool // value is worth remembering
-	noRoom  int  // how often the server had no room for value
+	result  rules.Record // value, as if it were written at zero
+	noRoom  int          // how often the server had no room for value
 	proofs  []proof
 	request []*request
 }
@@ -167,10 +167,8 @@ func (x *execution) begin(sl *slot, conns uint64) {
 	}
 	if !sl.issued {
 		if m, ok := x.s.memory.get(sl.key, conns); ok {
-			sl.read = found{seq: m.seq, value: m.value}
-			if sl.load(0) == nil {
-				x.execute(sl)
-			}
+			sl.read, sl.record = found{seq: m.seq}, m.record
+			x.execute(sl)
 			return
 		}
 	}
@@ -182,25 +180,20 @@ func (x *execution) begin(sl *slot, conns uint64) {
 	}
 }
 
-// load decodes what was read. At now zero it is as if it had been written just now.
-func (sl *slot) load(now rules.Instant) error {
+// load decodes what was read. What has expired is not there.
+func (sl *slot) load(now rules.Instant) {
 	sl.record, sl.reg, sl.err = rules.Record{}, rules.Issued{}, nil
-	if sl.read.gone {
-		return nil
-	}
-	at := sl.read.at
-	if sl.issued {
-		i, err := decodeIssued(sl.read.value, at)
-		if sl.err = err; err == nil && i.Expires > now {
-			sl.reg = i
+	switch {
+	case sl.read.gone:
+	case sl.issued:
+		if sl.reg, sl.err = decodeIssued(sl.read.value, sl.read.at); sl.reg.Expires <= now {
+			sl.reg = rules.Issued{}
 		}
-		return err
+	default:
+		if sl.record, sl.err = decodeRecord(sl.read.value, sl.read.at); sl.record.Expires <= now {
+			sl.record = rules.Record{}
+		}
 	}
-	r, err := decodeRecord(sl.read.value, at)
-	if sl.err = err; err == nil && r.Expires > now {
-		sl.record = r
-	}
-	return err
 }
 
 // registered is the registration as the operation finds it.
@@ -276,7 +269,8 @@ func (x *execution) encode(sl *slot, r *rules.Record, reg *rules.Issued, now rul
 		sl.value, sl.keep, err = encodeIssued(reg, now)
 	} else {
 		sl.value, sl.keep, err = encodeRecord(r, now)
-		sl.alive = r.State == store.Running || r.State == store.Released
+		sl.result = *r
+		sl.result.At, sl.result.Renewed, sl.result.Expires = 0, 0, rules.Instant(sl.keep)
 	}
 	if sl.step = writing; err != nil {
 		x.fail(sl, fmt.Errorf("%w: %w", store.ErrUnreadable, err))
@@ -412,7 +406,7 @@ func (x *execution) takeInfo(asked *request, generation int, acked uint64) (lost
 		return false, err
 	}
 	x.now = rules.Instant(i.Now.UnixNano())
-	x.replicated = i.Config.Replicas > 1
+	x.replicated = i.Limits.Replicas > 1
 	x.tight = tight(i)
 	return x.p.saw(i, generation, acked, x.s.wire.bucket), nil
 }
@@ -465,7 +459,7 @@ func (x *execution) takeRead(sl *slot) {
 		return
 	}
 	sl.value = nil
-	_ = sl.load(x.now) // sl.err, which is the answer to its operations
+	sl.load(x.now)
 	if sl.step = executing; len(sl.ops) == 0 {
 		sl.step = finished
 	}
@@ -504,13 +498,13 @@ func (x *execution) again(sl *slot, err error) {
 }
 
 func (x *execution) written(sl *slot, seq uint64) {
-	sl.step = finished
-	if sl.alive && !sl.issued {
-		x.s.memory.put(sl.key, remembered{seq: seq, value: sl.value})
-	} else if !sl.issued {
+	sl.step, sl.read.seq = finished, seq
+	switch sl.result.State {
+	case store.Running, store.Released:
+		x.s.memory.put(sl.key, remember(seq, sl.result))
+	default:
 		x.s.memory.drop(sl.key)
 	}
-	sl.read.seq = seq
 }
 
 // ready is describe, where p is not ready any more.

@@ -1,6 +1,11 @@
 package natsstore
 
-import "sync"
+import (
+	"strings"
+	"sync"
+
+	"github.com/idemq/idemq/idem/store/rules"
+)
 
 // maxRemembered bounds the memory: a claim that nobody ended is in it for ever.
 const maxRemembered = 1 << 16
@@ -15,8 +20,15 @@ type memory struct {
 }
 
 type remembered struct {
-	seq   uint64
-	value []byte
+	seq    uint64
+	record rules.Record // as if it had been written at zero
+}
+
+// remember takes from a record what keeps no message of the caller's in memory.
+func remember(seq uint64, r rules.Record) remembered {
+	r.Claim, r.Owner = strings.Clone(r.Claim), strings.Clone(r.Owner)
+	r.Fingerprint, r.ForgotBy = strings.Clone(r.Fingerprint), strings.Clone(r.ForgotBy)
+	return remembered{seq: seq, record: r}
 }
 
 // get forgets all when the client was connected anew: a bucket in memory may have begun

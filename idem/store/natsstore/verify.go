@@ -29,7 +29,7 @@ func (s *Store) Verify(ctx context.Context, name string) ([]store.Finding, error
 	if v := s.wire.nc.ConnectedServerVersion(); tooOld(v) {
 		return nil, fmt.Errorf("natsstore: the server is nats-server %s: the store needs 2.11 or later, for TTLs of single keys", v)
 	}
-	i, err := s.look(ctx)
+	d, err := s.look(ctx)
 	if errors.Is(err, errMissing) && !s.existing {
 		return nil, nil
 	}
@@ -37,7 +37,7 @@ func (s *Store) Verify(ctx context.Context, name string) ([]store.Finding, error
 		err = s.missing()
 	}
 	if err == nil {
-		err = usable(i, s.wire.kv)
+		err = usable(d, s.wire.kv)
 	}
 	if err != nil {
 		return nil, s.failure("looking at the stream", err)
@@ -55,7 +55,7 @@ func (s *Store) Verify(ctx context.Context, name string) ([]store.Finding, error
 	if _, err := r.seq(); err != nil && (!errors.As(err, &api) || api.ErrorCode != codeWrongStream) {
 		return nil, s.failure(fmt.Sprintf("trying a write for prefix %q", name), err)
 	}
-	return s.findings(i), nil
+	return s.findings(d), nil
 }
 
 func (s *Store) missing() error {
@@ -72,7 +72,7 @@ func tooOld(version string) bool {
 }
 
 // findings is what weakens the promise.
-func (s *Store) findings(i *info) []store.Finding {
+func (s *Store) findings(d *details) []store.Finding {
 	const forgets = "What it forgets can be handled again."
 	var found []store.Finding
 	add := func(id, consequence, cure, format string, args ...any) {
@@ -81,7 +81,7 @@ func (s *Store) findings(i *info) []store.Finding {
 			Consequence: consequence, Cure: cure,
 		})
 	}
-	c := &i.Config
+	c := &d.Config
 	if c.Storage == jetstream.MemoryStorage {
 		add("nats-kv-memory", forgets, "Use a bucket with file storage; the storage of one that exists cannot be changed.",
 			"is in memory: it forgets everything when its servers stop.")
@@ -90,7 +90,7 @@ func (s *Store) findings(i *info) []store.Finding {
 		add("nats-kv-async", forgets, "Use a bucket with the default persist mode.",
 			"acknowledges before it writes its file (persist mode async): a crash of the server forgets the last writes.")
 	}
-	clustered := i.Cluster != nil && i.Cluster.Name != ""
+	clustered := d.Cluster != nil && d.Cluster.Name != ""
 	switch {
 	case c.Replicas == 1 && clustered:
 		add("nats-kv-replicas", "When that server is down nothing can be claimed or completed, and what its disk loses can be handled again.",
@@ -101,16 +101,16 @@ func (s *Store) findings(i *info) []store.Finding {
 			"has %d replicas, and the store is set to %d.", c.Replicas, s.replicas)
 	}
 	if clustered {
-		for _, r := range i.Cluster.Replicas {
+		for _, r := range d.Cluster.Replicas {
 			if !r.Current || r.Offline {
 				add("nats-kv-replica-lag", "A failure of one more server can stop it, or forget what was acknowledged.",
 					"See to that server.", "has a replica on %q that is offline or lags behind.", r.Name)
 			}
 		}
 	}
-	if tight(i) {
+	if tight(&d.info) {
 		add("nats-kv-full", "New messages wait.", "Raise its limit, or shorten the retention.",
-			"is full (%d of %d bytes): it takes completions, and no claims.", i.State.Bytes, c.MaxBytes)
+			"is full (%d of %d bytes): it takes completions, and no claims.", d.info.State.Bytes, c.MaxBytes)
 	}
 	return found
 }

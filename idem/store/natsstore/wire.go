@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -78,33 +79,27 @@ type request struct {
 // exchange sends requests, many at a time, and returns when each has its answer or
 // its error.
 func (w *wire) exchange(ctx context.Context, reqs []*request) {
-	if len(reqs) == 1 {
-		w.ask(ctx, reqs[0])
-		return
+	for wave := range slices.Chunk(reqs, window) {
+		w.wave(ctx, wave)
 	}
-	next := make(chan *request)
-	var wg sync.WaitGroup
-	for range min(window, len(reqs)) {
-		wg.Go(func() {
-			for r := range next {
-				w.ask(ctx, r)
-			}
-		})
-	}
-	for _, r := range reqs {
-		next <- r
-	}
-	close(next)
-	wg.Wait()
 }
 
-func (w *wire) ask(ctx context.Context, r *request) {
+func (w *wire) wave(ctx context.Context, reqs []*request) {
 	d := longest
 	if end, ok := ctx.Deadline(); ok {
 		d = min(max(time.Until(end)/2, shortest), longest)
 	}
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
+	var wg sync.WaitGroup
+	for _, r := range reqs[1:] {
+		wg.Go(func() { w.send(ctx, r) })
+	}
+	w.send(ctx, reqs[0])
+	wg.Wait()
+}
+
+func (w *wire) send(ctx context.Context, r *request) {
 	m, err := w.nc.RequestMsgWithContext(ctx, r.msg)
 	if err != nil {
 		r.err = w.unanswered(r.msg.Subject, err)
@@ -112,6 +107,9 @@ func (w *wire) ask(ctx context.Context, r *request) {
 	}
 	r.answer = m.Data
 }
+
+// ask sends one request.
+func (w *wire) ask(ctx context.Context, r *request) { w.wave(ctx, []*request{r}) }
 
 // unanswered tells a missing permission from other reasons for no answer: the server
 // does not answer what it forbids, but tells the connection.
@@ -220,17 +218,36 @@ func (w *wire) infoRequest() *request {
 // info is what the leader of the bucket's stream says of it, and the time there.
 type info struct {
 	envelope
-	Now     time.Time              `json:"ts"`
-	Created time.Time              `json:"created"`
-	Config  jetstream.StreamConfig `json:"config"`
-	State   struct {
+	Now     time.Time `json:"ts"`
+	Created time.Time `json:"created"`
+	Limits  struct {
+		Replicas int   `json:"num_replicas"`
+		MaxBytes int64 `json:"max_bytes"`
+		MaxMsgs  int64 `json:"max_msgs"`
+	} `json:"config"`
+	State struct {
 		Msgs      uint64    `json:"messages"`
 		Bytes     uint64    `json:"bytes"`
 		FirstSeq  uint64    `json:"first_seq"`
 		FirstTime time.Time `json:"first_ts"`
 		LastSeq   uint64    `json:"last_seq"`
 	} `json:"state"`
+}
+
+// details is the rest of it.
+type details struct {
+	info    info
+	Config  jetstream.StreamConfig `json:"config"`
 	Cluster *jetstream.ClusterInfo `json:"cluster"`
+}
+
+func (r *request) details() (*details, error) {
+	i, err := r.info()
+	if err != nil {
+		return nil, err
+	}
+	d := &details{info: *i}
+	return d, json.Unmarshal(r.answer, d)
 }
 
 func (r *request) info() (*info, error) {
