@@ -8,6 +8,8 @@ CACHE := $(CURDIR)/.cache
 # The linter's version is the one in tools/go.mod; built by another Go it may refuse the code.
 LINT   = $(CACHE)/bin/golangci-lint-$(shell awk '$$1 ~ /golangci-lint\/v2$$/ { print $$2 }' tools/go.mod)-$(shell go env GOVERSION)
 
+REPORTS := $(CACHE)/conformance
+
 export GOLANGCI_LINT_CACHE := $(CACHE)/golangci-lint
 
 .PHONY: help
@@ -16,7 +18,15 @@ help: ## list the targets
 
 .PHONY: test
 test: ## run every test of every module with the race detector; gets and starts the servers they need
-	@.ci/with-servers .ci/each go test $(TESTFLAGS) ./...
+	@rm -rf $(REPORTS) && mkdir -p $(REPORTS)
+	@IDEM_CONFORMANCE=$(REPORTS) .ci/with-servers .ci/each go test $(TESTFLAGS) ./...
+	@go run ./internal/conformance -reports $(REPORTS) -doc docs/stores.md -check
+
+.PHONY: conformance
+conformance: ## run the stores' conformance suite on every server, and write its table into docs/stores.md
+	@rm -rf $(REPORTS) && mkdir -p $(REPORTS)
+	@IDEM_CONFORMANCE=$(REPORTS) .ci/with-servers go test -count=1 -timeout=15m -run=Store ./idem/store/...
+	@go run ./internal/conformance -reports $(REPORTS) -doc docs/stores.md
 
 .PHONY: test-short
 test-short: ## run the root module's tests with what the machine has; tests without their server are skipped
