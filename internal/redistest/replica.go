@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -20,9 +21,16 @@ func (s *Server) StartReplica(tb testing.TB, args ...string) *Server {
 	s.needsProcess("replicate")
 	host, port, _ := net.SplitHostPort(s.addr)
 	r := startServer(&Server{tb: tb, bin: s.bin, args: append([]string{"--replicaof", host, port}, args...)})
-	c := s.Client(tb)
+	c := redis.NewClient(s.Options())
+	defer c.Close()
+	ctx := context.Background()
+	// Something to confirm, which leaves no key.
+	if err := c.Publish(ctx, "redistest", "").Err(); err != nil {
+		tb.Fatalf("writing for a replica: %v", err)
+	}
 	testenv.Await(tb, "the replica to be in step", func() bool {
-		text, _ := c.Info(context.Background(), "replication").Result()
+		_ = c.Wait(ctx, 1, 10*time.Millisecond) // has the replica say how far it is
+		text, _ := c.Info(ctx, "replication").Result()
 		return hasReplica(text, r.port)
 	})
 	return r
@@ -31,7 +39,7 @@ func (s *Server) StartReplica(tb testing.TB, args ...string) *Server {
 // hasReplica tells whether INFO shows a replica at a port that has said that it has all.
 func hasReplica(text string, port int) bool {
 	r := replicaAt(text, port)
-	return r["state"] == "online" && r["offset"] == field(text, "master_repl_offset")
+	return r["state"] == "online" && r["offset"] == field(text, "master_repl_offset") && r["offset"] != "0"
 }
 
 // replicaAt is what INFO shows of the replica at a port; nil if there is none.

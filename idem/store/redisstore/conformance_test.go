@@ -3,6 +3,8 @@ package redisstore_test
 import (
 	"context"
 	"fmt"
+	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -89,9 +91,50 @@ func corrupt(tb testing.TB, c redis.UniversalClient, key string, how storetest.C
 	}
 }
 
+// named gives a harness its name in reports.
+func named(t *testing.T, h storetest.Harness, name string, c redis.UniversalClient) storetest.Harness {
+	t.Helper()
+	h.Name, h.Server = name, serverVersion(t, c)
+	return h
+}
+
+// serverVersion is what a server calls itself.
+func serverVersion(t *testing.T, c redis.UniversalClient) string {
+	t.Helper()
+	text, err := c.Info(context.Background(), "server").Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range []string{"valkey", "redis"} {
+		if m := regexp.MustCompile(kind + `_version:(\S+)`).FindStringSubmatch(text); m != nil {
+			return strings.ToUpper(kind[:1]) + kind[1:] + " " + m[1]
+		}
+	}
+	t.Fatalf("no version in %s", text)
+	return ""
+}
+
 func TestStore(t *testing.T) {
 	t.Parallel()
-	storetest.Run(t, harness(redistest.Start(t).Client(t), unit))
+	versions := redistest.Versions(t)
+	for _, v := range versions {
+		t.Run(v.Name, func(t *testing.T) {
+			t.Parallel()
+			c := v.Start(t).Client(t)
+			storetest.Run(t, named(t, harness(c, unit), v.Name, c))
+		})
+	}
+	first := versions[0].Name
+	t.Run("Sentinel", func(t *testing.T) {
+		t.Parallel()
+		c := redistest.StartSentinel(t, 1).Client(t)
+		storetest.Run(t, named(t, harness(c, unit), first+", Sentinel", c))
+	})
+	t.Run("TLS", func(t *testing.T) {
+		t.Parallel()
+		c := redistest.StartTLS(t).Client(t)
+		storetest.Run(t, named(t, harness(c, unit), first+", TLS", c))
+	})
 }
 
 func TestHistories(t *testing.T) {
@@ -101,7 +144,8 @@ func TestHistories(t *testing.T) {
 
 func TestStoreOnCluster(t *testing.T) {
 	t.Parallel()
-	storetest.Run(t, harness(redistest.StartCluster(t).Client(t), unit))
+	c := redistest.StartCluster(t).Client(t)
+	storetest.Run(t, named(t, harness(c, unit), redistest.Versions(t)[0].Name+", Cluster", c))
 }
 
 func TestHistoriesOnCluster(t *testing.T) {

@@ -14,29 +14,38 @@ import (
 // needs is what every message about a server's age ends with.
 const needs = "needs Redis 7.0 or later, or Valkey 8 or later"
 
-// refusals are what Redis answers when it will not do something, by how the answer
-// begins, and what to do.
-var refusals = []struct{ prefix, cure string }{
-	{"NOAUTH", "give the client a username and a password"},
-	{"WRONGPASS", "the client's username or password is not right"},
-	{"NOPERM", "allow the client's user the commands EVAL, EVALSHA, GET, SET, PEXPIRE, PTTL and TIME on the keys of the prefix"},
-	{"READONLY", "this is a replica: connect to the primary, through Sentinel or a cluster client if it changes"},
-	{"OOM", "Redis is at maxmemory: raise it, or shorten the retention"},
-	{"MISCONF", "Redis cannot save its data and takes no writes: see its log and its disk"},
-	{"NOREPLICAS", "Redis has fewer replicas than min-replicas-to-write: see to the replicas"},
-	{"MOVED", "this is a node of a cluster: use redis.NewClusterClient"},
-	{"ASK", "this is a node of a cluster: use redis.NewClusterClient"},
-	{"CROSSSLOT", "this is a cluster: use redis.NewClusterClient"},
-	{"WRONGTYPE", "another program uses keys of this prefix: choose another prefix"},
-	{"ERR unknown command", "the server " + needs + ", with scripts allowed"},
-	{"ERR Error compiling script", "the server " + needs},
-	{"ERR syntax error", "the server " + needs},
-}
+// answers are what Redis says when it will not do something, by how the answer begins,
+// and what to do. What passes by itself is an outage, waited for like a server that is
+// away; the others are refusals, which stand until somebody acts.
+var answers = []struct {
+	prefix string
+	outage bool
+	cure   string
+}{
+	{"LOADING", true, "Redis is loading its data; if that takes long, see its log"},
+	{"CLUSTERDOWN", true, "the cluster misses slots: see CLUSTER INFO and to its failed nodes"},
+	{"TRYAGAIN", true, "the cluster is moving slots"},
+	{"MASTERDOWN", true, "this is a replica that has lost its primary: connect to the primary, through Sentinel or a cluster client if it changes"},
+	{"BUSY", true, "a script of another program runs for long: see SLOWLOG, or end it with SCRIPT KILL"},
+	{"UNKILLABLE", true, "a script of another program runs for long: see SLOWLOG"},
+	{"ERR max number of clients", true, "raise Redis' maxclients, or lower the clients' PoolSize"},
+	{"UNBLOCKED", true, "the primary was made a replica"},
+	{"ERR WAIT cannot be used with replica", true, "the primary was made a replica"},
 
-// outages are answers that mean "not now": they pass by themselves.
-var outages = []string{
-	"LOADING", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN", "BUSY", "UNKILLABLE", "ERR max number of clients",
-	"UNBLOCKED", "ERR WAIT cannot be used with replica", // the primary was made a replica
+	{"NOAUTH", false, "give the client a username and a password"},
+	{"WRONGPASS", false, "the client's username or password is not right, or ACL SETUSER has not made the user on this server"},
+	{"NOPERM", false, "the client's user lacks a right: docs/redis.md lists what it needs"},
+	{"READONLY", false, "this is a replica: connect to the primary, through Sentinel or a cluster client if it changes"},
+	{"OOM", false, "Redis is at maxmemory: raise it, or shorten the retention"},
+	{"MISCONF", false, "Redis cannot save its data and takes no writes until it can: see its log, and whether its disk is full or read-only"},
+	{"NOREPLICAS", false, "Redis has fewer replicas than min-replicas-to-write: see to the replicas"},
+	{"MOVED", false, "this is a node of a cluster: use redis.NewClusterClient"},
+	{"ASK", false, "this is a node of a cluster: use redis.NewClusterClient"},
+	{"CROSSSLOT", false, "this is a cluster: use redis.NewClusterClient"},
+	{"WRONGTYPE", false, "another program uses keys of this prefix: choose another prefix"},
+	{"ERR unknown command", false, "the server " + needs + ", with scripts allowed"},
+	{"ERR Error compiling script", false, "the server " + needs},
+	{"ERR syntax error", false, "the server " + needs},
 }
 
 // redirections are answers of a cluster whose slots have gone elsewhere. Its client follows
@@ -49,15 +58,14 @@ func failure(doing string, err error) error {
 	if !isReply(err) {
 		return fmt.Errorf("redisstore: %s: %w: %w", doing, store.ErrUnavailable, err)
 	}
-	for _, prefix := range outages {
-		if redis.HasErrorPrefix(err, strings.TrimPrefix(prefix, "ERR ")) {
-			return fmt.Errorf("redisstore: %s: %w: %w", doing, store.ErrUnavailable, err)
+	for _, a := range answers {
+		if !redis.HasErrorPrefix(err, strings.TrimPrefix(a.prefix, "ERR ")) {
+			continue
 		}
-	}
-	for _, r := range refusals {
-		if redis.HasErrorPrefix(err, strings.TrimPrefix(r.prefix, "ERR ")) {
-			return fmt.Errorf("redisstore: %s: %w (%s)", doing, err, r.cure)
+		if a.outage {
+			return fmt.Errorf("redisstore: %s: %w: %w (%s)", doing, store.ErrUnavailable, err, a.cure)
 		}
+		return fmt.Errorf("redisstore: %s: %w (%s)", doing, err, a.cure)
 	}
 	return fmt.Errorf("redisstore: %s: %w", doing, err)
 }
@@ -67,6 +75,9 @@ func failure(doing string, err error) error {
 // slots: by itself it does so when it is redirected only, and would ask a primary that
 // died for its ClusterStateReloadInterval, a minute by default.
 func (s *Store) rerouted(ctx context.Context, err, failure error) error {
+	if s.underSentinel() && redis.HasErrorPrefix(err, "READONLY") {
+		return fmt.Errorf("redisstore: %w: Sentinel is making another server the primary: %w", store.ErrUnavailable, err)
+	}
 	cluster, ok := s.client.(*redis.ClusterClient)
 	if !ok || errors.Is(err, redis.ErrClosed) || errors.Is(err, context.Canceled) {
 		return failure
@@ -80,6 +91,14 @@ func (s *Store) rerouted(ctx context.Context, err, failure error) error {
 		cluster.ReloadState(ctx)
 	}
 	return failure
+}
+
+// failoverAddr is what go-redis calls the address of a client that asks Sentinel.
+const failoverAddr = "FailoverClient"
+
+func (s *Store) underSentinel() bool {
+	c, ok := s.client.(*redis.Client)
+	return ok && c.Options().Addr == failoverAddr
 }
 
 // isReply tells whether err was said by Redis.

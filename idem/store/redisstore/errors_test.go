@@ -38,7 +38,7 @@ func TestFailure(t *testing.T) {
 		{reply("ERR WAIT cannot be used with replica instances. Please also note that ..."), true, "replica"},
 		{reply("NOAUTH Authentication required."), false, "password"},
 		{reply("WRONGPASS invalid username-password pair or user is disabled."), false, "password"},
-		{reply("NOPERM this user has no permissions to run the 'evalsha' command"), false, "allow"},
+		{reply("NOPERM this user has no permissions to run the 'evalsha' command"), false, "right"},
 		{reply("READONLY You can't write against a read only replica."), false, "primary"},
 		{reply("OOM command not allowed when used memory > 'maxmemory'."), false, "maxmemory"},
 		{reply("MISCONF Errors writing to the AOF file: No space left on device"), false, "disk"},

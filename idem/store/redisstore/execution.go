@@ -123,7 +123,7 @@ func (x *execution) finish(ctx context.Context, calls []*call) error {
 				x.s.perTag.Store(true)
 				return x.finishDivided(ctx, c)
 			default:
-				return x.s.rerouted(ctx, err, failure(fmt.Sprintf("executing %d operations", len(c.items)), err))
+				return x.s.failure(ctx, x.p, fmt.Sprintf("executing %d operations", len(c.items)), err)
 			}
 		}
 		calls = again
@@ -242,7 +242,7 @@ func (x *execution) sendAndWait(ctx context.Context, calls []*call) ([]*redis.Cm
 		_, _ = pipe.Exec(ctx)
 		for _, i := range indexes {
 			if err := all[i].Err(); isReply(err) && !isHelped(err) {
-				return nil, x.s.rerouted(ctx, err, failure(fmt.Sprintf("executing %d operations", len(calls[i].items)), err))
+				return nil, x.s.failure(ctx, x.p, fmt.Sprintf("executing %d operations", len(calls[i].items)), err)
 			}
 		}
 		if wait != nil {
@@ -263,7 +263,7 @@ func (x *execution) primaries(ctx context.Context, calls []*call) (map[*redis.Cl
 		case *redis.ClusterClient:
 			var err error
 			if primary, err = client.MasterForKey(ctx, x.p.keys.epoch(c.tag)); err != nil {
-				return nil, x.s.rerouted(ctx, err, failure("finding a primary", err))
+				return nil, x.s.failure(ctx, x.p, "finding a primary", err)
 			}
 		}
 		groups[primary] = append(groups[primary], i)
@@ -275,7 +275,7 @@ func (x *execution) primaries(ctx context.Context, calls []*call) (map[*redis.Cl
 func (x *execution) confirmed(ctx context.Context, wait *redis.IntCmd) error {
 	n, err := wait.Result()
 	if err != nil {
-		return x.s.rerouted(ctx, err, failure("waiting for replicas", err))
+		return x.s.failure(ctx, x.p, "waiting for replicas", err)
 	}
 	if int(n) < x.s.replicas {
 		return fmt.Errorf("redisstore: %w: the completions stand on the primary, and %d of %d replicas confirmed them within %v; "+

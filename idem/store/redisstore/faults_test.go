@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -190,7 +189,7 @@ func TestRefusals(t *testing.T) {
 	poor := redis.NewClient(o)
 	t.Cleanup(func() { _ = poor.Close() })
 	s := redisstore.New(poor)
-	refused("another's keys", s, "other", "allow the client's user")
+	refused("another's keys", s, "other", "~other:{*}:*")
 	apply(t, s, batch("mine", op(store.Begin, "t", "a")))
 	findings, err := s.Verify(ctx, "mine")
 	if err != nil || len(findings) != 1 || !strings.Contains(findings[0].String(), "does not allow INFO") {
@@ -288,45 +287,6 @@ func TestClusterNodeCameBackEmpty(t *testing.T) {
 	}
 }
 
-func TestVerify(t *testing.T) {
-	ctx := context.Background()
-	for _, tt := range []struct {
-		args  []string
-		words []string // of one warning each
-	}{
-		{[]string{"--appendonly", "yes"}, nil},
-		{[]string{"--save", ""}, []string{"saves nothing"}},
-		{[]string{"--save", "900 1"}, []string{"snapshots only"}},
-		{[]string{"--appendonly", "yes", "--appendfsync", "no"}, []string{"appendfsync no"}},
-		{
-			[]string{"--appendonly", "yes", "--maxmemory", "64mb", "--maxmemory-policy", "allkeys-lru"},
-			[]string{"allkeys-lru: at its maxmemory of 67108864 bytes"},
-		},
-		{[]string{"--save", "", "--maxmemory-policy", "volatile-ttl"}, []string{"volatile-ttl: once a maxmemory is set", "saves nothing"}},
-	} {
-		c := redistest.Start(t, tt.args...).Client(t)
-		s := redisstore.New(c)
-		for range 2 { // before and after first use
-			findings, err := s.Verify(ctx, "p")
-			if err != nil || len(findings) != len(tt.words) {
-				t.Fatalf("%v: %q, %v", tt.args, findings, err)
-			}
-			for i, w := range tt.words {
-				if !strings.Contains(findings[i].String(), w) {
-					t.Errorf("%v: no %q in %q", tt.args, w, findings[i])
-				}
-			}
-			if n := c.DBSize(ctx).Val(); n == 0 {
-				apply(t, s, batch("p"))
-			}
-		}
-	}
-	findings, err := redisstore.New(redistest.StartCluster(t).Client(t)).Verify(ctx, "p")
-	if err != nil || len(findings) != 3 {
-		t.Errorf("a cluster of three nodes that save nothing: %q, %v", findings, err)
-	}
-}
-
 func TestVerifyChangesNothing(t *testing.T) {
 	c := redistest.Start(t, private...).Client(t)
 	if _, err := redisstore.New(c).Verify(context.Background(), "p"); err != nil {
@@ -379,10 +339,6 @@ func TestReplicas(t *testing.T) {
 	}
 	if n := replica.Client(t).DBSize(ctx).Val(); n < 5 {
 		t.Errorf("%d keys on the replica", n)
-	}
-	findings, err := s.Verify(ctx, "p")
-	if err != nil || !slices.ContainsFunc(findings, func(f store.Finding) bool { return f.ID == "redis-min-replicas" }) {
-		t.Errorf("%q, %v", findings, err)
 	}
 }
 

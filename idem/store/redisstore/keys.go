@@ -79,3 +79,10 @@ func (k *keys) epoch(tag int) string {
 func (k *keys) descriptor() string {
 	return k.head + "0}:d"
 }
+
+var patternEscapes = strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`, "]", `\]`)
+
+// pattern is the rule of an ACL that allows all keys of the prefix, and no others.
+func (k *keys) pattern() string {
+	return "~" + patternEscapes.Replace(k.head) + "*}:*"
+}

@@ -126,7 +126,7 @@ func (s *Store) prefix(ctx context.Context, name string) (*prefix, error) {
 	}
 	v, err := s.eval(ctx, descriptorScript, p.keys.descriptor(), s.descriptor().String()).Text()
 	if err != nil {
-		return nil, s.rerouted(ctx, err, failure(fmt.Sprintf("reading the descriptor %q", p.keys.descriptor()), err))
+		return nil, s.failure(ctx, p, fmt.Sprintf("reading the descriptor %q", p.keys.descriptor()), err)
 	}
 	d, err := s.agree(p, v)
 	if err != nil {

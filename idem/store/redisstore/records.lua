@@ -498,7 +498,7 @@ local function issue(key)
     px = longest(key, px)
   end
   if spent then
-    call('PEXPIRE', key, px)
+    call('SET', key, call('GET', key), 'PX', px)
     return ''
   end
   call('SET', key, '1i|' .. check_until, 'PX', px)

@@ -19,6 +19,19 @@
 // What Redis forgets can happen again: a failover to a replica that lags, a restart
 // without persistence, an eviction. [Store.Verify] warns of each; a Redis that came
 // back empty is told in store.Batch's Notice.
+//
+// # Rights
+//
+// The client's user needs these rights (ACL), here with the prefix "idempotent", and no
+// others. What is missing is named by the error, and by [Store.Verify] before it is missed.
+//
+//	~idempotent:{*}:* +eval +evalsha +get +set +pttl +time
+//	+cluster|slots +asking      on each node of a cluster
+//	+wait                       WithReplicas
+//	+info +config|get           for the findings of Verify
+//
+// docs/redis.md has the commands that make such a user, and what each way to run Redis
+// promises.
 package redisstore
 
 import (
@@ -76,6 +89,8 @@ type Store struct {
 	// perTag: a script call may only touch one hash tag. Otherwise one takes all.
 	perTag atomic.Bool
 
+	now func() time.Time // this process' clock; nothing but Verify's look at clocks uses it
+
 	mu       sync.Mutex
 	prefixes map[string]*prefix
 }
@@ -88,7 +103,7 @@ var _ store.Store = (*Store)(nil)
 // A context's deadline bounds a call only where the client's ContextTimeoutEnabled is
 // set; else its timeouts and retries do. Retries are safe.
 func New(c redis.UniversalClient, opts ...Option) *Store {
-	s := &Store{client: c, tags: defaultTags, prefixes: make(map[string]*prefix)}
+	s := &Store{client: c, tags: defaultTags, now: time.Now, prefixes: make(map[string]*prefix)}
 	for _, o := range opts {
 		o(s)
 	}
@@ -152,7 +167,7 @@ func (s *Store) Incarnation(ctx context.Context, prefix, name string) (uint64, e
 	key := p.keys.incarnation(name)
 	v, err := s.eval(ctx, incarnationScript, key, time.Hour.Milliseconds()).Text()
 	if err != nil {
-		return 0, s.rerouted(ctx, err, failure(fmt.Sprintf("drawing an incarnation from %q", key), err))
+		return 0, s.failure(ctx, p, fmt.Sprintf("drawing an incarnation from %q", key), err)
 	}
 	n, err := strconv.ParseUint(v, 10, 64)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"flag"
 	"fmt"
 	"strings"
 	"testing"
@@ -18,7 +19,13 @@ import (
 	"github.com/idemq/idemq/internal/testenv"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// The tests wait, for leases to run out and replicas to come, far more than they compute.
+func TestMain(m *testing.M) {
+	if err := flag.Set("test.parallel", "8"); err != nil { // the command line's comes later, and wins
+		panic(err)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // private has the server be the test's own: an option that changes nothing.
 var private = []string{"--maxclients", "200"}

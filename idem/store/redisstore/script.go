@@ -18,6 +18,9 @@ var descriptorSource string
 //go:embed incarnation.lua
 var incarnationSource string
 
+//go:embed rights.lua
+var rightsSource string
+
 // script is a Lua script and the digest under which Redis keeps it.
 type script struct{ source, sha string }
 
@@ -33,6 +36,7 @@ var (
 	completionScript  = newScript("#!lua flags=allow-oom\n" + recordsSource)
 	descriptorScript  = newScript(descriptorSource)
 	incarnationScript = newScript(incarnationSource)
+	rightsScript      = newScript(rightsSource)
 )
 
 // eval runs a script with one key.
