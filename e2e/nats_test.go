@@ -48,8 +48,17 @@ type site struct {
 
 func newSite(t *testing.T, ackWait time.Duration) *site {
 	t.Helper()
-	s := &site{t: t, redis: redistest.Start(t), nats: natstest.Start(t)}
-	s.js, s.rdb = s.nats.JetStream(t), s.redis.Client(t)
+	rs := redistest.Start(t)
+	s := newBroker(t, ackWait)
+	s.redis, s.rdb = rs, rs.Client(t)
+	return s
+}
+
+// newBroker is a site without a Redis.
+func newBroker(t *testing.T, ackWait time.Duration) *site {
+	t.Helper()
+	s := &site{t: t, nats: natstest.Start(t)}
+	s.js = s.nats.JetStream(t)
 	for _, cfg := range []jetstream.StreamConfig{
 		{Name: stream, Subjects: []string{subject}, Duplicates: 100 * time.Millisecond},
 		{Name: "DEAD", Subjects: []string{dead}},
