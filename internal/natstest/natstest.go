@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	startTimeout   = 20 * time.Second
+	startTimeout   = 30 * time.Second
 	connectTimeout = 5 * time.Second
 )
 
@@ -101,15 +101,20 @@ func (s *Server) Restart() {
 // quickly and for ever, unless opts say otherwise.
 func (s *Server) Connect(tb testing.TB, opts ...nats.Option) *nats.Conn {
 	tb.Helper()
+	return connect(tb, s.URL(), opts...)
+}
+
+func connect(tb testing.TB, url string, opts ...nats.Option) *nats.Conn {
+	tb.Helper()
 	closed := make(chan struct{})
 	all := append([]nats.Option{
 		nats.MaxReconnects(-1), nats.ReconnectWait(20 * time.Millisecond), nats.ReconnectJitter(0, 0),
 		nats.Timeout(connectTimeout),
 	}, opts...)
 	all = append(all, nats.ClosedHandler(func(*nats.Conn) { close(closed) }))
-	nc, err := nats.Connect(s.URL(), all...)
+	nc, err := nats.Connect(url, all...)
 	if err != nil {
-		tb.Fatalf("connecting to %s: %v", s.URL(), err)
+		tb.Fatalf("connecting to %s: %v", url, err)
 	}
 	tb.Cleanup(func() {
 		nc.Close()
@@ -121,7 +126,12 @@ func (s *Server) Connect(tb testing.TB, opts ...nats.Option) *nats.Conn {
 // JetStream connects a client and returns its JetStream context.
 func (s *Server) JetStream(tb testing.TB, opts ...nats.Option) jetstream.JetStream {
 	tb.Helper()
-	js, err := jetstream.New(s.Connect(tb, opts...))
+	return newJetStream(tb, s.Connect(tb, opts...))
+}
+
+func newJetStream(tb testing.TB, nc *nats.Conn) jetstream.JetStream {
+	tb.Helper()
+	js, err := jetstream.New(nc)
 	if err != nil {
 		tb.Fatal(err)
 	}

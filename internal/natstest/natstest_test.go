@@ -7,6 +7,8 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/goleak"
+
+	"github.com/idemq/idemq/internal/testenv"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -34,5 +36,39 @@ func TestRestart(t *testing.T) {
 	}
 	if n := st.CachedInfo().State.Msgs; n != 1 {
 		t.Errorf("%d messages after a restart, want 1", n)
+	}
+}
+
+// TestCluster: a stream of three replicas goes on when its leader is stopped, and the
+// leader comes back.
+func TestCluster(t *testing.T) {
+	c := StartCluster(t, 3)
+	js := c.JetStream(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	if _, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "S", Subjects: []string{"s.>"}, Replicas: 3}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.Publish(ctx, "s.1", []byte("a")); err != nil {
+		t.Fatal(err)
+	}
+	leader := c.Leader("S")
+	if leader == nil {
+		t.Fatal("the stream has no leader")
+	}
+	leader.Stop()
+	testenv.Await(t, "another leader", func() bool { return c.Leader("S") != nil })
+	testenv.Await(t, "a write", func() bool {
+		_, err := js.Publish(ctx, "s.2", []byte("b"))
+		return err == nil
+	})
+	leader.Restart()
+	c.Await()
+	st, err := js.Stream(ctx, "S")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := st.CachedInfo().State.Msgs; n < 2 {
+		t.Errorf("%d messages, want 2", n)
 	}
 }
