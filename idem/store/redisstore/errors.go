@@ -33,6 +33,7 @@ var answers = []struct {
 	{"ERR WAIT cannot be used with replica", true, "the primary was made a replica"},
 
 	{"NOAUTH", false, "give the client a username and a password"},
+	{"ERR Protocol error: unauthenticated", false, "give the client a username and a password"}, // to a long command
 	{"WRONGPASS", false, "the client's username or password is not right, or ACL SETUSER has not made the user on this server"},
 	{"NOPERM", false, "the client's user lacks a right: docs/redis.md lists what it needs"},
 	{"READONLY", false, "this is a replica: connect to the primary, through Sentinel or a cluster client if it changes"},

@@ -123,6 +123,7 @@ func TestLostReplyWithoutRetry(t *testing.T) {
 }
 
 func TestUnreachable(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	proxy := redistest.NewProxy(t, server.Addr())
 	o := server.Options()
@@ -163,6 +164,7 @@ func TestUnreachable(t *testing.T) {
 }
 
 func TestRefusals(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t, "--requirepass", "secret")
 	admin := func() *redis.Client {
 		o := server.Options()
@@ -264,6 +266,7 @@ func TestCameBackEmpty(t *testing.T) {
 }
 
 func TestClusterNodeCameBackEmpty(t *testing.T) {
+	t.Parallel()
 	cluster := redistest.StartCluster(t)
 	s := redisstore.New(cluster.Client(t))
 	var ops []store.Op
@@ -298,6 +301,7 @@ func TestVerifyChangesNothing(t *testing.T) {
 }
 
 func TestReplicas(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	primary := redistest.Start(t, "--repl-diskless-sync-delay", "0")
 	host, port, _ := strings.Cut(primary.Addr(), ":")
@@ -343,6 +347,7 @@ func TestReplicas(t *testing.T) {
 }
 
 func TestReplicasOnACluster(t *testing.T) {
+	t.Parallel()
 	s := redisstore.New(redistest.StartCluster(t).Client(t), redisstore.WithReplicas(1, 10*time.Millisecond))
 	var begins, commits []store.Op
 	for i := range 100 {

@@ -258,6 +258,7 @@ func TestCommandsPerMessage(t *testing.T) {
 }
 
 func TestNoScript(t *testing.T) {
+	t.Parallel()
 	t.Run("single", func(t *testing.T) {
 		c := redistest.Start(t, private...).Client(t)
 		s := redisstore.New(c)
@@ -303,6 +304,7 @@ func flushScripts(t *testing.T, c *redis.Client) {
 }
 
 func TestCrossSlot(t *testing.T) {
+	t.Parallel()
 	// A client of one node, of a cluster of one node.
 	server := redistest.Start(t, "--cluster-enabled", "yes")
 	c := server.Client(t)
