@@ -177,21 +177,17 @@ type Claim interface {
 // asked whether it has it, by the claim's id. An error that wraps store.ErrRolledBack says
 // that the effect has to be tried again. tx is ended in any case.
 func CommitTx(ctx context.Context, tx *sql.Tx, c Claim) error {
+	t := &transaction{tx: tx, cancel: func() {}}
+	defer t.Rollback()
 	var h *inbox.Handler
-	err := c.CommitWith(ctx, func(ctx context.Context, s store.Store, b *store.Batch) error {
+	return c.CommitWith(ctx, func(ctx context.Context, s store.Store, b *store.Batch) error {
 		if h == nil {
 			of, ok := s.(*Store)
 			if !ok {
 				return fmt.Errorf("sqlstore: the claim is of a guard whose store is a %T, not a sqlstore.Store", s)
 			}
-			h = of.inbox.Adopt(&transaction{tx: tx, cancel: func() {}})
+			h = of.inbox.Adopt(t)
 		}
 		return h.Commit(ctx, b)
 	})
-	if h != nil {
-		h.Rollback()
-	} else {
-		_ = tx.Rollback()
-	}
-	return err
 }

@@ -1,6 +1,7 @@
 package inbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -119,6 +120,9 @@ func (h *Handler) Used() bool {
 // errEnded is why a transaction is not used any more.
 var errEnded = errors.New("the handler's transaction has ended")
 
+// errNone is why there is nothing to commit.
+var errNone = errors.New("the handler has opened none")
+
 // Rollback implements store.Tx.
 func (h *Handler) Rollback() {
 	h.mu.Lock()
@@ -167,7 +171,7 @@ func (h *Handler) Commit(ctx context.Context, b *store.Batch) error {
 	case h.unknown && len(b.Ops) > 0:
 		return h.s.failure("asking whether the handler's transaction was committed", h.ask(ctx, b))
 	case h.tx == nil:
-		return h.s.rolledBack("committing the handler's transaction", h.err)
+		return h.s.rolledBack("committing the handler's transaction", cmp.Or(h.err, errNone))
 	case len(b.Ops) == 0:
 		return h.send(ctx)
 	}
