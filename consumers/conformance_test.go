@@ -36,6 +36,15 @@ func (q *memoryQueue) Consume(ctx context.Context, g *idem.Guard, h consumertest
 	if err != nil {
 		return err
 	}
+	err = consumers.AwaitPreflight(ctx, g, p,
+		func(_ context.Context, pass func([]idem.Finding) error) error { return pass(nil) },
+		func(error) bool { return false })
+	if ctx.Err() != nil {
+		return nil //nolint:nilerr // it was told to stop before it began
+	}
+	if err != nil {
+		return err
+	}
 	return e.Run(ctx, q.fetch(e, func(ctx context.Context, d *delivery) error {
 		return h(ctx, flat(d.headers, d.body))
 	}))

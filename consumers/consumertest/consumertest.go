@@ -20,6 +20,7 @@ import (
 
 	"github.com/idemq/idemq/consumers"
 	"github.com/idemq/idemq/idem"
+	"github.com/idemq/idemq/idem/store"
 	"github.com/idemq/idemq/idem/store/memstore"
 	"github.com/idemq/idemq/internal/storefault"
 )
@@ -175,19 +176,9 @@ var cases = []struct {
 		"A consumer without one stops rather than skip a message: Run returns an error that names it, and the broker still owes it.",
 		func(e *env) {
 			e.publish("a", "b")
-			done := make(chan error, 1)
-			go func() {
-				done <- e.q.Consume(context.Background(), e.guard(), func(context.Context, Message) error {
-					return idem.Permanent(errors.New("broken"))
-				}, false)
-			}()
-			select {
-			case err := <-done:
-				if err == nil || !strings.Contains(err.Error(), `"a"`) {
-					e.errorf("Run returned %v, want an error that names token \"a\"", err)
-				}
-			case <-time.After(limit):
-				e.Fatalf("%s\nRun did not end within %v", e.explanation, limit)
+			err := e.ended(func(context.Context, Message) error { return idem.Permanent(errors.New("broken")) }, false)
+			if !strings.Contains(err.Error(), `"a"`) {
+				e.errorf("Run returned %v, want an error that names token \"a\"", err)
 			}
 			if n := e.owed(); n != 2 {
 				e.errorf("the broker owes %d messages, want 2", n)
@@ -305,6 +296,67 @@ var cases = []struct {
 			e.wantEachOnce(tokens...)
 		},
 	},
+	{
+		"findings at the start",
+		"What weakens the promise is told before anything is handled. Strict ends Run for it, names all of it, and takes no message; what it accepts stops nobody.",
+		func(e *env) {
+			e.publish("a", "b")
+			e.store.OnVerify(e.finds("conformance-test"))
+			err := e.fails(consumers.Strict())
+			told := e.told()
+			if !slices.Contains(told, "conformance-test") {
+				e.errorf("observers were told of %q, and not of what the store found", told)
+			}
+			for _, id := range told {
+				if !strings.Contains(err.Error(), "("+id+")") {
+					e.errorf("the error does not list %s: %v", id, err)
+				}
+			}
+			if n := e.owed(); n != 2 || len(e.handled()) > 0 {
+				e.errorf("handled %q, the broker owes %d messages", e.handled(), n)
+			}
+			stop := e.consume(e.note(nil), consumers.Strict(told...))
+			e.await("both are acked", func() bool { return e.owed() == 0 })
+			e.end(stop)
+			e.wantHandled("a", "b")
+			if kinds := e.kinds(); slices.Index(kinds, idem.EventFinding) > slices.Index(kinds, idem.EventClaimed) {
+				e.errorf("a message was claimed before the findings were told")
+			}
+		},
+	},
+	{
+		"the store at the start",
+		"A store that refuses ends Run before a message is taken. One that gives no answer does not, and delays it little; by Strict it is waited for.",
+		func(e *env) {
+			refused := errors.New("refused by a test")
+			away := func(context.Context) ([]store.Finding, error) {
+				return nil, fmt.Errorf("a test: %w", store.ErrUnavailable)
+			}
+			e.publish("a")
+			e.store.OnVerify(func(context.Context) ([]store.Finding, error) { return nil, refused })
+			if err := e.fails(); !errors.Is(err, refused) {
+				e.errorf("Run returned %v, want the store's refusal", err)
+			}
+			if n := e.owed(); n != 1 || len(e.handled()) > 0 {
+				e.errorf("handled %q, the broker owes %d messages", e.handled(), n)
+			}
+			e.store.OnVerify(away)
+			stop := e.consume(e.note(nil))
+			e.await("it is acked", func() bool { return e.owed() == 0 })
+			e.end(stop)
+			e.wantHandled("a")
+
+			e.publish("b")
+			before := e.count(idem.EventWaiting)
+			stop = e.consume(e.note(nil), consumers.Strict(e.told()...))
+			e.await("Run waits for the store", func() bool { return e.count(idem.EventWaiting) > before+2 })
+			e.wantHandled("a")
+			e.store.OnVerify(e.finds())
+			e.await("it goes on", func() bool { return e.owed() == 0 })
+			e.end(stop)
+			e.wantHandled("a", "b")
+		},
+	},
 }
 
 // env is what a case works with.
@@ -316,6 +368,7 @@ type env struct {
 
 	mu     sync.Mutex
 	tokens []string
+	events []idem.Event
 }
 
 func (e *env) errorf(format string, args ...any) {
@@ -324,7 +377,52 @@ func (e *env) errorf(format string, args ...any) {
 }
 
 func (e *env) guard() *idem.Guard {
-	return idem.New(idem.WithStore(e.store), idem.WithLease(2*time.Second)).Group("conformance")
+	return idem.New(idem.WithStore(e.store), idem.WithLease(2*time.Second), idem.WithObserver(idem.ObserverFunc(func(ev idem.Event) {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.events = append(e.events, ev)
+	}))).Group("conformance")
+}
+
+// kinds lists what observers were told of.
+func (e *env) kinds() (kinds []idem.EventKind) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, ev := range e.events {
+		kinds = append(kinds, ev.Kind)
+	}
+	return kinds
+}
+
+func (e *env) count(k idem.EventKind) (n int) {
+	for _, kind := range e.kinds() {
+		if kind == k {
+			n++
+		}
+	}
+	return n
+}
+
+// told lists the findings that observers were told of.
+func (e *env) told() (ids []string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, ev := range e.events {
+		if ev.Kind == idem.EventFinding && ev.Finding != nil {
+			ids = append(ids, ev.Finding.ID)
+		}
+	}
+	return ids
+}
+
+// finds is a Verify that finds.
+func (e *env) finds(ids ...string) func(context.Context) ([]store.Finding, error) {
+	return func(context.Context) (found []store.Finding, err error) {
+		for _, id := range ids {
+			found = append(found, store.Finding{ID: id, What: "This is a test.", Consequence: "It finds something.", Cure: "Accept it."})
+		}
+		return found, nil
+	}
 }
 
 func (e *env) publish(tokens ...string) []string {
@@ -335,12 +433,37 @@ func (e *env) publish(tokens ...string) []string {
 	return tokens
 }
 
+// fails runs a consumer that ends by itself before it handles anything.
+func (e *env) fails(opts ...consumers.Option) error {
+	e.Helper()
+	return e.ended(e.note(nil), true, opts...)
+}
+
+// ended waits for the end of a consumer that ends by itself, and returns its error.
+func (e *env) ended(h Handler, deadLetters bool, opts ...consumers.Option) error {
+	e.Helper()
+	done := make(chan error, 1)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() { done <- e.q.Consume(ctx, e.guard(), h, deadLetters, opts...) }()
+	select {
+	case err := <-done:
+		if err == nil {
+			e.Fatalf("%s\nRun returned no error", e.explanation)
+		}
+		return err
+	case <-time.After(limit):
+		e.Fatalf("%s\nRun did not end within %v", e.explanation, limit)
+		return nil
+	}
+}
+
 // consume starts a consumer, and returns what stops it.
-func (e *env) consume(h Handler) (stop func() error) {
+func (e *env) consume(h Handler, opts ...consumers.Option) (stop func() error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- e.q.Consume(ctx, e.guard(), h, true, consumers.Backoff(time.Millisecond, 10*time.Millisecond))
+		done <- e.q.Consume(ctx, e.guard(), h, true, append([]consumers.Option{consumers.Backoff(time.Millisecond, 10*time.Millisecond)}, opts...)...)
 	}()
 	var once sync.Once
 	var err error
