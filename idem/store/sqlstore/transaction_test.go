@@ -349,9 +349,13 @@ func cutAtCommit(t *testing.T, p *sqltest.Proxy, direct, db *sql.DB, g *idem.Gua
 	has(t, direct, name, 1)
 }
 
-// slowCommit has PostgreSQL take its time at the COMMIT of whoever wrote to effects.
+// slowCommit has PostgreSQL take its time at the COMMIT of whoever wrote to effects, also
+// when pgx asks it to cancel that.
 const slowCommit = `
-CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.7); RETURN NULL; END $$;
+CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$
+  BEGIN PERFORM pg_sleep(0.7); RETURN NULL;
+  EXCEPTION WHEN query_canceled THEN PERFORM pg_sleep(0.7); RETURN NULL;
+  END $$;
 CREATE CONSTRAINT TRIGGER dawdle AFTER INSERT ON effects DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION dawdle()`
 
 // Whoever gave up waiting for COMMIT asks, and waits while it is still under way on the

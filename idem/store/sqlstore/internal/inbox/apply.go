@@ -188,7 +188,7 @@ func (x *execution) need(ctx context.Context) (*needs, error) {
 		op := &x.ops[i]
 		record, issued := rules.Needs(op, x.b)
 		if record {
-			gid, err := x.s.gid(ctx, ofGroup, x.b.Prefix, op.Group)
+			gid, err := x.s.gid(ctx, ofGroup, x.b.Prefix, op.Group, op.Kind != store.Inspect)
 			if err != nil {
 				return nil, err
 			}
@@ -200,7 +200,7 @@ func (x *execution) need(ctx context.Context) (*needs, error) {
 			}
 		}
 		if issued {
-			gid, err := x.s.gid(ctx, ofIssued, x.b.Prefix, "")
+			gid, err := x.s.gid(ctx, ofIssued, x.b.Prefix, "", op.Kind == store.Issue)
 			if err != nil {
 				return nil, err
 			}
@@ -211,6 +211,9 @@ func (x *execution) need(ctx context.Context) (*needs, error) {
 				lookIssued[n.issued[i]] = true
 			}
 		}
+	}
+	for _, m := range []map[key]bool{look, lockIssued, lookIssued} {
+		maps.DeleteFunc(m, func(k key, _ bool) bool { return k.gid == 0 })
 	}
 	for k := range lock {
 		delete(look, k)

@@ -117,8 +117,9 @@ func (s *Store) knows(epoch string) bool {
 	return s.epoch == epoch
 }
 
-// gid is the number of a prefix's group, or of its issued tokens.
-func (s *Store) gid(ctx context.Context, kind byte, prefix, group string) (int64, error) {
+// gid is the number of a prefix's group, or of its issued tokens. It is zero where there is
+// none, and none is to be made.
+func (s *Store) gid(ctx context.Context, kind byte, prefix, group string, create bool) (int64, error) {
 	h := hash(kind, prefix, group)
 	s.mu.Lock()
 	id, ok := s.gids[string(h)]
@@ -132,7 +133,7 @@ func (s *Store) gid(ctx context.Context, kind byte, prefix, group string) (int64
 		v["group"] = nil
 	}
 	err := s.persist(ctx, func() (err error) {
-		if id, ok, err = s.number(ctx, s.db, "group", v); err != nil || ok {
+		if id, ok, err = s.number(ctx, s.db, "group", v); err != nil || ok || !create {
 			return s.mark(err)
 		}
 		if _, err = s.exec(ctx, s.db, "new_group", v); err != nil {
@@ -143,7 +144,7 @@ func (s *Store) gid(ctx context.Context, kind byte, prefix, group string) (int64
 		}
 		return s.mark(err)
 	})
-	if err != nil {
+	if err != nil || !ok {
 		return 0, err
 	}
 	s.mu.Lock()

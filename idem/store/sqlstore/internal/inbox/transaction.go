@@ -89,7 +89,7 @@ func (h *Handler) begin(ctx context.Context) (Tx, error) {
 	}
 	statement, v := "hold_all", values(nil)
 	if h.op.Kind != 0 {
-		gid, err := h.s.gid(ctx, ofGroup, h.prefix, h.op.Group)
+		gid, err := h.s.gid(ctx, ofGroup, h.prefix, h.op.Group, true)
 		if err != nil {
 			return nil, err
 		}
@@ -222,8 +222,8 @@ func (h *Handler) send(ctx context.Context) error {
 		return nil
 	}
 	switch k := h.s.kind(err); {
-	case k == violation || k == conflict: // a deferred constraint: the handler's own
-		return h.s.failure(doing, err)
+	case k == violation || k == conflict:
+		return fmt.Errorf("%s: %s: nothing was committed: a constraint that is checked at the end: %w", h.s.config.Package, doing, err)
 	case k == failed:
 		return h.s.failure(doing, err)
 	case k == busy && h.s.config.Dialect != SQLite, k == full && h.s.config.Dialect == Postgres:
@@ -282,7 +282,7 @@ func (h *Handler) complete(ctx context.Context, b *store.Batch) (store.Reply, er
 	if err := checkOp(op); err != nil {
 		return store.Reply{}, err
 	}
-	gid, err := h.s.gid(ctx, ofGroup, b.Prefix, op.Group)
+	gid, err := h.s.gid(ctx, ofGroup, b.Prefix, op.Group, true)
 	if err != nil {
 		return store.Reply{}, err
 	}
