@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -103,4 +104,43 @@ func number(b *testing.B, c *redis.Client, section, after string) int {
 		b.Fatal(err)
 	}
 	return n
+}
+
+// BenchmarkReplicas completes batches without and with the confirmation of replicas, in
+// turns, on one primary with two replicas on the same machine, and reports the half-way
+// time of each. An operation is one batch of each kind; the claims are not counted.
+func BenchmarkReplicas(b *testing.B) {
+	primary := redistest.Start(b, "--repl-diskless-sync-delay", "0")
+	for range 2 {
+		primary.StartReplica(b)
+	}
+	c := primary.Client(b)
+	for _, size := range []int{1, 256} {
+		b.Run(fmt.Sprintf("batch=%d", size), func(b *testing.B) {
+			const kinds = 3
+			var stores [kinds]store.Store
+			var took [kinds][]time.Duration
+			for n := range stores {
+				stores[n] = redisstore.New(c, redisstore.WithReplicas(n, time.Second))
+			}
+			for i := range b.N {
+				for n, s := range stores {
+					begins, commits := batch("bench"), batch("bench")
+					for j := range size {
+						token := fmt.Sprint(b.N, n, i, j)
+						begins.Ops = append(begins.Ops, op(store.Begin, token, "a"))
+						commits.Ops = append(commits.Ops, op(store.Commit, token, "a"))
+					}
+					apply(b, s, begins)
+					began := time.Now()
+					apply(b, s, commits)
+					took[n] = append(took[n], time.Since(began))
+				}
+			}
+			for n, all := range took {
+				slices.Sort(all)
+				b.ReportMetric(float64(all[len(all)/2].Microseconds()), fmt.Sprintf("µs/%d-replicas", n))
+			}
+		})
+	}
 }

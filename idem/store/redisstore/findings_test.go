@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -270,5 +271,25 @@ func TestFindingClient(t *testing.T) {
 		if f := finds(t, redisstore.New(c), "redis-client-timeout"); !strings.Contains(f[0].Consequence, " times") {
 			t.Errorf("%s: %q", name, f[0].Consequence)
 		}
+	}
+}
+
+// docs/redis.md has each finding, and none that there is not.
+func TestFindingsAreDocumented(t *testing.T) {
+	name := regexp.MustCompile("[`\"](redis-[a-z-]+)[`\"]")
+	named := func(path string) []string {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var all []string
+		for _, m := range name.FindAllSubmatch(text, -1) {
+			all = append(all, string(m[1]))
+		}
+		slices.Sort(all)
+		return slices.Compact(all)
+	}
+	if code, doc := named("findings.go"), named(documentation); !slices.Equal(code, doc) || len(code) < 10 {
+		t.Errorf("the code has %q, docs/redis.md %q", code, doc)
 	}
 }

@@ -20,11 +20,13 @@ import (
 	"github.com/idemq/idemq/internal/testenv"
 )
 
+var documentation = filepath.Join("..", "..", "..", "docs", "redis.md")
+
 // documented are the lists of rights in docs/redis.md: in its block of ACL SETUSER, each
 // line's rules, by the word that the comment above it ends with.
 func documented(t *testing.T) map[string][]string {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join("..", "..", "..", "docs", "redis.md"))
+	text, err := os.ReadFile(documentation)
 	if err != nil {
 		t.Fatal(err)
 	}
