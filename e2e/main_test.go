@@ -16,5 +16,8 @@ func TestMain(m *testing.M) {
 	if role := os.Getenv(amqpRoleEnv); role != "" {
 		os.Exit(consumeAMQP(role))
 	}
+	if role := os.Getenv(inboxRoleEnv); role != "" {
+		os.Exit(consumeInbox(role))
+	}
 	os.Exit(m.Run())
 }

@@ -1,0 +1,230 @@
+package e2e_test
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/idemq/idemq/consumers"
+	idemnats "github.com/idemq/idemq/consumers/nats"
+	"github.com/idemq/idemq/idem"
+	"github.com/idemq/idemq/idem/store/sqlstore"
+	"github.com/idemq/idemq/internal/child"
+)
+
+const inboxRoleEnv = "IDEM_E2E_INBOX"
+
+// inboxRole is what a consumer process of the inbox is told.
+type inboxRole struct {
+	NATS, Stream, Durable string
+	Database              database
+	Instance              string // and the name that its bookings bear
+	IsInstance            bool   // to the guard as well
+	Lease                 time.Duration
+	Concurrency           int
+	Isolation             sql.IsolationLevel
+	Own                   bool // the handler opens its transaction itself, and ends it with CommitTx
+	Doom                  doom
+}
+
+// doom is where a process sends itself a signal.
+type doom struct {
+	Spot   spot // empty: nowhere
+	Nth    int  // time that it comes there
+	Signal syscall.Signal
+	Delay  time.Duration // for duringCommit: after COMMIT was sent
+}
+
+// consumeInbox is a consumer process.
+func consumeInbox(config string) int {
+	var r inboxRole
+	if err := json.Unmarshal([]byte(config), &r); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 2
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	if err := r.run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// at is where the transactions of a process are.
+func (r *inboxRole) at(passed *atomic.Int64) func(spot) {
+	return func(s spot) {
+		if s != r.Doom.Spot || passed.Add(1) != int64(r.Doom.Nth) {
+			return
+		}
+		send := func() { _ = syscall.Kill(os.Getpid(), r.Doom.Signal) }
+		switch {
+		case s == duringCommit:
+			time.AfterFunc(r.Doom.Delay, send)
+		case r.Doom.Signal == syscall.SIGKILL:
+			send()
+			select {}
+		default:
+			send()
+		}
+	}
+}
+
+func (r *inboxRole) run(ctx context.Context) error {
+	nc, err := nats.Connect(r.NATS, nats.MaxReconnects(-1))
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	source, err := js.Consumer(ctx, r.Stream, r.Durable)
+	if err != nil {
+		return err
+	}
+	var passed atomic.Int64
+	at := r.at(&passed)
+	db := r.Database.open(at)
+	defer db.Close()
+	options := []idem.Option{
+		idem.WithStore(r.Database.store(db, sqlstore.WithTxOptions(sql.TxOptions{Isolation: r.Isolation}))), idem.WithPrefix(prefix), idem.WithLease(r.Lease),
+		idem.WithLogger(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))),
+	}
+	if r.IsInstance {
+		options = append(options, idem.WithInstance(r.Instance))
+	}
+	var booked sync.Map
+	var first sync.Once
+	opts := []idemnats.Option{consumers.Budget(1000), consumers.Backoff(5*time.Millisecond, 50*time.Millisecond)}
+	if r.Concurrency > 1 {
+		opts = append(opts, idemnats.Concurrency(r.Concurrency))
+	}
+	handler := func(ctx context.Context, _ jetstream.Msg) error {
+		first.Do(func() { fmt.Println("working") })
+		claim, _ := idem.FromContext(ctx)
+		if err := r.book(ctx, db, claim); err != nil {
+			return err
+		}
+		booked.Store(claim.Token(), true)
+		return nil
+	}
+	settled := func(msg jetstream.Msg, ack func() error) error {
+		token := msg.Headers().Get(idem.Header)
+		if _, ok := booked.LoadAndDelete(token); !ok { // a duplicate's
+			return ack()
+		}
+		at(beforeAck)
+		err := ack()
+		if r.Doom.Spot == afterAck {
+			err = errors.Join(err, nc.Flush())
+		}
+		at(afterAck)
+		return err
+	}
+	c, err := idemnats.NewConsumer(watchedSource{source, settled}, idem.New(options...), handler, opts...)
+	if err != nil {
+		return err
+	}
+	return c.Run(ctx)
+}
+
+// book is the handler's work.
+func (r *inboxRole) book(ctx context.Context, db *sql.DB, claim *idem.Claim) error {
+	if !r.Own {
+		tx, err := sqlstore.Tx(ctx)
+		if err != nil {
+			return err
+		}
+		return r.Database.book(ctx, tx, claim.Token(), r.Instance, claim.Attempt())
+	}
+	// Only the claim ends this one, not its context.
+	ctx = context.WithoutCancel(ctx)
+	tx, err := db.BeginTx(ctx, &sql.TxOptions{Isolation: r.Isolation})
+	if err != nil {
+		return err
+	}
+	if err := r.Database.book(ctx, tx, claim.Token(), r.Instance, claim.Attempt()); err != nil {
+		return errors.Join(err, tx.Rollback())
+	}
+	return sqlstore.CommitTx(ctx, tx, claim)
+}
+
+// watchedSource tells of the acks.
+type watchedSource struct {
+	jetstream.Consumer
+	settled func(msg jetstream.Msg, ack func() error) error
+}
+
+func (s watchedSource) Fetch(n int, opts ...jetstream.FetchOpt) (jetstream.MessageBatch, error) {
+	batch, err := s.Consumer.Fetch(n, opts...)
+	if err != nil {
+		return nil, err
+	}
+	all := make(chan jetstream.Msg)
+	go func() {
+		defer close(all)
+		for msg := range batch.Messages() {
+			all <- watchedMsg{msg, s.settled}
+		}
+	}()
+	return watchedBatch{batch, all}, nil
+}
+
+type watchedBatch struct {
+	jetstream.MessageBatch
+	all chan jetstream.Msg
+}
+
+func (b watchedBatch) Messages() <-chan jetstream.Msg { return b.all }
+
+type watchedMsg struct {
+	jetstream.Msg
+	settled func(msg jetstream.Msg, ack func() error) error
+}
+
+func (m watchedMsg) Ack() error { return m.settled(m.Msg, m.Msg.Ack) }
+
+// spawn starts a process of the role; working is closed when it handles its first message.
+func (r inboxRole) spawn(t *testing.T) (p process, working <-chan struct{}, err error) {
+	config, err := json.Marshal(r)
+	if err != nil {
+		return process{}, nil, err
+	}
+	said := &firstWrite{c: make(chan struct{})}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), inboxRoleEnv+"="+string(config))
+	cmd.Stdout, cmd.Stderr = said, os.Stderr
+	started, err := child.Start(cmd)
+	if err != nil {
+		return process{}, nil, err
+	}
+	t.Cleanup(started.Kill)
+	return process{started, cmd}, said.c, nil
+}
+
+// firstWrite closes its channel at the first write.
+type firstWrite struct {
+	once sync.Once
+	c    chan struct{}
+}
+
+func (w *firstWrite) Write(b []byte) (int, error) {
+	w.once.Do(func() { close(w.c) })
+	return len(b), nil
+}
