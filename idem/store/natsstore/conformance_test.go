@@ -77,7 +77,10 @@ func corrupt(tb testing.TB, js jetstream.JetStream, key string, how storetest.Co
 
 func TestStore(t *testing.T) {
 	t.Parallel()
-	storetest.Run(t, harness(natstest.Start(t).JetStream(t), unit))
+	js := natstest.Start(t).JetStream(t)
+	h := harness(js, unit)
+	h.Name, h.Server = "NATS KV", js.Conn().ConnectedServerVersion()
+	storetest.Run(t, h)
 }
 
 func TestHistories(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"testing"
 	"time"
 
@@ -45,7 +46,7 @@ func sqliteFile(tb testing.TB) string {
 var (
 	postgres15 = backend{"PostgreSQL 15", sqlstore.Postgres, "pgx", func(tb testing.TB) string { return sqltest.StartPostgres(tb, "15").DSN() }}
 	postgres18 = backend{"PostgreSQL 18", sqlstore.Postgres, "pgx", func(tb testing.TB) string { return sqltest.StartPostgres(tb, "18").DSN() }}
-	mariadb    = backend{"MariaDB", sqlstore.MySQL, "mysql", func(tb testing.TB) string { return sqltest.StartMariaDB(tb).DSN() }}
+	mariadb    = backend{"MariaDB 10.11", sqlstore.MySQL, "mysql", func(tb testing.TB) string { return sqltest.StartMariaDB(tb).DSN() }}
 )
 
 var backends = []backend{sqlite, postgres15, postgres18, mariadb}
@@ -125,7 +126,26 @@ func hexLiteral(db *sql.DB, s string) string {
 
 func TestStore(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, b backend) { storetest.Run(t, b.harness(b.database(t), unit)) })
+	each(t, func(t *testing.T, b backend) {
+		db := b.database(t)
+		h := b.harness(db, unit)
+		h.Name, h.Server = b.name, serverVersion(t, b, db)
+		storetest.Run(t, h)
+	})
+}
+
+// serverVersion is the number that the database says of itself.
+func serverVersion(tb testing.TB, b backend, db *sql.DB) string {
+	tb.Helper()
+	query := "SELECT version()"
+	if b.dialect == sqlstore.SQLite {
+		query = "SELECT sqlite_version()"
+	}
+	var v string
+	if err := db.QueryRowContext(context.Background(), query).Scan(&v); err != nil {
+		tb.Fatal(err)
+	}
+	return regexp.MustCompile(`\d+(\.\d+)+`).FindString(v)
 }
 
 func TestHistories(t *testing.T) {

@@ -51,7 +51,13 @@ func harness(pool *pgxpool.Pool, lease time.Duration) storetest.Harness {
 
 func TestStore(t *testing.T) {
 	t.Parallel()
-	storetest.Run(t, harness(open(t, sqltest.StartPostgres(t, "").DSN()), 100*time.Millisecond))
+	pool := open(t, sqltest.StartPostgres(t, "").DSN())
+	h := harness(pool, 100*time.Millisecond)
+	h.Name = "PostgreSQL, by pgxstore"
+	if err := pool.QueryRow(t.Context(), "SELECT split_part(current_setting('server_version'), ' ', 1)").Scan(&h.Server); err != nil {
+		t.Fatal(err)
+	}
+	storetest.Run(t, h)
 }
 
 func TestHistories(t *testing.T) {
