@@ -197,7 +197,9 @@ func TestRedisCluster(t *testing.T) {
 			copies := <-published
 			s.settled()
 			flowed := time.Since(began)
-			s.publish(orders(n)...)
+			for some := range slices.Chunk(orders(n), 1000) { // no more than the client lets be under way
+				s.publish(some...)
+			}
 			s.settled()
 			for _, stop := range stops {
 				stop()
