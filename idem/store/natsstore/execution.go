@@ -368,7 +368,7 @@ func (x *execution) round(ctx context.Context) error {
 	}
 	if lost {
 		x.startOver()
-		return nil
+		return x.s.ready(ctx, x.p) // and have it told with this batch
 	}
 	if err != nil {
 		return err

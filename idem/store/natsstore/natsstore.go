@@ -121,7 +121,8 @@ var validBucket = regexp.MustCompile(`^[a-zA-Z0-9_-]+$`)
 // created if it is not there, at first use. With a nil js, or settings that cannot be,
 // every call fails with an error that says so.
 //
-// A call whose context has no deadline ends after js's default timeout.
+// A call whose context has no deadline is given js's default timeout, and as much again
+// for each 256 operations of a batch.
 func New(js jetstream.JetStream, bucket string, opts ...Option) *Store {
 	s := &Store{replicas: 1, prefixes: make(map[string]*prefix)}
 	for _, o := range opts {
@@ -173,7 +174,7 @@ func (s *Store) Apply(ctx context.Context, b *store.Batch) error {
 	if s.err != nil {
 		return s.err
 	}
-	ctx, cancel := s.bounded(ctx)
+	ctx, cancel := s.bounded(ctx, len(b.Ops))
 	defer cancel()
 	p, err := s.prefix(ctx, b.Prefix)
 	if err != nil {
@@ -193,7 +194,7 @@ func (s *Store) Incarnation(ctx context.Context, prefix, name string) (uint64, e
 	if s.err != nil {
 		return 0, s.err
 	}
-	ctx, cancel := s.bounded(ctx)
+	ctx, cancel := s.bounded(ctx, 1)
 	defer cancel()
 	p, err := s.prefix(ctx, prefix)
 	if err != nil {
@@ -248,12 +249,12 @@ func (w *wire) write(ctx context.Context, key string, value []byte, seq uint64, 
 	return r.seq()
 }
 
-// bounded is ctx with a deadline, and waits no longer than that for anything.
-func (s *Store) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+// bounded is ctx with a deadline, for a number of operations.
+func (s *Store) bounded(ctx context.Context, operations int) (context.Context, context.CancelFunc) {
 	if _, ok := ctx.Deadline(); ok {
 		return context.WithCancel(ctx)
 	}
-	return context.WithTimeout(ctx, s.patience)
+	return context.WithTimeout(ctx, s.patience*time.Duration(1+operations/window))
 }
 
 // connected waits until the client is connected: what is sent before is kept by the

@@ -21,7 +21,7 @@ func (s *Store) Verify(ctx context.Context, name string) ([]store.Finding, error
 	if s.err != nil {
 		return nil, s.err
 	}
-	ctx, cancel := s.bounded(ctx)
+	ctx, cancel := s.bounded(ctx, 1)
 	defer cancel()
 	if err := s.connected(ctx); err != nil {
 		return nil, s.failure("asking the server", err)

@@ -1,0 +1,498 @@
+package natsstore_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/idemq/idemq/idem/store"
+	"github.com/idemq/idemq/idem/store/natsstore"
+	"github.com/idemq/idemq/idem/store/storetest"
+	"github.com/idemq/idemq/internal/natstest"
+	"github.com/idemq/idemq/internal/testenv"
+)
+
+// refused wants an error that is a refusal, or one that may pass, and says a word.
+func refused(t *testing.T, err error, unavailable bool, words ...string) {
+	t.Helper()
+	if err == nil || errors.Is(err, store.ErrUnavailable) != unavailable {
+		t.Fatalf("%v: unavailable is %v, want %v", err, !unavailable, unavailable)
+	}
+	for _, w := range words {
+		if !strings.Contains(err.Error(), w) {
+			t.Errorf("%v\n\tsays nothing of %q", err, w)
+		}
+	}
+}
+
+// A server that is away is told by the end of the context, and the store goes on when
+// it is back.
+func TestServerAway(t *testing.T) {
+	srv := natstest.Start(t)
+	js := srv.JetStream(t)
+	s := natsstore.New(js, bucket)
+	want(t, s, "p", store.Claimed, op(store.Begin, "t", "c1"))
+	srv.Stop()
+	testenv.Await(t, "the client to notice", func() bool { return !js.Conn().IsConnected() })
+	refused(t, s.Apply(brief(t), batch("p", op(store.Commit, "t", "c1"))), true, "not connected", "1 of 1")
+	_, err := s.Incarnation(brief(t), "p", "n")
+	refused(t, err, true)
+	_, err = s.Verify(brief(t), "p")
+	refused(t, err, true, "not connected")
+	refused(t, natsstore.New(js, bucket).Apply(brief(t), batch("p")), true, "not connected")
+	srv.Restart()
+	b := batch("p", op(store.Commit, "t", "c1"))
+	if r := apply(t, s, b)[0]; r.Status != store.OK || b.Notice != "" {
+		t.Errorf("%+v, notice %q", r, b.Notice)
+	}
+	want(t, s, "p", store.Duplicate, op(store.Begin, "t", "c2"))
+}
+
+func TestClosed(t *testing.T) {
+	srv := natstest.Start(t)
+	js := srv.JetStream(t)
+	s := natsstore.New(js, bucket)
+	want(t, s, "p", store.Claimed, op(store.Begin, "t", "c1"))
+	js.Conn().Close()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	start := time.Now()
+	refused(t, s.Apply(ctx, batch("p", op(store.Commit, "t", "c1"))), true, "closed")
+	if d := time.Since(start); d > 10*time.Second {
+		t.Errorf("a closed connection was waited for %v", d)
+	}
+}
+
+// thief is a connection that loses what the server answers, on demand, with the
+// connection.
+type thief struct {
+	net.Conn
+	armed *atomic.Bool
+	seen  []byte
+}
+
+func (c *thief) Read(p []byte) (int, error) {
+	for {
+		n, err := c.Conn.Read(p)
+		if err != nil || !c.armed.Load() {
+			return n, err
+		}
+		if c.seen = append(c.seen, p[:n]...); bytes.Contains(c.seen, []byte(`"seq":`)) {
+			c.armed.Store(false)
+			_ = c.Close()
+			return 0, io.EOF
+		}
+	}
+}
+
+type thiefDialer struct{ armed *atomic.Bool }
+
+func (d thiefDialer) Dial(network, address string) (net.Conn, error) {
+	c, err := net.Dial(network, address)
+	return &thief{Conn: c, armed: d.armed}, err
+}
+
+// A write whose acknowledgement is lost is found by what it wrote: its operations are
+// answered as they were executed, not as if they had been executed twice.
+func TestLostAcknowledgement(t *testing.T) {
+	var armed atomic.Bool
+	js := natstest.Start(t).JetStream(t, nats.SetCustomDialer(thiefDialer{&armed}))
+	s := natsstore.New(js, bucket)
+	want(t, s, "p", store.Claimed, op(store.Begin, "t", "c1"))
+	release := op(store.Release, "t", "c1")
+	release.Counted = true
+	for _, b := range []*store.Batch{
+		batch("p", release, op(store.Begin, "t", "c2")),
+		batch("p", op(store.Commit, "t", "c2"), op(store.Begin, "u", "d1"), op(store.Release, "u", "d1"), op(store.Begin, "u", "d2")),
+	} {
+		armed.Store(true)
+		for i, r := range apply(t, s, b) {
+			if r.Err != nil || r.Status != store.OK && r.Status != store.Claimed {
+				t.Errorf("operation %d, kind %d: %+v", i, b.Ops[i].Kind, r)
+			}
+		}
+		if armed.Load() {
+			t.Error("nothing was lost")
+		}
+		if b.Notice != "" {
+			t.Error(b.Notice)
+		}
+	}
+	if r := want(t, s, "p", store.Duplicate, op(store.Begin, "t", "c3")); r.Attempt != 2 {
+		t.Errorf("%+v", r)
+	}
+	if r := want(t, s, "p", store.OK, op(store.Inspect, "u", "")).Record; r.Attempt != 2 || r.Claim != "d2" {
+		t.Errorf("%+v", r)
+	}
+}
+
+// A bucket that was deleted is made anew, and told once; what was in flight goes on.
+func TestBucketDeleted(t *testing.T) {
+	js := natstest.Start(t).JetStream(t)
+	s := natsstore.New(js, bucket)
+	for i, op1 := range []store.Op{op(store.Commit, "t", "c1"), op(store.Begin, "t", "c1"), op(store.Inspect, "t", "")} {
+		want(t, s, "p", store.Claimed, op(store.Begin, "t", "c1"))
+		if err := js.DeleteKeyValue(context.Background(), bucket); err != nil {
+			t.Fatal(err)
+		}
+		b := batch("p", op1, op(store.Begin, "u", "c1"))
+		r := apply(t, s, b)
+		if r[0].Err != nil || r[0].Status == store.Lost || r[1].Status != store.Claimed {
+			t.Errorf("%d: %+v", i, r)
+		}
+		if !strings.Contains(b.Notice, bucket) || !strings.Contains(b.Notice, "handled again") {
+			t.Errorf("%d: the notice is %q", i, b.Notice)
+		}
+		b = batch("p", op(store.Renew, "u", "c1"))
+		if r := apply(t, s, b); r[0].Status != store.OK || b.Notice != "" {
+			t.Errorf("%d: %+v, notice %q", i, r, b.Notice)
+		}
+		want(t, s, "p", store.OK, op(store.Commit, "u", "c1"))
+		if err := js.DeleteKeyValue(context.Background(), bucket); err != nil {
+			t.Fatal(err)
+		}
+		apply(t, s, batch("p"))
+	}
+	if err := js.DeleteKeyValue(context.Background(), bucket); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, natsstore.New(js, bucket, natsstore.WithoutCreate()).Apply(brief(t), batch("p")), false, "does not exist", "WithoutCreate")
+}
+
+// A bucket that others deleted and filled again: what was remembered of the old one is
+// not taken for the new one's.
+func TestBucketReplaced(t *testing.T) {
+	js := natstest.Start(t).JetStream(t)
+	s := natsstore.New(js, bucket)
+	want(t, s, "p", store.Claimed, op(store.Begin, "t", "c1"))
+	if err := js.DeleteKeyValue(context.Background(), bucket); err != nil {
+		t.Fatal(err)
+	}
+	want(t, natsstore.New(js, bucket), "p", store.Claimed, op(store.Begin, "t", "d1"))
+	b := batch("p", op(store.Commit, "t", "c1"))
+	if r := apply(t, s, b); r[0].Status != store.Lost || b.Notice == "" {
+		t.Errorf("%+v, notice %q", r, b.Notice)
+	}
+	want(t, natsstore.New(js, bucket), "p", store.InProgress, op(store.Begin, "t", "d2"))
+}
+
+// A purge by hand, and a bucket in memory whose server restarts.
+func TestForgets(t *testing.T) {
+	ctx := context.Background()
+	for name, lose := range map[string]func(*natstest.Server, jetstream.JetStream){
+		"purged": func(_ *natstest.Server, js jetstream.JetStream) {
+			st, err := js.Stream(ctx, "KV_"+bucket)
+			if err == nil {
+				err = st.Purge(ctx)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		},
+		"restarted": func(srv *natstest.Server, _ jetstream.JetStream) { srv.Restart() },
+	} {
+		srv := natstest.Start(t)
+		js := srv.JetStream(t)
+		s := natsstore.New(js, bucket, natsstore.WithStorage(jetstream.MemoryStorage))
+		other := natsstore.New(js, bucket)
+		want(t, s, "p", store.Claimed, op(store.Begin, "t", "c1"))
+		want(t, other, "p", store.InProgress, op(store.Begin, "t", "d1"))
+		lose(srv, js)
+		for i, s := range []*natsstore.Store{s, other} {
+			b := batch("p", op(store.Begin, fmt.Sprint("u", i), "c1"))
+			if r := apply(t, s, b); r[0].Status != store.Claimed || b.Notice == "" {
+				t.Errorf("%s: %+v, notice %q", name, r, b.Notice)
+			}
+			apply(t, s, b)
+			if b.Notice != "" {
+				t.Errorf("%s: told again: %s", name, b.Notice)
+			}
+		}
+	}
+}
+
+// Claims are refused before the bucket is full, so that completions go through; and
+// what fills it all the same makes completions wait, each by itself.
+func TestFull(t *testing.T) {
+	js := natstest.Start(t).JetStream(t)
+	ctx := context.Background()
+	const limit = 64 << 10
+	s := natsstore.New(js, bucket, natsstore.WithMaxBytes(limit))
+	var held []string
+	for i := 0; ; i++ {
+		token := fmt.Sprint("token", i)
+		r := apply(t, s, batch("p", op(store.Begin, token, "c1")))[0]
+		if r.Err != nil {
+			if !errors.Is(r.Err, store.ErrFull) || !strings.Contains(r.Err.Error(), "MaxBytes") {
+				t.Fatal(r.Err)
+			}
+			break
+		}
+		if held = append(held, token); i > 1000 {
+			t.Fatal("the bucket is never full")
+		}
+	}
+	if f, err := s.Verify(ctx, "p"); err != nil || len(f) != 1 || f[0].ID != "nats-kv-full" {
+		t.Errorf("%v, %v", f, err)
+	}
+	if r := apply(t, s, batch("p", op(store.Issue, "i", "")))[0]; !errors.Is(r.Err, store.ErrFull) {
+		t.Errorf("%+v", r)
+	}
+	// Among them a Release and a Begin of one token: the one is done, the other refused.
+	b := batch("p", op(store.Release, held[0], "c1"), op(store.Begin, held[0], "c2"))
+	if r := apply(t, s, b); r[0].Status != store.OK || !errors.Is(r[1].Err, store.ErrFull) {
+		t.Errorf("%+v", r)
+	}
+	want(t, s, "p", store.Lost, op(store.Renew, held[0], "c1"))
+	for _, token := range held[1:] {
+		want(t, s, "p", store.OK, op(store.Commit, token, "c1"))
+	}
+	for _, k := range []store.Kind{store.Begin, store.Spend} {
+		want(t, s, "p", store.Duplicate, op(k, held[1], "c2"))
+	}
+
+	// To the brim, by somebody else.
+	kv := keyValue(t, js)
+	for i, size := 0, 2048; size > 0; i++ {
+		if _, err := kv.Put(ctx, fmt.Sprint("other", i), make([]byte, size)); err != nil {
+			size /= 2
+		}
+	}
+	large := op(store.Commit, held[0], "c1")
+	large.Result = make([]byte, 4096)
+	r := apply(t, s, batch("p", large, op(store.Inspect, held[1], "")))
+	if !errors.Is(r[0].Err, store.ErrFull) || r[1].Record == nil || r[1].Record.State != store.Done {
+		t.Errorf("%+v", r)
+	}
+	// A smaller value takes the place of a larger one.
+	if r := apply(t, s, batch("p", op(store.Forget, held[1], "f1")))[0]; r.Err != nil && !errors.Is(r.Err, store.ErrFull) {
+		t.Errorf("%+v", r)
+	}
+	names, err := kv.Keys(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range names {
+		if strings.HasPrefix(k, "other") {
+			if err := kv.Purge(ctx, k); err != nil && !strings.Contains(err.Error(), "maximum") {
+				t.Fatal(err)
+			}
+		}
+	}
+	st, err := js.Stream(ctx, "KV_"+bucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := st.CachedInfo().Config
+	cfg.MaxBytes = 2 * limit
+	if _, err := js.UpdateStream(ctx, cfg); err != nil {
+		t.Fatal(err)
+	}
+	want(t, s, "p", store.OK, large)
+	apply(t, s, batch("p")) // sees the room
+	want(t, s, "p", store.Claimed, op(store.Begin, "new", "c1"))
+}
+
+func TestTooLarge(t *testing.T) {
+	srv := natstest.Start(t, func(o *server.Options) { o.MaxPayload = 32 << 10 })
+	s := natsstore.New(srv.JetStream(t), bucket)
+	want(t, s, "p", store.Claimed, op(store.Begin, "t", "c1"))
+	large := op(store.Commit, "t", "c1")
+	large.Result = make([]byte, 40<<10)
+	r := apply(t, s, batch("p", large, op(store.Begin, "u", "c1")))
+	if !errors.Is(r[0].Err, store.ErrFull) || !strings.Contains(r[0].Err.Error(), "larger") || r[1].Status != store.Claimed {
+		t.Errorf("%+v", r)
+	}
+	want(t, s, "p", store.OK, op(store.Renew, "t", "c1"))
+}
+
+func TestWithoutJetStream(t *testing.T) {
+	srv := natstest.Start(t, func(o *server.Options) { o.JetStream = false })
+	s := natsstore.New(srv.JetStream(t), bucket)
+	refused(t, s.Apply(brief(t), batch("p")), true, "JetStream is not enabled")
+	_, err := s.Verify(brief(t), "p")
+	refused(t, err, true, "JetStream is not enabled")
+
+	// Enabled, but not for the account.
+	acc := server.NewAccount("A")
+	srv = natstest.Start(t, func(o *server.Options) {
+		o.Accounts = []*server.Account{acc}
+		o.Users = []*server.User{{Username: "u", Password: "p", Account: acc}}
+	})
+	s = natsstore.New(srv.JetStream(t, nats.UserInfo("u", "p")), bucket)
+	err = s.Apply(brief(t), batch("p"))
+	if err == nil || !strings.Contains(err.Error(), "JetStream") && !strings.Contains(err.Error(), "jetstream") {
+		t.Errorf("%v", err)
+	}
+}
+
+// least is what the package's documentation lists, for one prefix pattern.
+func least(create bool, prefix string) *server.Permissions {
+	p := &server.Permissions{
+		Publish: &server.SubjectPermission{Allow: []string{
+			"$JS.API.STREAM.INFO.KV_" + bucket, "$JS.API.STREAM.MSG.GET.KV_" + bucket, "$KV." + bucket + "." + prefix + ".>",
+		}},
+		Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX.>"}},
+	}
+	if create {
+		p.Publish.Allow = append(p.Publish.Allow, "$JS.API.STREAM.CREATE.KV_"+bucket)
+	}
+	return p
+}
+
+func withUsers(users ...*server.User) func(*server.Options) {
+	return func(o *server.Options) {
+		o.Users = append([]*server.User{{Username: "admin", Password: "p"}}, users...)
+	}
+}
+
+// The suite with a user who may do what the documentation lists, and no more.
+func TestLeastRights(t *testing.T) {
+	t.Parallel()
+	srv := natstest.Start(t, withUsers(&server.User{Username: "u", Password: "p", Permissions: least(true, "*")}))
+	h := harness(srv.JetStream(t, nats.UserInfo("admin", "p")), unit) // corrupts, and waits
+	h.Open = func(testing.TB) store.Store { return natsstore.New(srv.JetStream(t, nats.UserInfo("u", "p")), bucket) }
+	storetest.Run(t, h)
+}
+
+// Each right that is missing is named, by Apply and by Verify.
+func TestMissingRights(t *testing.T) {
+	without := func(subject string) *server.Permissions {
+		p := least(true, "p")
+		kept := p.Publish.Allow[:0:0]
+		for _, s := range p.Publish.Allow {
+			if s != subject {
+				kept = append(kept, s)
+			}
+		}
+		p.Publish.Allow = kept
+		return p
+	}
+	subjects := map[string]string{
+		"info":   "$JS.API.STREAM.INFO.KV_" + bucket,
+		"get":    "$JS.API.STREAM.MSG.GET.KV_" + bucket,
+		"put":    "$KV." + bucket + ".p.>",
+		"create": "$JS.API.STREAM.CREATE.KV_" + bucket,
+	}
+	var users []*server.User
+	for name, s := range subjects {
+		users = append(users, &server.User{Username: name, Password: "p", Permissions: without(s)})
+	}
+	noInbox := least(true, "p")
+	noInbox.Subscribe.Allow = []string{"elsewhere.>"}
+	users = append(users, &server.User{Username: "inbox", Password: "p", Permissions: noInbox})
+	srv := natstest.Start(t, withUsers(users...))
+	quiet := nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})
+	tryAs := func(name, word string) {
+		t.Helper()
+		js := srv.JetStream(t, nats.UserInfo(name, "p"), quiet)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		refused(t, natsstore.New(js, bucket).Apply(ctx, batch("p", op(store.Begin, "t", "c1"))), false, word, "allow the user")
+		if name == "create" {
+			return
+		}
+		ctx, cancel = context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_, err := natsstore.New(js, bucket).Verify(ctx, "p")
+		refused(t, err, false, word, "allow the user")
+	}
+	tryAs("create", "STREAM.CREATE")
+	want(t, natsstore.New(srv.JetStream(t, nats.UserInfo("admin", "p")), bucket), "p", store.Claimed, op(store.Begin, "x", "c"))
+	tryAs("info", "STREAM.INFO")
+	tryAs("get", "STREAM.MSG.GET")
+	tryAs("put", "$KV."+bucket+".p.")
+	tryAs("inbox", "Subscription")
+}
+
+// Settings that would lose records, or admit none, are refused with the cure; others
+// are findings.
+func TestBucketSettings(t *testing.T) {
+	js := natstest.Start(t).JetStream(t)
+	ctx := context.Background()
+	usual := func() jetstream.StreamConfig {
+		return jetstream.StreamConfig{
+			Name: "KV_" + bucket, Subjects: []string{"$KV." + bucket + ".>"}, MaxMsgsPerSubject: 1,
+			Discard: jetstream.DiscardNew, AllowMsgTTL: true, AllowRollup: true, AllowDirect: true,
+		}
+	}
+	for word, change := range map[string]func(*jetstream.StreamConfig){
+		"--allow-msg-ttl":            func(c *jetstream.StreamConfig) { c.AllowMsgTTL = false },
+		"--max-msgs-per-subject=1":   func(c *jetstream.StreamConfig) { c.MaxMsgsPerSubject = 5 },
+		"--max-age=0":                func(c *jetstream.StreamConfig) { c.MaxAge = time.Hour },
+		"--discard=new":              func(c *jetstream.StreamConfig) { c.Discard = jetstream.DiscardOld },
+		"--no-discard-per-subject":   func(c *jetstream.StreamConfig) { c.DiscardNewPerSubject = true },
+		"--ack":                      func(c *jetstream.StreamConfig) { c.NoAck = true },
+		"retention policy":           func(c *jetstream.StreamConfig) { c.Retention = jetstream.InterestPolicy },
+		"is a stream of the subject": func(c *jetstream.StreamConfig) { c.Subjects = []string{"$KV." + bucket + ".p.>"} },
+		"is a mirror":                func(c *jetstream.StreamConfig) { c.Subjects, c.Mirror = nil, &jetstream.StreamSource{Name: "X"} },
+		"from other buckets":         func(c *jetstream.StreamConfig) { c.Sources = []*jetstream.StreamSource{{Name: "X"}} },
+		"nats-kv-memory":             func(c *jetstream.StreamConfig) { c.Storage = jetstream.MemoryStorage },
+		"nats-kv-async":              func(c *jetstream.StreamConfig) { c.PersistMode = jetstream.AsyncPersistMode },
+		"":                           func(*jetstream.StreamConfig) {},
+	} {
+		c := usual()
+		change(&c)
+		if _, err := js.CreateStream(ctx, c); err != nil {
+			t.Fatalf("%s: %v", word, err)
+		}
+		s := natsstore.New(js, bucket)
+		findings, err := s.Verify(ctx, "p")
+		switch {
+		case strings.HasPrefix(word, "nats-kv-"):
+			if err != nil || len(findings) != 1 || findings[0].ID != word {
+				t.Errorf("%s: %v, %v", word, findings, err)
+			}
+		case word == "":
+			if err != nil || len(findings) != 0 {
+				t.Errorf("a bucket as it should be: %v, %v", findings, err)
+			}
+		default:
+			refused(t, err, false, word)
+			refused(t, s.Apply(ctx, batch("p")), false, word)
+		}
+		if err := js.DeleteStream(ctx, c.Name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if f, err := natsstore.New(js, bucket).Verify(ctx, "p"); err != nil || len(f) != 0 {
+		t.Errorf("a bucket that is made at first use: %v, %v", f, err)
+	}
+	_, err := natsstore.New(js, bucket, natsstore.WithoutCreate()).Verify(ctx, "p")
+	refused(t, err, false, "does not exist", "nats kv add")
+}
+
+// The descriptor of a newer version, or of something else, stops the store.
+func TestDescriptor(t *testing.T) {
+	js := natstest.Start(t).JetStream(t)
+	ctx := context.Background()
+	apply(t, natsstore.New(js, bucket), batch("p"))
+	for value, sentinel := range map[string]error{
+		`{"v":2,"layout":"records"}`: store.ErrNewer,
+		`{"v":1,"layout":"other"}`:   store.ErrNewer,
+		`garbage`:                    store.ErrUnreadable,
+		`{"v":0,"layout":"records"}`: store.ErrUnreadable,
+	} {
+		if _, err := keyValue(t, js).PutString(ctx, "p.descriptor", value); err != nil {
+			t.Fatal(err)
+		}
+		err := natsstore.New(js, bucket).Apply(ctx, batch("p"))
+		_, verify := natsstore.New(js, bucket).Verify(ctx, "p")
+		for _, err := range []error{err, verify} {
+			if !errors.Is(err, sentinel) || errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "p.descriptor") {
+				t.Errorf("%s: %v", value, err)
+			}
+		}
+	}
+}
