@@ -351,6 +351,12 @@ func least(create bool, prefix string) *server.Permissions {
 	return p
 }
 
+// The users of a server or a cluster with rights.
+var (
+	admin = nats.UserInfo("admin", "p")
+	asU   = nats.UserInfo("u", "p")
+)
+
 func withUsers(users ...*server.User) func(*server.Options) {
 	return func(o *server.Options) {
 		o.Users = append([]*server.User{{Username: "admin", Password: "p"}}, users...)
@@ -361,8 +367,8 @@ func withUsers(users ...*server.User) func(*server.Options) {
 func TestLeastRights(t *testing.T) {
 	t.Parallel()
 	srv := natstest.Start(t, withUsers(&server.User{Username: "u", Password: "p", Permissions: least(true, "*")}))
-	h := harness(srv.JetStream(t, nats.UserInfo("admin", "p")), unit) // corrupts, and waits
-	h.Open = func(testing.TB) store.Store { return natsstore.New(srv.JetStream(t, nats.UserInfo("u", "p")), bucket) }
+	h := harness(srv.JetStream(t, admin), unit) // corrupts, and waits
+	h.Open = func(testing.TB) store.Store { return natsstore.New(srv.JetStream(t, asU), bucket) }
 	storetest.Run(t, h)
 }
 
@@ -409,7 +415,7 @@ func TestMissingRights(t *testing.T) {
 		refused(t, err, false, word, "allow the user")
 	}
 	tryAs("create", "STREAM.CREATE")
-	want(t, natsstore.New(srv.JetStream(t, nats.UserInfo("admin", "p")), bucket), "p", store.Claimed, op(store.Begin, "x", "c"))
+	want(t, natsstore.New(srv.JetStream(t, admin), bucket), "p", store.Claimed, op(store.Begin, "x", "c"))
 	tryAs("info", "STREAM.INFO")
 	tryAs("get", "STREAM.MSG.GET")
 	tryAs("put", "$KV."+bucket+".p.")

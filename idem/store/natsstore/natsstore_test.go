@@ -16,8 +16,8 @@ import (
 
 	"github.com/idemq/idemq/idem/store"
 	"github.com/idemq/idemq/idem/store/natsstore"
-	"github.com/idemq/idemq/idem/store/storetest"
 	"github.com/idemq/idemq/internal/natstest"
+	"github.com/idemq/idemq/internal/testenv"
 )
 
 const group = "g"
@@ -175,14 +175,33 @@ func TestDeletedByHand(t *testing.T) {
 	}
 }
 
-// The nats tool's buckets, with markers, do as well.
-func TestForeignBucket(t *testing.T) {
+// In a bucket of the client's own making the server leaves a marker where a key has
+// expired: that is as if the key had never been.
+func TestMarkers(t *testing.T) {
 	t.Parallel()
 	js := natstest.Start(t).JetStream(t)
-	if _, err := js.CreateKeyValue(context.Background(), jetstream.KeyValueConfig{Bucket: bucket, LimitMarkerTTL: time.Second}); err != nil {
+	ctx := context.Background()
+	if _, err := js.CreateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: bucket, LimitMarkerTTL: time.Hour}); err != nil {
 		t.Fatal(err)
 	}
-	storetest.Run(t, harness(js, unit, natsstore.WithoutCreate()))
+	s := natsstore.New(js, bucket, natsstore.WithoutCreate())
+	b := batch("p", op(store.Begin, "t", "c1"), op(store.Commit, "t", "c1"))
+	b.Retention = time.Millisecond
+	apply(t, s, b)
+	st, err := js.Stream(ctx, "KV_"+bucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	testenv.Await(t, "the marker", func() bool {
+		m, err := st.GetLastMsgForSubject(ctx, "$KV."+bucket+"."+natsstore.RecordKey("p", group, "t"))
+		return err == nil && m.Header.Get(jetstream.MarkerReasonHeader) != ""
+	})
+	if r := want(t, s, "p", store.OK, op(store.Inspect, "t", "")).Record; r.State != store.Absent {
+		t.Errorf("%+v", r)
+	}
+	if r := want(t, s, "p", store.Claimed, op(store.Begin, "t", "c2")); r.Attempt != 1 {
+		t.Errorf("%+v", r)
+	}
 }
 
 // With a JetStream domain keys are published through its mapping.
