@@ -63,7 +63,7 @@ func (d database) open(at func(spot)) *sql.DB {
 	case sqlstore.Postgres:
 		of = stdlib.GetDefaultDriver()
 	case sqlstore.MySQL:
-		of = &mysql.MySQLDriver{}
+		of = mariadbDriver{interpolate: at != nil} // a statement that is prepared first is not watched
 	case sqlstore.SQLite:
 		of = &sqlite.Driver{}
 	}
@@ -223,6 +223,21 @@ const (
 	afterAck         spot = "after the ack"
 )
 
+// mariadbDriver is the driver mysql, which tells nobody of the connections that are cut.
+type mariadbDriver struct {
+	mysql.MySQLDriver
+	interpolate bool
+}
+
+func (d mariadbDriver) OpenConnector(dsn string) (driver.Connector, error) {
+	c, err := mysql.ParseDSN(dsn)
+	if err != nil {
+		return nil, err
+	}
+	c.Logger, c.InterpolateParams = &mysql.NopLogger{}, d.interpolate
+	return mysql.NewConnector(c)
+}
+
 // watched is a driver whose handlers' transactions tell where they are. The store's own
 // transactions are begun by statements, and are not meant.
 type watched struct {
@@ -289,7 +304,7 @@ func (c *watchedConn) ExecContext(ctx context.Context, query string, args []driv
 	r, err := c.watchable.ExecContext(ctx, query, args)
 	switch {
 	case errors.Is(err, driver.ErrSkip):
-		panic("the statement is prepared first, which is not watched: MariaDB needs interpolateParams")
+		panic("the statement is prepared first, which is not watched")
 	case strings.Contains(query, "bookings"):
 		c.at(afterFirst)
 	case strings.Contains(query, "accounts"):
