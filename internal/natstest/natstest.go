@@ -97,6 +97,29 @@ func (s *Server) Restart() {
 	s.run()
 }
 
+// Save restarts the server, and returns what takes it back to where it was then: it
+// forgets what it acknowledged since, as after a crash of its machine.
+func (s *Server) Save() (rollback func()) {
+	s.tb.Helper()
+	live, saved := filepath.Join(s.dir, "js"), filepath.Join(s.dir, "saved")
+	s.Stop()
+	if err := os.CopyFS(saved, os.DirFS(live)); err != nil {
+		s.tb.Fatal(err)
+	}
+	s.run()
+	return func() {
+		s.tb.Helper()
+		s.Stop()
+		if err := os.RemoveAll(live); err != nil {
+			s.tb.Fatal(err)
+		}
+		if err := os.Rename(saved, live); err != nil {
+			s.tb.Fatal(err)
+		}
+		s.run()
+	}
+}
+
 // Connect connects a client, which is closed when the test ends. It reconnects
 // quickly and for ever, unless opts say otherwise.
 func (s *Server) Connect(tb testing.TB, opts ...nats.Option) *nats.Conn {

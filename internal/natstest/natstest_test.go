@@ -39,6 +39,32 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// TestSave: what was published since is forgotten, and no more.
+func TestSave(t *testing.T) {
+	s := Start(t)
+	js := s.JetStream(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if _, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "S", Subjects: []string{"s.>"}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.Publish(ctx, "s.1", []byte("a")); err != nil {
+		t.Fatal(err)
+	}
+	rollback := s.Save()
+	if _, err := s.JetStream(t).Publish(ctx, "s.2", []byte("b")); err != nil {
+		t.Fatal(err)
+	}
+	rollback()
+	st, err := s.JetStream(t).Stream(ctx, "S")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := st.CachedInfo().State.Msgs; n != 1 {
+		t.Errorf("%d messages, want 1", n)
+	}
+}
+
 // TestCluster: a stream of three replicas goes on when its leader is stopped, and the
 // leader comes back.
 func TestCluster(t *testing.T) {

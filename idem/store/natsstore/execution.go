@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/idemq/idemq/idem/store"
@@ -292,7 +293,7 @@ func (x *execution) prove(sl *slot) {
 		}
 		sl.proofs = append(sl.proofs, proof{key: sl.key, seq: sl.read.seq})
 	}
-	slices.SortFunc(sl.proofs, func(a, b proof) int { return bytes.Compare([]byte(a.key), []byte(b.key)) })
+	slices.SortFunc(sl.proofs, func(a, b proof) int { return strings.Compare(a.key, b.key) })
 	sl.proofs = slices.Compact(sl.proofs)
 	if sl.step = proving; len(sl.proofs) == 0 {
 		sl.step = finished

@@ -222,6 +222,26 @@ func TestForgets(t *testing.T) {
 	}
 }
 
+// A machine that crashed, and lost the last writes: the bucket is there, and is told to
+// have forgotten.
+func TestForgetsTheLast(t *testing.T) {
+	srv := natstest.Start(t)
+	js := srv.JetStream(t)
+	s := natsstore.New(js, bucket)
+	want(t, s, "p", store.Claimed, op(store.Begin, "t", "c1"))
+	rollback := srv.Save()
+	want(t, s, "p", store.OK, op(store.Commit, "t", "c1"))
+	want(t, s, "p", store.Claimed, op(store.Begin, "u", "c1"))
+	rollback()
+	b := batch("p", op(store.Renew, "t", "c1"))
+	if r := apply(t, s, b)[0]; r.Status != store.OK || !strings.Contains(b.Notice, "handled again") {
+		t.Errorf("%+v, notice %q", r, b.Notice)
+	}
+	if apply(t, s, b); b.Notice != "" {
+		t.Errorf("told again: %s", b.Notice)
+	}
+}
+
 // Claims are refused before the bucket is full, so that completions go through; and
 // what fills it all the same makes completions wait, each by itself.
 func TestFull(t *testing.T) {

@@ -54,7 +54,8 @@
 //	$KV.<bucket>.<prefix>.>
 //	$JS.API.STREAM.CREATE.KV_<bucket>   where it is to create the bucket
 //
-// With a JetStream domain or an API prefix all four begin with it, the third as well:
+// With an API prefix, or the domain of another server than the one that the client is
+// connected to, all four begin with it, the third as well:
 // $JS.<domain>.API.$KV.<bucket>.<prefix>.>
 package natsstore
 

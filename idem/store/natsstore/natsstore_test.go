@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"net/url"
 	"reflect"
 	"strings"
 	"testing"
@@ -204,10 +205,27 @@ func TestMarkers(t *testing.T) {
 	}
 }
 
-// With a JetStream domain keys are published through its mapping.
+// From a leaf node with a JetStream of its own, to the hub's domain: keys are published
+// through the domain's mapping, or they would end in the leaf.
 func TestDomain(t *testing.T) {
-	srv := natstest.Start(t, func(o *server.Options) { o.JetStreamDomain = "hub" })
-	nc := srv.Connect(t)
+	hub := natstest.Start(t, func(o *server.Options) {
+		o.JetStreamDomain = "hub"
+		o.LeafNode.Host, o.LeafNode.Port = "127.0.0.1", server.RANDOM_PORT
+	})
+	v, err := hub.Server().Varz(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at, err := url.Parse(fmt.Sprintf("nats://127.0.0.1:%d", v.LeafNode.Port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := natstest.Start(t, func(o *server.Options) {
+		o.JetStreamDomain = "leaf"
+		o.LeafNode.Remotes = []*server.RemoteLeafOpts{{URLs: []*url.URL{at}}}
+	})
+	testenv.Await(t, "the leaf's connection", func() bool { return leaf.Server().NumLeafNodes() == 1 })
+	nc := leaf.Connect(t)
 	for name, open := range map[string]func() (jetstream.JetStream, error){
 		"domain": func() (jetstream.JetStream, error) { return jetstream.NewWithDomain(nc, "hub") },
 		"prefix": func() (jetstream.JetStream, error) { return jetstream.NewWithAPIPrefix(nc, "$JS.hub.API") },
@@ -220,6 +238,7 @@ func TestDomain(t *testing.T) {
 		want(t, s, name, store.Claimed, op(store.Begin, "t", "c1"))
 		want(t, s, name, store.OK, op(store.Commit, "t", "c1"))
 		want(t, s, name, store.Duplicate, op(store.Begin, "t", "c2"))
+		want(t, natsstore.New(hub.JetStream(t), bucket), name, store.Duplicate, op(store.Begin, "t", "c2"))
 		if _, err := s.Verify(context.Background(), name); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}

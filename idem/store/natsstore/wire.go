@@ -118,8 +118,15 @@ func (w *wire) unanswered(subject string, err error) error {
 		return errNobody
 	}
 	if said := w.nc.LastError(); errors.Is(said, nats.ErrPermissionViolation) {
-		s := strings.ToLower(said.Error())
-		if strings.Contains(s, strings.ToLower(strconv.Quote(subject))) || strings.Contains(s, "for subscription to") && strings.Contains(s, strings.ToLower(w.inbox())) {
+		// A server that is of the domain takes the prefix away before it looks.
+		bare, api := strings.CutPrefix(subject, w.api)
+		mapped := bare
+		if api && !strings.HasPrefix(bare, "$KV.") {
+			mapped = jetstream.DefaultAPIPrefix + bare
+		}
+		names := func(s string) bool { return strings.Contains(said.Error(), strconv.Quote(s)) }
+		if names(subject) || names(mapped) ||
+			strings.Contains(said.Error(), "for Subscription to") && strings.Contains(said.Error(), w.inbox()) {
 			return &refusal{cause: said, cure: w.permissions()}
 		}
 	}
