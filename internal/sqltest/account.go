@@ -3,6 +3,7 @@ package sqltest
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/user"
@@ -54,6 +55,19 @@ func (a *account) owns(path string) error {
 		return nil
 	}
 	return os.Chown(path, a.uid, a.gid)
+}
+
+// ownsAll gives the account a folder and what is in it.
+func (a *account) ownsAll(dir string) error {
+	if a == nil {
+		return nil
+	}
+	return filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return a.owns(path)
+	})
 }
 
 // enters tells whether everybody may enter a folder, and opens the way where it leads

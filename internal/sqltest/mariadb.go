@@ -90,7 +90,7 @@ func (*mariadb) users() []string { return []string{"mysql", "nobody"} }
 const logSize = "--innodb-log-file-size=16M"
 
 func (m *mariadb) create(s *Server) error {
-	err := s.do(m.install, "--no-defaults", "--basedir="+m.home, "--datadir="+s.data,
+	err := s.fill(m.server, m.install, "--datadir=", "--no-defaults", "--basedir="+m.home,
 		"--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve", logSize)
 	if err != nil {
 		return err

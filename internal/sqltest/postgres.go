@@ -117,7 +117,7 @@ func (p *postgres) create(s *Server) error {
 		return s.do(filepath.Join(p.bin, "pg_basebackup"), "--pgdata", s.data, "--write-recovery-conf",
 			"--checkpoint=fast", "--no-sync", "--host=127.0.0.1", "--port", strconv.Itoa(p.origin.port), "--username=postgres")
 	}
-	return s.do(filepath.Join(p.bin, "initdb"), "--pgdata", s.data, "--no-sync", "--no-instructions",
+	return s.fill(filepath.Join(p.bin, "postgres"), filepath.Join(p.bin, "initdb"), "--pgdata=", "--no-sync", "--no-instructions",
 		"--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C")
 }
 

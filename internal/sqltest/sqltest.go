@@ -95,6 +95,17 @@ func (s *Server) prepare(in string) error {
 	return errors.Join(s.as.owns(s.dir), s.as.owns(s.data))
 }
 
+// empty has nothing left in the data folder.
+func (s *Server) empty() error {
+	if err := os.RemoveAll(s.data); err != nil {
+		return err
+	}
+	if err := os.Mkdir(s.data, 0o700); err != nil {
+		return err
+	}
+	return s.as.owns(s.data)
+}
+
 // boot tries a few ports: a free one may be taken before the server binds it.
 func (s *Server) boot() {
 	s.tb.Helper()

@@ -318,6 +318,47 @@ func TestDiesWithTheTest(t *testing.T) {
 	})
 }
 
+// Data folders are copied from the one that was made first, and made where that fails.
+func TestTemplate(t *testing.T) {
+	k, root := kinds[0], t.TempDir()
+	if err := os.WriteFile(filepath.Join(root, "go.mod"), []byte("module github.com/idemq/idemq\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(root)
+	start := func(what string) (data string) {
+		t.Helper()
+		s := k.start(t)
+		if err := open(t, k, s.DSN()).PingContext(t.Context()); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		return s.data
+	}
+	start("nothing in the cache")
+	templates, err := filepath.Glob(filepath.Join(root, ".cache", "sqltest", "*"))
+	if err != nil || len(templates) != 1 {
+		t.Fatalf("the cache holds %v, want one folder", templates)
+	}
+	if err := os.WriteFile(filepath.Join(templates[0], "mark"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(start("a copy"), "mark")); err != nil {
+		t.Errorf("the second folder is no copy of the first: %v", err)
+	}
+	if err := syscall.Mkfifo(filepath.Join(templates[0], "no file"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(start("no copy can be made"), "mark")); err == nil {
+		t.Error("a copy that failed has left something")
+	}
+	if err := os.RemoveAll(filepath.Dir(templates[0])); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Dir(templates[0]), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	start("nothing can be cached")
+}
+
 // recorder is a testing.TB that notes how a test was ended.
 type recorder struct {
 	testing.TB
