@@ -85,13 +85,28 @@ func (b backend) store(tb testing.TB, db *sql.DB, opts ...sqlstore.Option) *sqls
 
 func (b backend) harness(db *sql.DB, lease time.Duration, opts ...sqlstore.Option) storetest.Harness {
 	return storetest.Harness{
-		Open:  func(tb testing.TB) store.Store { return b.store(tb, db, opts...) },
-		Wait:  wait,
-		Lease: lease,
+		Name:   b.name,
+		Server: b.version(db),
+		Open:   func(tb testing.TB) store.Store { return b.store(tb, db, opts...) },
+		Wait:   wait,
+		Lease:  lease,
 		Corrupt: func(tb testing.TB, _ store.Store, _, _, token string, how storetest.Corruption) {
 			corrupt(tb, db, token, how)
 		},
 	}
+}
+
+// version is what the database says that it is.
+func (b backend) version(db *sql.DB) (v string) {
+	query := "SELECT version()"
+	switch b.dialect {
+	case sqlstore.SQLite:
+		query = "SELECT sqlite_version()"
+	case sqlstore.Postgres:
+		query = "SHOW server_version"
+	}
+	_ = db.QueryRowContext(context.Background(), query).Scan(&v)
+	return v
 }
 
 // wait returns when d has passed: the servers' clock is this machine's.

@@ -35,7 +35,7 @@ func exec(ctx context.Context, on execer, statement string, params []any) (int64
 }
 
 func query(ctx context.Context, on execer, statement string, params []any) (inbox.Rows, error) {
-	r, err := on.QueryContext(ctx, statement, params...) //nolint:rowserrcheck,sqlclosecheck // the caller's
+	r, err := on.QueryContext(ctx, statement, params...) //nolint:rowserrcheck // the caller's
 	if err != nil {
 		return nil, err
 	}

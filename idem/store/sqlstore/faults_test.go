@@ -164,7 +164,9 @@ func TestFullDisk(t *testing.T) {
 		size  string
 		start func(tb testing.TB, dir string) string
 	}{
-		{postgres15, "110m", func(tb testing.TB, dir string) string { return sqltest.StartPostgresIn(tb, "15", dir, "max_wal_size=32MB", "min_wal_size=32MB").DSN() }},
+		{postgres15, "110m", func(tb testing.TB, dir string) string {
+			return sqltest.StartPostgresIn(tb, "15", dir, "max_wal_size=32MB", "min_wal_size=32MB").DSN()
+		}},
 		{sqlite, "2m", func(_ testing.TB, dir string) string {
 			return "file:" + dir + "/inbox.db?_pragma=journal_mode(wal)&_pragma=busy_timeout(5000)"
 		}},

@@ -489,9 +489,9 @@ func TestSQLiteHolds(t *testing.T) {
 	db := sqlite.database(t)
 	effects(t, db)
 	s := sqlite.store(t, db)
-	ctx, tx, b := enlist(t, s, "a", "c1", 20*time.Millisecond)
+	_, _, b := enlist(t, s, "a", "c1", 20*time.Millisecond)
 	held := false
-	ctx, tx = s.Enlist(ctx, b, func() { held = true })
+	ctx, tx := s.Enlist(t.Context(), b, func() { held = true })
 	if err := write(ctx, "a"); err != nil || !held {
 		t.Fatalf("held %v: %v", held, err)
 	}

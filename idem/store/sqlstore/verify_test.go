@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/idemq/idemq/idem/store"
 	"github.com/idemq/idemq/idem/store/sqlstore"
@@ -103,7 +104,7 @@ func TestVerifyPostgres(t *testing.T) {
 		run(t, db, "GRANT "+r.right+" ON "+r.on+" TO app")
 	}
 	find(t, app)
-	if r := apply(t, app, begin("a", "c"), unit); r.Status != store.Claimed {
+	if r := apply(t, app, begin("a", "c"), time.Hour); r.Status != store.Claimed {
 		t.Errorf("Begin with no more than these rights: %+v", r)
 	}
 	if err := app.Create(t.Context()); err == nil {
@@ -114,10 +115,13 @@ func TestVerifyPostgres(t *testing.T) {
 
 	replica := server.StartReplica(t)
 	standby := sqlstore.New(open(t, "pgx", replica.DSN()), sqlstore.Postgres)
-	await(t, "the replica", func() bool { _, err := standby.Verify(t.Context(), "p"); return err == nil || !strings.Contains(err.Error(), "Create") })
+	await(t, "the replica", func() bool {
+		_, err := standby.Verify(t.Context(), "p")
+		return err == nil || !strings.Contains(err.Error(), "Create")
+	})
 	refuses(t, verify(t, standby), "standby", "primary")
 	refuses(t, standby.Apply(t.Context(), terms(begin("a", "c2"))), "primary")
-	if r := apply(t, s, begin("a", "c2"), unit); r.Status != store.InProgress {
+	if r := apply(t, s, begin("a", "c2"), time.Hour); r.Status != store.InProgress {
 		t.Errorf("the primary: %+v", r)
 	}
 }
@@ -164,7 +168,10 @@ func TestVerifyMariaDB(t *testing.T) {
 
 	replica := server.StartReplica(t)
 	follower := sqlstore.New(open(t, "mysql", replica.DSN()), sqlstore.MySQL)
-	await(t, "the replica", func() bool { _, err := follower.Verify(t.Context(), "p"); return err == nil || !strings.Contains(err.Error(), "Create") })
+	await(t, "the replica", func() bool {
+		_, err := follower.Verify(t.Context(), "p")
+		return err == nil || !strings.Contains(err.Error(), "Create")
+	})
 	refuses(t, verify(t, follower), "primary")
 	refuses(t, follower.Apply(t.Context(), terms(begin("a", "c2"))), "primary")
 }

@@ -33,7 +33,7 @@ func (c conn) Exec(ctx context.Context, statement string, params ...any) (int64,
 }
 
 func (c conn) Query(ctx context.Context, statement string, params ...any) (inbox.Rows, error) {
-	return c.q.Query(ctx, statement, params...)
+	return c.q.Query(ctx, statement, params...) //nolint:sqlclosecheck // the caller's
 }
 
 func newDatabase(pool *pgxpool.Pool, opts pgx.TxOptions) inbox.DB {

@@ -230,7 +230,7 @@ func sorted[V any](m map[key]V) []key { return slices.SortedFunc(maps.Keys(m), c
 
 // read answers operations that only look.
 func (x *execution) read(ctx context.Context, n *needs) error {
-	if err := x.records_(ctx, x.s.db, "read", n.readOnly); err != nil {
+	if err := x.look(ctx, x.s.db, "read", n.readOnly); err != nil {
 		return err
 	}
 	if err := x.readIssued(ctx, x.s.db, "read_issued", n.readIssued); err != nil {
@@ -265,17 +265,17 @@ func (x *execution) await(ctx context.Context, tx Tx) error {
 
 // load locks the rows and reads them.
 func (x *execution) load(ctx context.Context, tx Tx, n *needs) error {
-	if err := x.records_(ctx, tx, "lock", n.lock); err != nil {
+	if err := x.look(ctx, tx, "lock", n.lock); err != nil {
 		return err
 	}
-	wait, look := make(map[key]bool), n.readOnly
+	wait, inspected := make(map[key]bool), n.readOnly
 	for i, k := range n.records {
 		if !x.held[k] {
 			continue
 		}
 		switch x.ops[i].Kind {
 		case store.Inspect:
-			look = append(look, k)
+			inspected = append(inspected, k)
 		case store.Begin, store.Spend, store.Forget:
 			if !x.yield {
 				wait[k] = true
@@ -287,9 +287,9 @@ func (x *execution) load(ctx context.Context, tx Tx, n *needs) error {
 	if x.wait = sorted(wait); len(wait) > 0 {
 		return again{errHeld}
 	}
-	if len(look) > 0 {
-		slices.SortFunc(look, compareKeys)
-		if err := x.records_(ctx, tx, "read", slices.Compact(look)); err != nil {
+	if len(inspected) > 0 {
+		slices.SortFunc(inspected, compareKeys)
+		if err := x.look(ctx, tx, "read", slices.Compact(inspected)); err != nil {
 			return err
 		}
 	}
@@ -317,9 +317,9 @@ func (s *Store) idle(lease time.Duration) string {
 	return fmt.Sprint(max(lease, time.Second).Milliseconds())
 }
 
-// records_ reads rows, and the clock with them. The clock is never later than the locks:
+// look reads rows, and the clock with them. The clock is never later than the locks:
 // an earlier one only makes leases look longer.
-func (x *execution) records_(ctx context.Context, c Conn, statement string, keys []key) error {
+func (x *execution) look(ctx context.Context, c Conn, statement string, keys []key) error {
 	if x.records == nil {
 		x.records, x.held = make(map[key]*row), make(map[key]bool)
 	}
@@ -349,7 +349,7 @@ func (x *execution) records_(ctx context.Context, c Conn, statement string, keys
 		return err
 	}
 	if !known {
-		return olderSchema{x.s, 0}
+		return olderSchemaError{x.s, 0}
 	}
 	if !x.s.knows(x.epoch) {
 		x.b.Notice = x.s.saw(x.epoch)

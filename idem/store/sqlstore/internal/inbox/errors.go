@@ -54,7 +54,7 @@ func codeOf(err error) code {
 // mysqlNumber reads the field Number of *mysql.MySQLError, which has no method.
 func mysqlNumber(err error) int {
 	for ; err != nil; err = errors.Unwrap(err) {
-		if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // one step of the chain
+		if joined, ok := err.(interface{ Unwrap() []error }); ok {
 			for _, e := range joined.Unwrap() {
 				if n := mysqlNumber(e); n != 0 {
 					return n
@@ -67,7 +67,7 @@ func mysqlNumber(err error) int {
 			continue
 		}
 		if f := v.Elem().FieldByName("Number"); f.CanUint() {
-			return int(f.Uint()) //nolint:gosec // 16 bits
+			return int(f.Uint())
 		}
 	}
 	return 0

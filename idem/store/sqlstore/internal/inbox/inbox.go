@@ -74,7 +74,7 @@ func (s *Store) Capabilities() store.Capabilities { return store.Capabilities{} 
 
 // Schema is the DDL of the store's tables.
 func (s *Store) Schema() string {
-	text, _ := Schema(s.config.Dialect, s.config.Tables) //nolint:errcheck // New has told the error
+	text, _ := Schema(s.config.Dialect, s.config.Tables)
 	return text
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // hash identifies names, which may be of any length.
@@ -37,7 +38,7 @@ func (s *Store) prepare(ctx context.Context) error {
 		return nil
 	}
 	epoch, err := s.readMeta(ctx)
-	if err != nil && s.config.Create && (s.kind(err) == missing || errors.As(err, new(olderSchema))) {
+	if err != nil && s.config.Create && (s.kind(err) == missing || errors.As(err, new(olderSchemaError))) {
 		if err = s.Create(ctx); err == nil {
 			epoch, err = s.readMeta(ctx)
 		}
@@ -66,18 +67,18 @@ func (s *Store) readMeta(ctx context.Context) (epoch string, err error) {
 		return "", err
 	}
 	if !found {
-		return "", olderSchema{s, 0}
+		return "", olderSchemaError{s, 0}
 	}
 	return epoch, s.agree(v)
 }
 
-// olderSchema is the error of tables that an earlier version made.
-type olderSchema struct {
+// olderSchemaError is the error of tables that an earlier version made.
+type olderSchemaError struct {
 	s       *Store
 	version int64
 }
 
-func (e olderSchema) Error() string {
+func (e olderSchemaError) Error() string {
 	return fmt.Sprintf("the tables %s... are of schema version %d, and this version of the library needs %d: "+
 		"upgrade them with %s.Store's Create, or execute what %s.Schema prints",
 		e.s.config.Tables, e.version, version, e.s.config.Package, e.s.config.Package)
@@ -87,7 +88,7 @@ func (e olderSchema) Error() string {
 func (s *Store) agree(v int64) error {
 	switch {
 	case v < version:
-		return olderSchema{s, v}
+		return olderSchemaError{s, v}
 	case v > version:
 		return fmt.Errorf("the tables %s... are of schema version %d, which is newer than this program, that knows %d: update this program",
 			s.config.Tables, v, version)
@@ -167,7 +168,7 @@ func (s *Store) Incarnation(ctx context.Context, prefix, name string) (n uint64,
 				return err
 			}
 			drawn, _, err := s.number(ctx, tx, "drawn", v)
-			n = uint64(drawn) //nolint:gosec // a clock after 1970
+			n = uint64(drawn)
 			return err
 		}))
 	})
@@ -194,7 +195,7 @@ func (s *Store) Create(ctx context.Context) error {
 // newer is a schema that is not touched.
 func (s *Store) newer(ctx context.Context) error {
 	_, err := s.readMeta(ctx)
-	if err == nil || s.kind(err) == missing || errors.As(err, new(olderSchema)) {
+	if err == nil || s.kind(err) == missing || errors.As(err, new(olderSchemaError)) {
 		return nil
 	}
 	return err
@@ -207,7 +208,7 @@ func (s *Store) create(ctx context.Context) error {
 	begin := s.statements.begin
 	if s.config.Dialect == Postgres {
 		// CREATE ... IF NOT EXISTS fails where two do it at once.
-		begin = append(begin[:len(begin):len(begin)], "SELECT pg_advisory_xact_lock(hashtext('"+s.config.Tables+"'))") //nolint:gosec // checked by New
+		begin = append(slices.Clip(begin), "SELECT pg_advisory_xact_lock(hashtext('"+s.config.Tables+"'))") //nolint:gosec // checked by New
 	}
 	tx, err := s.db.Begin(ctx, begin)
 	if err != nil {

@@ -42,7 +42,7 @@ func (s *Store) sweepSometimes(ctx context.Context, ops int) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, sweepFor)
 	defer cancel()
-	n, _ := s.sweepOnce(ctx, sweepLimit) //nolint:errcheck // said above
+	n, _ := s.sweepOnce(ctx, sweepLimit)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sweep.running = false
@@ -97,7 +97,7 @@ func (s *Store) sweepOnce(ctx context.Context, limit int) (total int, err error)
 // clock asks for the database's.
 func (s *Store) clock(ctx context.Context) (int64, error) {
 	x := &execution{s: s, b: &store.Batch{}}
-	err := s.persist(ctx, func() error { return s.mark(x.records_(ctx, s.db, "read", nil)) })
+	err := s.persist(ctx, func() error { return s.mark(x.look(ctx, s.db, "read", nil)) })
 	return x.now, err
 }
 

@@ -33,7 +33,7 @@ func (s *Store) Verify(ctx context.Context) ([]store.Finding, error) {
 		v.sqlite()
 	}
 	if v.err != nil {
-		return nil, s.failure("asking the server for its settings", v.err)
+		return nil, s.failure("checking the server", v.err)
 	}
 	if err := s.tryWriting(ctx); err != nil {
 		return nil, s.failure("trying the user's rights on the tables", err)
@@ -226,7 +226,7 @@ func old(version string) bool {
 	if err != nil || len(parts) < 2 {
 		return false
 	}
-	minor, _ := strconv.Atoi(parts[1]) //nolint:errcheck // zero will do
+	minor, _ := strconv.Atoi(parts[1])
 	if strings.Contains(version, "mariadb") {
 		return major < 10 || major == 10 && minor < 6
 	}
