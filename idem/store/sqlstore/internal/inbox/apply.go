@@ -42,7 +42,7 @@ func (s *Store) Apply(ctx context.Context, b *store.Batch) error {
 			return s.failure("executing "+plural(len(b.Ops), "operation"), err)
 		}
 	}
-	s.sweepSometimes(ctx, len(b.Ops))
+	s.sweepSometimes(ctx, b)
 	return nil
 }
 
@@ -562,6 +562,10 @@ func (s *Store) writeRows(ctx context.Context, tx Conn, which string, columns []
 	return err
 }
 
+// maxEnded bounds what is kept in mind of the leases' rows; the others are swept when
+// their records' time has passed.
+const maxEnded = 100_000
+
 // settled keeps account of the leases' rows, after the commit.
 func (s *Store) settled(x *execution) {
 	s.mu.Lock()
@@ -569,7 +573,9 @@ func (s *Store) settled(x *execution) {
 	for k, r := range x.records {
 		switch claim := s.renewed[k]; {
 		case r.renewed && !r.changed:
-			s.renewed[k] = r.record.Claim
+			if claim != "" || len(s.renewed) < maxEnded {
+				s.renewed[k] = r.record.Claim
+			}
 		case claim != "" && (r.record.State != store.Running || r.record.Claim != claim):
 			s.forgetLease(k, claim)
 		}
@@ -579,5 +585,7 @@ func (s *Store) settled(x *execution) {
 // forgetLease is called with mu held, when a claim that had been renewed is over.
 func (s *Store) forgetLease(k key, claim string) {
 	delete(s.renewed, k)
-	s.ended = append(s.ended, lease{k, claim})
+	if len(s.ended) < maxEnded {
+		s.ended = append(s.ended, lease{k, claim})
+	}
 }

@@ -13,36 +13,39 @@ type schedule struct {
 	running bool
 	debt    int // operations since the last time
 	next    time.Time
+	times   int
 }
 
 const (
-	sweepLimit = 1000             // rows a time
-	sweepDebt  = 500              // operations after which it is time
+	sweepLimit = 1000             // rows a transaction
+	sweepDebt  = 1000             // operations after which it is time: of a message, two at least
 	sweepEvery = 20 * time.Second // or else
 	sweepFor   = time.Second      // at most, in somebody's Apply
-	// Rows among the leases that nobody ended are few: claims of processes that died.
+	sweepAll   = 50               // times after which it is all tables' turn, not the records' only
+	// A later incarnation is above the clock anyhow.
 	oldInstances = 24 * time.Hour
 )
 
 // sweepSometimes deletes a few rows whose time has passed, after a batch; it keeps up
 // with what comes in. Its errors are nobody's: the next batch meets them too.
-func (s *Store) sweepSometimes(ctx context.Context, ops int) {
+func (s *Store) sweepSometimes(ctx context.Context, b *store.Batch) {
 	if s.config.NoSweep {
 		return
 	}
 	s.mu.Lock()
-	s.sweep.debt += ops
+	s.sweep.debt += len(b.Ops)
 	due := !s.sweep.running && (s.sweep.debt >= sweepDebt || time.Now().After(s.sweep.next))
 	if due {
-		s.sweep = schedule{running: true, next: time.Now().Add(sweepEvery)}
+		s.sweep = schedule{running: true, next: time.Now().Add(sweepEvery), times: s.sweep.times + 1}
 	}
+	all := s.sweep.times%sweepAll == 1
 	s.mu.Unlock()
 	if !due {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, sweepFor)
 	defer cancel()
-	n, _ := s.sweepOnce(ctx, sweepLimit)
+	n, _ := s.sweepOnce(ctx, b.Now.UnixMicro(), sweepLimit, all)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sweep.running = false
@@ -56,9 +59,13 @@ func (s *Store) Sweep(ctx context.Context, limit int) (int, error) {
 	if err := s.prepare(ctx); err != nil {
 		return 0, err
 	}
+	clock, err := s.clock(ctx)
+	if err != nil {
+		return 0, s.failure("sweeping", err)
+	}
 	total := 0
 	for total < limit {
-		n, err := s.sweepOnce(ctx, min(limit-total, sweepLimit))
+		n, err := s.sweepOnce(ctx, clock, min(limit-total, sweepLimit), true)
 		total += n
 		if err != nil {
 			return total, s.failure("sweeping", err)
@@ -70,15 +77,15 @@ func (s *Store) Sweep(ctx context.Context, limit int) (int, error) {
 	return total, nil
 }
 
-func (s *Store) sweepOnce(ctx context.Context, limit int) (total int, err error) {
-	clock, err := s.clock(ctx)
-	if err != nil {
-		return 0, err
-	}
+func (s *Store) sweepOnce(ctx context.Context, clock int64, limit int, all bool) (total int, err error) {
 	if err := s.endLeases(ctx); err != nil {
 		return 0, err
 	}
-	for _, which := range []string{"records", "issued", "leases"} {
+	which := []string{"records", "issued", "leases"}
+	if !all {
+		which = which[:1]
+	}
+	for _, which := range which {
 		err := s.persist(ctx, func() error {
 			return s.mark(s.within(ctx, func(tx Tx) error {
 				n, err := s.sweepTable(ctx, tx, which, clock, limit-total)
@@ -89,6 +96,9 @@ func (s *Store) sweepOnce(ctx context.Context, limit int) (total int, err error)
 		if err != nil || total >= limit {
 			return total, err
 		}
+	}
+	if !all {
+		return total, nil
 	}
 	_, err = s.exec(ctx, s.db, "old_instances", values{"now": clock - oldInstances.Microseconds()})
 	return total, err
