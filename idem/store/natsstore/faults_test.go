@@ -214,6 +214,9 @@ func TestForgets(t *testing.T) {
 			if r := apply(t, s, b); r[0].Status != store.Claimed || b.Notice == "" {
 				t.Errorf("%s: %+v, notice %q", name, r, b.Notice)
 			}
+			if n := natsstore.Remembered(s); n > 1 {
+				t.Errorf("%s: %d records are remembered, among them the lost one", name, n)
+			}
 			apply(t, s, b)
 			if b.Notice != "" {
 				t.Errorf("%s: told again: %s", name, b.Notice)
@@ -263,6 +266,13 @@ func TestFull(t *testing.T) {
 			t.Fatal("the bucket is never full")
 		}
 	}
+	st, err := js.Stream(ctx, "KV_"+bucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if used := st.CachedInfo().State.Bytes; used < limit/2 || used > limit-limit/32 {
+		t.Errorf("claims are refused at %d of %d bytes", used, limit)
+	}
 	if f, err := s.Verify(ctx, "p"); err != nil || len(f) != 1 || f[0].ID != "nats-kv-full" {
 		t.Errorf("%v, %v", f, err)
 	}
@@ -309,10 +319,6 @@ func TestFull(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-	}
-	st, err := js.Stream(ctx, "KV_"+bucket)
-	if err != nil {
-		t.Fatal(err)
 	}
 	cfg := st.CachedInfo().Config
 	cfg.MaxBytes = 2 * limit

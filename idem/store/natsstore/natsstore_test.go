@@ -388,6 +388,17 @@ func TestStaleMemory(t *testing.T) {
 	}
 	want(t, other, "p", store.OK, op(store.Commit, "t", "d1"))
 	want(t, s, "p", store.Duplicate, op(store.Begin, "t", "c1"))
+
+	// An answer that changes nothing, and would be right by what is remembered.
+	want(t, s, "p", store.Claimed, op(store.Begin, "u", "c1"))
+	want(t, s, "p", store.OK, op(store.Release, "u", "c1"))
+	want(t, other, "p", store.Claimed, op(store.Begin, "u", "d1"))
+	want(t, s, "p", store.Lost, op(store.Release, "u", "c1"))
+	want(t, s, "p", store.Claimed, op(store.Begin, "v", "c1"))
+	if err := keyValue(t, js).Delete(context.Background(), natsstore.RecordKey("p", group, "v")); err != nil {
+		t.Fatal(err)
+	}
+	want(t, s, "p", store.OK, op(store.Commit, "v", "c0"))
 }
 
 func TestIncarnationAfterLoss(t *testing.T) {
