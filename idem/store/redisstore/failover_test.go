@@ -3,11 +3,15 @@ package redisstore_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/idemq/idemq/idem/store"
 	"github.com/idemq/idemq/idem/store/redisstore"
+	"github.com/idemq/idemq/internal/child"
 	"github.com/idemq/idemq/internal/redistest"
 	"github.com/idemq/idemq/internal/testenv"
 )
@@ -110,5 +114,22 @@ func TestSentinelPlannedFailover(t *testing.T) {
 	}
 	if rec := inspect(t, guarded, "p", "t"); rec.State != store.Done || rec.Attempt != 1 {
 		t.Errorf("%+v", rec)
+	}
+}
+
+// A demoted primary that Sentinel still names refuses writes: that passes by itself.
+func TestSentinelNamesAReplica(t *testing.T) {
+	t.Parallel()
+	s := redistest.StartSentinel(t, 1)
+	o := s.Options()
+	o.MaxRetries = -1
+	c := redis.NewFailoverClient(o)
+	t.Cleanup(func() { _ = c.Close() })
+	guarded := redisstore.New(c)
+	want(t, guarded, "p", store.Claimed, op(store.Begin, "t", "a"))
+	do(t, s.Servers[0].Client(t), "REPLICAOF", "127.0.0.1", child.FreePort(t))
+	err := guarded.Apply(context.Background(), batch("p", op(store.Commit, "t", "a")))
+	if !errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "READONLY") {
+		t.Errorf("a demoted primary: %v", err)
 	}
 }
