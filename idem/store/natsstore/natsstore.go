@@ -88,7 +88,7 @@ func WithReplicas(n int) Option { return func(s *Store) { s.replicas = n } }
 func WithStorage(t jetstream.StorageType) Option { return func(s *Store) { s.storage = t } }
 
 // WithMaxBytes bounds the size of the bucket, where the store creates it; default, and
-// zero, is no bound. A completed token takes about 350 bytes in each replica, and its
+// zero, is no bound. A completed token takes about 260 bytes in each replica, and its
 // result. Some accounts allow no bucket without a bound.
 func WithMaxBytes(n int64) Option { return func(s *Store) { s.maxBytes = n } }
 
