@@ -64,3 +64,8 @@ func TestHistories(t *testing.T) {
 	t.Parallel()
 	storetest.Histories(t, harness(open(t, sqltest.StartPostgres(t, "").DSN()), 30*time.Millisecond))
 }
+
+func await(tb testing.TB, what string, cond func() bool) {
+	tb.Helper()
+	testenv.Await(tb, what, cond)
+}
