@@ -51,6 +51,7 @@ type call struct {
 	everSent  bool
 	finished  bool
 	abandoned bool
+	apart     bool // waited in part
 }
 
 // batcher sends calls to the store: many in one trip, and again while the store
@@ -63,6 +64,7 @@ type batcher struct {
 	flights int
 	outage  outage
 	full    outage // the store answers, and has no room for claims
+	part    outage // the store answers, but for some records
 }
 
 // Calls of a lower class are sent first: what ends a claim, then what keeps one, then
@@ -258,17 +260,21 @@ func (b *batcher) land(calls []*call, batch *store.Batch, sent time.Time, err er
 		}
 	}
 	next := 0
+	unanswered := func(o *outage, c *call, err error) {
+		switch {
+		case c.abandoned:
+			unwanted = append(unwanted, c)
+		case o.givesUp(c, now):
+			c.err, c.finished = err, true
+			given, unwanted = append(given, c), append(unwanted, c)
+		default:
+			b.stall(o, c)
+		}
+	}
+	partly, whole := false, false // some calls wait for a part; some that did wait no more
 	for _, c := range calls {
 		if err != nil {
-			switch {
-			case c.abandoned:
-				unwanted = append(unwanted, c)
-			case b.outage.givesUp(c, now):
-				c.err, c.finished = err, true
-				given, unwanted = append(given, c), append(unwanted, c)
-			default:
-				b.stall(&b.outage, c)
-			}
+			unanswered(&b.outage, c, err)
 			continue
 		}
 		if c.before != nil {
@@ -276,6 +282,15 @@ func (b *batcher) land(calls []*call, batch *store.Batch, sent time.Time, err er
 		}
 		reply := batch.Replies[next]
 		next++
+		if errors.Is(reply.Err, store.ErrUnavailable) {
+			if !partly && b.part.fail(now, reply.Err) {
+				events = append(events, Event{Kind: EventStoreDown, Err: reply.Err})
+			}
+			partly, c.apart = true, true
+			unanswered(&b.part, c, reply.Err)
+			continue
+		}
+		whole = whole || c.apart
 		if errors.Is(reply.Err, store.ErrFull) {
 			if b.full.fail(now, reply.Err) {
 				events = append(events, Event{Kind: EventStoreDown, Err: reply.Err})
@@ -301,6 +316,11 @@ func (b *batcher) land(calls []*call, batch *store.Batch, sent time.Time, err er
 			unwanted = append(unwanted, c)
 		}
 		given = append(given, c)
+	}
+	if quiet := now.Sub(b.part.last) > max(b.core.opts.lease, 2*lastRetry); err == nil && !partly && b.part.failures > 0 && (whole || quiet) {
+		events = append(events, Event{Kind: EventStoreUp, Wait: now.Sub(b.part.since)})
+		b.part.failures = 0
+		b.resume(&b.part)
 	}
 	b.mu.Unlock()
 
@@ -370,6 +390,7 @@ func (b *batcher) abandon(calls []*call, err error) {
 	}
 	b.outage.stalled = keep(b.outage.stalled)
 	b.full.stalled = keep(b.full.stalled)
+	b.part.stalled = keep(b.part.stalled)
 	b.mu.Unlock()
 	b.giveBack(unwanted)
 }

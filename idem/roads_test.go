@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -307,6 +309,102 @@ func TestEventsAndLog(t *testing.T) {
 			if !strings.Contains(out.String(), `msg="idem: `+k.String()+`"`) {
 				t.Errorf("the log does not tell of %v:\n%s", k, &out)
 			}
+		}
+	})
+}
+
+// halved is a store of which a part, that of the tokens with x, can be out of reach.
+type halved struct {
+	store.Store
+	mu   sync.Mutex
+	away bool
+}
+
+func (h *halved) set(away bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.away = away
+}
+
+func (h *halved) Apply(ctx context.Context, b *store.Batch) error {
+	h.mu.Lock()
+	away := h.away
+	h.mu.Unlock()
+	if !away {
+		return h.Store.Apply(ctx, b)
+	}
+	there := *b
+	there.Ops, there.Replies = nil, nil
+	var at []int
+	for i, op := range b.Ops {
+		if !strings.HasPrefix(op.Token, "x") {
+			there.Ops, at = append(there.Ops, op), append(at, i)
+		}
+	}
+	if err := h.Store.Apply(ctx, &there); err != nil {
+		return err
+	}
+	b.Now, b.Replies = there.Now, make([]store.Reply, len(b.Ops))
+	for i := range b.Replies {
+		b.Replies[i].Err = fmt.Errorf("one node: %w", store.ErrUnavailable)
+	}
+	for i, n := range at {
+		b.Replies[n] = there.Replies[i]
+	}
+	return nil
+}
+
+// A node of a cluster that is away holds up what it keeps, and nothing else.
+func TestPartOfTheStoreAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &halved{Store: memstore.New()}
+		var mu sync.Mutex
+		var told []idem.EventKind
+		g := idem.New(idem.WithStore(s), idem.WithLease(time.Second), idem.WithObserver(idem.ObserverFunc(func(e idem.Event) {
+			if e.Kind == idem.EventStoreDown || e.Kind == idem.EventStoreUp || e.Kind == idem.EventLeaseLost {
+				mu.Lock()
+				defer mu.Unlock()
+				told = append(told, e.Kind)
+			}
+		}))).Group("g")
+		held := g.BeginAll(t.Context(), []idem.Request{{Token: "held"}, {Token: "x held"}})
+		if held[0].Err != nil || held[1].Err != nil {
+			t.Fatal(held)
+		}
+		s.set(true)
+		if _, err := g.Begin(t.Context(), "x hasty"); !errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("Begin of a token on the node that is away: %v", err)
+		}
+		answered := make(chan error, 1)
+		go func() {
+			all := g.BeginAll(t.Context(), []idem.Request{{Token: "x patient", Patient: true}})
+			answered <- all[0].Err
+		}()
+		time.Sleep(10 * time.Second)
+		if err := g.Do(t.Context(), "elsewhere", func(context.Context) error { return nil }); err != nil {
+			t.Errorf("a token on another node: %v", err)
+		}
+		if err := held[0].Claim.Commit(t.Context()); err != nil {
+			t.Errorf("a claim on another node: %v", err)
+		}
+		select {
+		case err := <-answered:
+			t.Fatalf("answered while the node is away: %v", err)
+		default:
+		}
+		s.set(false)
+		if err := <-answered; err != nil {
+			t.Errorf("a patient Begin: %v", err)
+		}
+		synctest.Wait()
+		mu.Lock()
+		defer mu.Unlock()
+		if want := []idem.EventKind{idem.EventStoreDown, idem.EventLeaseLost, idem.EventStoreUp}; !slices.Equal(told, want) {
+			t.Errorf("told %v, want %v", told, want)
+		}
+		// The hasty one was given back, should the node have claimed it.
+		if err := g.Do(t.Context(), "x hasty", func(context.Context) error { return nil }); err != nil {
+			t.Errorf("the hasty one: %v", err)
 		}
 	})
 }

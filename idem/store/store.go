@@ -300,7 +300,9 @@ const (
 type Reply struct {
 	Status Status
 	// Err is set instead of Status where this record alone cannot be worked on:
-	// it wraps [ErrUnreadable], [ErrNewer] or [ErrFull].
+	// it wraps [ErrUnreadable], [ErrNewer] or [ErrFull]; or [ErrUnavailable] where
+	// the part of the store that keeps it was not reached, others were, and nothing is
+	// known of this operation.
 	Err error
 
 	Attempt  int
