@@ -208,7 +208,7 @@ func (s *Store) create(ctx context.Context) error {
 	begin := s.statements.begin
 	if s.config.Dialect == Postgres {
 		// CREATE ... IF NOT EXISTS fails where two do it at once.
-		begin = append(slices.Clip(begin), "SELECT pg_advisory_xact_lock(hashtext('"+s.config.Tables+"'))") //nolint:gosec // checked by New
+		begin = append(slices.Clip(begin), "SELECT pg_advisory_xact_lock(hashtext('"+s.config.Tables+"'))")
 	}
 	tx, err := s.db.Begin(ctx, begin)
 	if err != nil {
