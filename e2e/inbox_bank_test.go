@@ -24,7 +24,10 @@ type database struct {
 	Dialect sqlstore.Dialect
 	DSN     string
 	Tables  string // what the names of the bank's tables begin with, and those of the inbox
+	Shard   int    // of the accounts, each of which has a row in each shard
 }
+
+const bankShards = 2
 
 // sqlEngine is a kind of database that the tests run on.
 type sqlEngine struct {
@@ -137,7 +140,7 @@ func newBank(t *testing.T, d database, n int) *bank {
 		"CREATE TABLE bookings (payment INTEGER NOT NULL, attempt INTEGER NOT NULL, consumer VARCHAR(100) NOT NULL)",
 	}
 	var values []string
-	for id := range bankAccounts {
+	for id := range bankAccounts * bankShards {
 		values = append(values, fmt.Sprintf("(%d, 0)", id))
 	}
 	statements = append(statements, "INSERT INTO accounts VALUES "+strings.Join(values, ","))
@@ -175,7 +178,7 @@ func (d database) book(ctx context.Context, on execer, token, consumer string, a
 	if _, err := on.ExecContext(ctx, d.sql("INSERT INTO bookings VALUES (?, ?, ?)"), p.id, attempt, consumer); err != nil {
 		return err
 	}
-	_, err = on.ExecContext(ctx, d.sql("UPDATE accounts SET cents = cents + ? WHERE id = ?"), p.cents, p.account)
+	_, err = on.ExecContext(ctx, d.sql("UPDATE accounts SET cents = cents + ? WHERE id = ?"), p.cents, p.account+bankAccounts*d.Shard)
 	return err
 }
 
@@ -197,7 +200,8 @@ func (b *bank) audit() {
 		       (SELECT count(*) FROM bookings),
 		       (SELECT count(*) FROM payments p WHERE NOT EXISTS (SELECT 1 FROM bookings b WHERE b.payment = p.id)),
 		       (SELECT count(*) FROM (SELECT payment FROM bookings GROUP BY payment HAVING count(*) > 1) twice),
-		       (SELECT count(*) FROM accounts a WHERE cents <> (SELECT coalesce(sum(p.cents), 0) FROM payments p WHERE p.account = a.id))`,
+		       (SELECT count(*) FROM (SELECT id % 10 AS id, sum(cents) AS cents FROM accounts GROUP BY id % 10) a
+		        WHERE cents <> (SELECT coalesce(sum(p.cents), 0) FROM payments p WHERE p.account = a.id))`,
 	)).Scan(&owed, &booked, &lost, &doubled, &wrong); err != nil {
 		b.t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -39,6 +40,7 @@ type inboxRole struct {
 	Isolation             sql.IsolationLevel
 	Own                   bool // the handler opens its transaction itself, and ends it with CommitTx
 	Doom                  doom
+	Tells                 bool // what happens, on its standard output
 }
 
 // doom is where a process sends itself a signal.
@@ -79,7 +81,12 @@ func (r *inboxRole) at(passed *atomic.Int64) func(spot) {
 			send()
 			select {}
 		default:
+			// The signal may go to another thread, and this one go on for a moment.
+			goesOn := make(chan os.Signal, 1)
+			signal.Notify(goesOn, syscall.SIGCONT)
+			fmt.Println("stopping")
 			send()
+			<-goesOn
 		}
 	}
 }
@@ -108,6 +115,9 @@ func (r *inboxRole) run(ctx context.Context) error {
 	}
 	if r.IsInstance {
 		options = append(options, idem.WithInstance(r.Instance))
+	}
+	if r.Tells {
+		options = append(options, idem.WithObserver(idem.ObserverFunc(func(ev idem.Event) { fmt.Println(ev.Kind, ev.Token, ev.Attempt) })))
 	}
 	var booked sync.Map
 	var first sync.Once
@@ -200,31 +210,49 @@ type watchedMsg struct {
 
 func (m watchedMsg) Ack() error { return m.settled(m.Msg, m.Msg.Ack) }
 
-// spawn starts a process of the role; working is closed when it handles its first message.
-func (r inboxRole) spawn(t *testing.T) (p process, working <-chan struct{}, err error) {
+// spawn starts a process of the role.
+func (r inboxRole) spawn(t *testing.T) (process, *said, error) {
 	config, err := json.Marshal(r)
 	if err != nil {
 		return process{}, nil, err
 	}
-	said := &firstWrite{c: make(chan struct{})}
+	out := &said{working: make(chan struct{})}
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), inboxRoleEnv+"="+string(config))
-	cmd.Stdout, cmd.Stderr = said, os.Stderr
+	cmd.Stdout, cmd.Stderr = out, os.Stderr
 	started, err := child.Start(cmd)
 	if err != nil {
 		return process{}, nil, err
 	}
 	t.Cleanup(started.Kill)
-	return process{started, cmd}, said.c, nil
+	return process{started, cmd}, out, nil
 }
 
-// firstWrite closes its channel at the first write.
-type firstWrite struct {
-	once sync.Once
-	c    chan struct{}
+// said is the standard output of a process.
+type said struct {
+	working chan struct{} // closed at the first line: it handles a message
+
+	mu   sync.Mutex
+	text []byte
 }
 
-func (w *firstWrite) Write(b []byte) (int, error) {
-	w.once.Do(func() { close(w.c) })
+func (s *said) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.text) == 0 {
+		close(s.working)
+	}
+	s.text = append(s.text, b...)
 	return len(b), nil
+}
+
+// has is a condition for Await.
+func (s *said) has(line string) func() bool {
+	return func() bool { return strings.Contains(s.String(), line) }
+}
+
+func (s *said) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return string(s.text)
 }

@@ -89,14 +89,14 @@ func (h *hangman) report() (text string, n int) {
 func (r inboxRole) keepDying(t *testing.T, h *hangman, ending <-chan struct{}) {
 	for {
 		r.Doom = h.draw()
-		p, working, err := r.spawn(t)
+		p, out, err := r.spawn(t)
 		if err != nil {
 			t.Error(err)
 			return
 		}
 		if r.Doom.Spot == fromOutside {
 			select {
-			case <-working:
+			case <-out.working:
 				timer := time.NewTimer(h.pause(150 * time.Millisecond))
 				select {
 				case <-timer.C:
