@@ -24,9 +24,9 @@ func TestCluster(t *testing.T) {
 	c := natstest.StartCluster(t, 3, withUsers(&server.User{Username: "u", Password: "p", Permissions: least(true, "*")}))
 	js := c.JetStream(t, admin)
 	s := natsstore.New(js, bucket, natsstore.WithReplicas(3))
-	want(t, s, "p", store.Claimed, op(store.Begin, "t", "c1"))
 
 	t.Run("suite", func(t *testing.T) {
+		apply(t, s, batch("p")) // creates the bucket
 		h := harness(js, unit)
 		h.Open = func(testing.TB) store.Store {
 			return natsstore.New(c.JetStream(t, asU), bucket, natsstore.WithReplicas(3))
@@ -42,6 +42,7 @@ func TestCluster(t *testing.T) {
 			}
 			return m.Revision()
 		}
+		want(t, s, "p", store.Claimed, op(store.Begin, "t", "c1"))
 		last := proofs()
 		for _, tt := range []struct {
 			op     store.Op
