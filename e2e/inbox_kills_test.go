@@ -136,7 +136,7 @@ func inboxSeed(t *testing.T) uint64 {
 	return seed
 }
 
-// Consumer processes book payments, each of which was published twice, and die of SIGKILL
+// Consumer processes book payments, most of which were published twice, and die of SIGKILL
 // at drawn places of the transaction, before it and after it. Each payment is booked once.
 // IDEM_E2E_SEED repeats a run's draws.
 func TestInboxKills(t *testing.T) {
@@ -160,14 +160,16 @@ func TestInboxKills(t *testing.T) {
 			seed := inboxSeed(t)
 			random := rand.New(rand.NewPCG(seed, 0))
 			s := newBroker(t, time.Second)
-			b := newBank(t, test.database(t), n)
-			twice := append(payments(n), payments(n)...)
-			random.Shuffle(len(twice), func(i, j int) { twice[i], twice[j] = twice[j], twice[i] })
-			for some := range slices.Chunk(twice, 500) {
+			// Some are published once: a second copy would make up for one that was acked too early.
+			once := n / 2
+			b := newBank(t, test.database(t), n+once)
+			messages := append(payments(n+once), payments(n)...)
+			random.Shuffle(len(messages), func(i, j int) { messages[i], messages[j] = messages[j], messages[i] })
+			for some := range slices.Chunk(messages, 500) {
 				s.publish(some...)
 			}
-			if owed := s.owed(); owed != 2*n {
-				t.Fatalf("the broker has %d messages, want %d", owed, 2*n)
+			if owed := s.owed(); owed != len(messages) {
+				t.Fatalf("the broker has %d messages, want %d", owed, len(messages))
 			}
 
 			const replicas = 3
@@ -184,7 +186,7 @@ func TestInboxKills(t *testing.T) {
 				consumer.Instance = fmt.Sprintf("consumer-%d", i)
 				wg.Go(func() { consumer.keepDying(t, h, ending) })
 			}
-			for left := 2 * n; left > 0; {
+			for left := len(messages); left > 0; {
 				last := left
 				testenv.Await(t, "messages to be settled", seldom(func() bool { left = s.owed(); return left < last }))
 			}
@@ -192,8 +194,8 @@ func TestInboxKills(t *testing.T) {
 			close(ending)
 			wg.Wait()
 			where, died := h.report()
-			t.Logf("seed %d: %d payments, each published twice, in %v (%.0f payments a second) with %d consumers; killed:%s",
-				seed, n, took.Round(time.Millisecond), float64(n)/took.Seconds(), replicas, where)
+			t.Logf("seed %d: %d payments published twice and %d once, in %v (%.0f messages a second) with %d consumers; killed:%s",
+				seed, n, once, took.Round(time.Millisecond), float64(len(messages))/took.Seconds(), replicas, where)
 			b.audit()
 			if died < kills {
 				t.Errorf("%d processes were killed, want %d: the test shows less than it says", died, kills)
