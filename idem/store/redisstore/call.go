@@ -24,6 +24,7 @@ type call struct {
 	whole  bool // send the script's source, not its digest
 
 	before string // the epoch seen when it was sent
+	failed error  // why nothing is known of it, whatever the server answered
 }
 
 // item is one operation of a call.

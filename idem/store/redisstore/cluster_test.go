@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -43,6 +44,15 @@ func everywhere(name string) (begins, commits *store.Batch) {
 	return batch("p", b...), batch("p", c...)
 }
 
+// applied is the first error of a batch, or of one of its operations.
+func applied(s store.Store, b *store.Batch) error {
+	err := s.Apply(context.Background(), b)
+	for i := 0; err == nil && i < len(b.Replies); i++ {
+		err = b.Replies[i].Err
+	}
+	return err
+}
+
 // until resends a batch until it is answered. Each error must be an outage.
 func until(t *testing.T, s store.Store, what string, b *store.Batch) (tries int) {
 	t.Helper()
@@ -54,7 +64,7 @@ func until(t *testing.T, s store.Store, what string, b *store.Batch) (tries int)
 		if err != nil && !errors.Is(err, store.ErrUnavailable) {
 			t.Fatalf("%s: no outage: %v", what, err)
 		}
-		return err == nil
+		return err == nil && !slices.ContainsFunc(b.Replies, func(r store.Reply) bool { return errors.Is(r.Err, store.ErrUnavailable) })
 	})
 	for i, r := range b.Replies {
 		if r.Status != store.OK && r.Status != store.Claimed {
@@ -89,7 +99,7 @@ func TestClusterComesBack(t *testing.T) {
 			primary := cluster.Nodes[1]
 			cluster.Kill(t, primary)
 			lost, lostCommits := everywhere("outage")
-			if err := s.Apply(context.Background(), lost); !errors.Is(err, store.ErrUnavailable) {
+			if err := applied(s, lost); !errors.Is(err, store.ErrUnavailable) {
 				t.Errorf("a dead primary: %v", err)
 			}
 			cluster.AwaitPromotion(t, cluster.Partner(primary))
@@ -115,7 +125,7 @@ func TestClusterComesBack(t *testing.T) {
 			m := cluster.Open(t, slot, to)
 			begins, commits = everywhere("on the way")
 			for range 2 { // nothing was moved, all was
-				if err := s.Apply(context.Background(), begins); !errors.Is(err, store.ErrUnavailable) {
+				if err := applied(s, begins); !errors.Is(err, store.ErrUnavailable) {
 					t.Errorf("claims in a slot on its way: %v", err)
 				}
 				m.Keys()
@@ -130,6 +140,62 @@ func TestClusterComesBack(t *testing.T) {
 			works("migration")
 			if rec := inspect(t, s, "p", "before0"); rec.State != store.Done {
 				t.Errorf("what was done before is %v", rec.State)
+			}
+		})
+	}
+}
+
+// A node that is away, or whose replicas do not confirm, holds up what it keeps and
+// nothing else, also where more operations on its tokens follow in the batch.
+func TestOneNodeAway(t *testing.T) {
+	for _, v := range variants {
+		t.Run(v.name, func(t *testing.T) {
+			cluster := replicated(t)
+			for _, node := range cluster.Nodes {
+				if err := node.Client(t).ConfigSet(t.Context(), "cluster-require-full-coverage", "no").Err(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s := redisstore.New(cluster.Client(t), v.opts...)
+			begins, commits := everywhere("held")
+			until(t, s, "claims", begins)
+			cluster.Kill(t, cluster.Partner(cluster.Nodes[0])) // the replica: nothing confirms any more
+			if v.opts == nil {
+				cluster.Kill(t, cluster.Nodes[0])
+			}
+			// The same claim ids, so that a try without an answer changes nothing.
+			commits.Ops = append(commits.Ops, commits.Ops...)
+			var answered, away int
+			testenv.Await(t, "the other nodes to answer", func() bool {
+				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+				defer cancel()
+				if err := s.Apply(ctx, commits); err != nil {
+					if !errors.Is(err, store.ErrUnavailable) {
+						t.Fatal(err)
+					}
+					return false
+				}
+				answered, away = 0, 0
+				for _, r := range commits.Replies {
+					switch {
+					case r.Status == store.OK && r.Err == nil:
+						answered++
+					case r.Status == 0 && errors.Is(r.Err, store.ErrUnavailable):
+						away++
+					default:
+						t.Fatalf("%+v", r)
+					}
+				}
+				return true
+			})
+			if n := len(commits.Ops); answered < n/2 || away < n/5 || answered+away != n {
+				t.Errorf("of %d operations %d were answered and %d were not; a third of the slots is away", n, answered, away)
+			}
+			half := len(commits.Ops) / 2
+			for i, r := range commits.Replies[:half] {
+				if again := commits.Replies[half+i]; (r.Err == nil) != (again.Err == nil) {
+					t.Errorf("operation %d: %v, and its repeat in the same batch: %v", i, r.Err, again.Err)
+				}
 			}
 		})
 	}

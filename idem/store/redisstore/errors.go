@@ -111,6 +111,3 @@ func isReply(err error) bool {
 func isNoScript(err error) bool  { return redis.HasErrorPrefix(err, "NOSCRIPT") }
 func isFull(err error) bool      { return redis.HasErrorPrefix(err, "OOM") }
 func isCrossSlot(err error) bool { return redis.HasErrorPrefix(err, "CROSSSLOT") }
-
-// isHelped tells whether a refused call is sent again in another form.
-func isHelped(err error) bool { return isNoScript(err) || isFull(err) || isCrossSlot(err) }

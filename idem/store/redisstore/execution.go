@@ -20,7 +20,10 @@ type execution struct {
 	terms  [8]any
 	notice string
 
-	unconfirmed error // replicas that did not confirm
+	// What is known of nothing: calls whose server was not reached, or did not
+	// confirm. Later calls of their tags are not sent, to keep the order.
+	lost int // operations
+	down map[int]error
 }
 
 func (x *execution) run(ctx context.Context) error {
@@ -42,7 +45,24 @@ func (x *execution) run(ctx context.Context) error {
 			return err
 		}
 	}
-	return x.unconfirmed
+	if x.lost == len(b.Ops) || b.Now.IsZero() {
+		for _, err := range x.down {
+			return err
+		}
+	}
+	return nil
+}
+
+// lose answers the operations of a call of which nothing is known.
+func (x *execution) lose(c *call, err error) {
+	if x.down == nil {
+		x.down = make(map[int]error)
+	}
+	x.down[c.tag] = err
+	x.lost += len(c.items)
+	for _, it := range c.items {
+		*it.reply = store.Reply{Err: err}
+	}
 }
 
 func (x *execution) item(op *store.Op, reply *store.Reply) item {
@@ -100,20 +120,34 @@ func (x *execution) divide(items []item) [][]*call {
 // maxmemory (without its claims), across slots (divided by tag).
 func (x *execution) finish(ctx context.Context, calls []*call) error {
 	for len(calls) > 0 {
-		cmds, err := x.send(ctx, calls)
-		if err != nil {
-			return err
-		}
+		calls = slices.DeleteFunc(calls, func(c *call) bool {
+			err := x.down[c.tag]
+			if err != nil {
+				x.lose(c, err)
+			}
+			return err != nil
+		})
 		var again []*call
-		for i, c := range calls {
-			err := cmds[i].Err()
+		for i, cmd := range x.send(ctx, calls) {
+			c := calls[i]
+			var err error
+			if cmd != nil {
+				err = cmd.Err()
+			}
 			switch {
-			case err == nil:
-				if err := x.take(c, cmds[i]); err != nil {
+			case cmd != nil && err == nil:
+				if err := x.take(c, cmd); err != nil {
 					return err
 				}
+				if c.failed == nil {
+					continue
+				}
+				if !errors.Is(c.failed, store.ErrUnavailable) {
+					return c.failed
+				}
+				x.lose(c, c.failed)
 			case isNoScript(err) && !c.whole:
-				c.whole = true
+				c.whole, c.failed = true, nil
 				again = append(again, c)
 			case isFull(err) && c.script == claimScript:
 				if c = c.withoutClaims(err); c != nil {
@@ -123,7 +157,13 @@ func (x *execution) finish(ctx context.Context, calls []*call) error {
 				x.s.perTag.Store(true)
 				return x.finishDivided(ctx, c)
 			default:
-				return x.s.failure(ctx, x.p, fmt.Sprintf("executing %d operations", len(c.items)), err)
+				if err != nil {
+					c.failed = x.s.failure(ctx, x.p, fmt.Sprintf("executing %d operations", len(c.items)), err)
+				}
+				if !errors.Is(c.failed, store.ErrUnavailable) {
+					return c.failed
+				}
+				x.lose(c, c.failed)
 			}
 		}
 		calls = again
@@ -193,16 +233,18 @@ func (x *execution) queue(ctx context.Context, to scripter, c *call) *redis.Cmd 
 	return to.EvalSha(ctx, c.script.sha, keys, args...)
 }
 
-// send sends calls together and returns an answer for each. An error means that
-// nothing is known of any.
-func (x *execution) send(ctx context.Context, calls []*call) ([]*redis.Cmd, error) {
-	if x.s.replicas > 0 && slices.ContainsFunc(calls, (*call).completes) {
+// send sends calls together and returns an answer for each; nil where the call was not
+// sent. A call that is marked as failed is not known to be done, whatever its answer.
+func (x *execution) send(ctx context.Context, calls []*call) []*redis.Cmd {
+	switch {
+	case len(calls) == 0:
+		return nil
+	case x.s.replicas > 0 && slices.ContainsFunc(calls, (*call).completes):
 		return x.sendAndWait(ctx, calls)
+	case len(calls) == 1:
+		return []*redis.Cmd{x.queue(ctx, x.s.client, calls[0])}
 	}
-	if len(calls) == 1 {
-		return []*redis.Cmd{x.queue(ctx, x.s.client, calls[0])}, nil
-	}
-	return x.pipeline(ctx, x.s.client.Pipeline(), calls), nil
+	return x.pipeline(ctx, x.s.client.Pipeline(), calls)
 }
 
 // pipeline sends calls in a pipeline. The errors of commands are theirs; Exec only
@@ -219,18 +261,16 @@ func (x *execution) pipeline(ctx context.Context, pipe redis.Pipeliner, calls []
 // sendAndWait sends calls and has each primary wait for its replicas, in the same
 // pipeline: WAIT is about the writes of its own connection. The script writes the
 // epoch key in such calls, so that a repeat that finds everything done waits too.
-// Replicas that do not confirm are noted, and the calls go on: scripts are still
-// loaded, and completions are on the primary.
-func (x *execution) sendAndWait(ctx context.Context, calls []*call) ([]*redis.Cmd, error) {
-	primaries, err := x.primaries(ctx, calls)
-	if err != nil {
-		return nil, err
-	}
+// Where replicas do not confirm, all calls to that primary are marked as failed, the
+// claims among them too: what cannot be completed is not to be started. Scripts are
+// still loaded, and completions are on the primary.
+func (x *execution) sendAndWait(ctx context.Context, calls []*call) []*redis.Cmd {
 	all := make([]*redis.Cmd, len(calls))
-	for primary, indexes := range primaries {
+	for primary, indexes := range x.primaries(ctx, calls) {
 		pipe := primary.Pipeline()
 		waits := false
 		for _, i := range indexes {
+			calls[i].failed = nil
 			all[i] = x.queue(ctx, pipe, calls[i])
 			waits = waits || calls[i].completes()
 		}
@@ -240,20 +280,21 @@ func (x *execution) sendAndWait(ctx context.Context, calls []*call) ([]*redis.Cm
 			_ = pipe.Process(ctx, wait)
 		}
 		_, _ = pipe.Exec(ctx)
-		for _, i := range indexes {
-			if err := all[i].Err(); isReply(err) && !isHelped(err) {
-				return nil, x.s.failure(ctx, x.p, fmt.Sprintf("executing %d operations", len(calls[i].items)), err)
+		if wait == nil {
+			continue
+		}
+		if err := x.confirmed(ctx, wait); err != nil {
+			for _, i := range indexes {
+				calls[i].failed = err
 			}
 		}
-		if wait != nil {
-			x.unconfirmed = errors.Join(x.unconfirmed, x.confirmed(ctx, wait))
-		}
 	}
-	return all, nil
+	return all
 }
 
-// primaries groups the calls by the server that they go to.
-func (x *execution) primaries(ctx context.Context, calls []*call) (map[*redis.Client][]int, error) {
+// primaries groups the calls by the server that they go to. Calls that go nowhere are
+// marked as failed.
+func (x *execution) primaries(ctx context.Context, calls []*call) map[*redis.Client][]int {
 	groups := make(map[*redis.Client][]int)
 	for i, c := range calls {
 		var primary *redis.Client
@@ -263,12 +304,13 @@ func (x *execution) primaries(ctx context.Context, calls []*call) (map[*redis.Cl
 		case *redis.ClusterClient:
 			var err error
 			if primary, err = client.MasterForKey(ctx, x.p.keys.epoch(c.tag)); err != nil {
-				return nil, x.s.failure(ctx, x.p, "finding a primary", err)
+				c.failed = x.s.failure(ctx, x.p, "finding a primary", err)
+				continue
 			}
 		}
 		groups[primary] = append(groups[primary], i)
 	}
-	return groups, nil
+	return groups
 }
 
 // confirmed is nil if enough replicas have what was written.
