@@ -178,9 +178,9 @@ func idOf(lit *ast.CompositeLit) ast.Expr {
 // makerOf finds the innermost function with a parameter of this name, what it is called
 // by, and which parameter that is.
 func makerOf(within []ast.Node, param string) (name string, i int, found bool) {
-	for at := len(within) - 1; at >= 0; at-- {
+	for at, n := range slices.Backward(within) {
 		var typ *ast.FuncType
-		switch n := within[at].(type) {
+		switch n := n.(type) {
 		case *ast.FuncDecl:
 			name, typ = n.Name.Name, n.Type
 		case *ast.FuncLit:

@@ -99,7 +99,7 @@ func TestFindings(t *testing.T) {
 		{"a longer retention", []string{"retention.ms=604800001"}, nil, []string{"kafka-retention"}, nil},
 		{"no end", []string{"retention.ms=-1"}, nil, []string{"kafka-retention"}, nil},
 		{"hardly an end", []string{"retention.ms=9223372036854775807"}, nil, []string{"kafka-retention"}, nil},
-		{"compacted", []string{"cleanup.policy=compact"}, nil, []string{"kafka-compact"}, nil},
+		{"compacted, whatever the age", []string{"cleanup.policy=compact", "retention.ms=-1"}, nil, []string{"kafka-compact"}, nil},
 		{"compacted and deleted", []string{"cleanup.policy=compact,delete", hour}, nil, []string{"kafka-compact"}, nil},
 		{"compacted and deleted late", []string{"cleanup.policy=compact,delete", "retention.ms=-1"}, nil, []string{"kafka-compact", "kafka-retention"}, nil},
 		{"LastOffset", []string{hour}, func(c *kafka.ReaderConfig) { c.StartOffset = kafka.LastOffset }, []string{"kafka-last-offset"}, nil},

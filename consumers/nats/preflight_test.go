@@ -2,14 +2,11 @@ package idemnats_test
 
 import (
 	"context"
-	"fmt"
-	"net"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/idemq/idemq/consumers"
@@ -138,6 +135,16 @@ func TestFindingsWithoutAStream(t *testing.T) {
 		t.Fatal(err)
 	}
 	v.wantFound(v.consumer(noop, idemnats.DeadLetter(other, "dead.orders")))
+
+	// Nor is another stream of its name.
+	namesake, err := other.CreateStream(v.ctx(), jetstream.StreamConfig{Name: "ORDERS", Subjects: []string{"orders.>"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := namesake.CreateConsumer(v.ctx(), v.info().Config); err != nil {
+		t.Fatal(err)
+	}
+	v.wantFound(v.consumer(noop, idemnats.DeadLetter(other, "dead.orders")))
 }
 
 // A work queue deletes what was acked: its age says nothing.
@@ -178,7 +185,7 @@ func TestLettersInMemory(t *testing.T) {
 func TestLettersWithFewerReplicas(t *testing.T) {
 	v := setup(t)
 	v.quiet()
-	js := cluster(t)
+	js := natstest.StartCluster(t, 3).Servers[0].JetStream(t)
 	for name, replicas := range map[string]int{"ORDERS": 3, "DEAD": 1, "SAFE": 3} {
 		sc := jetstream.StreamConfig{Name: name, Subjects: []string{strings.ToLower(name) + ".>"}, Replicas: replicas, MaxAge: time.Hour}
 		testenv.Await(t, "stream "+name, func() bool {
@@ -192,35 +199,6 @@ func TestLettersWithFewerReplicas(t *testing.T) {
 	}
 	v.wantFound(v.consumer(noop, idemnats.DeadLetter(js, "dead.orders")), "nats-letters-replicas")
 	v.wantFound(v.consumer(noop, idemnats.DeadLetter(js, "safe.orders")))
-}
-
-func cluster(t *testing.T) jetstream.JetStream {
-	t.Helper()
-	var routes []string
-	for range 3 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		routes = append(routes, "nats://"+l.Addr().String())
-		if err := l.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	var first *natstest.Server
-	for i, own := range routes {
-		srv := natstest.Start(t, func(o *server.Options) {
-			_, port, _ := net.SplitHostPort(strings.TrimPrefix(own, "nats://"))
-			o.ServerName = fmt.Sprint("n", i)
-			o.Cluster = server.ClusterOpts{Name: "c", Host: "127.0.0.1"}
-			_, _ = fmt.Sscan(port, &o.Cluster.Port)
-			o.Routes = server.RoutesFromStr(strings.Join(routes, ","))
-		})
-		if first == nil {
-			first = srv
-		}
-	}
-	return first.JetStream(t)
 }
 
 // A user who may not ask is told so.
