@@ -50,6 +50,7 @@ func pauseCases(e sqlEngine) (all []pauseCase) {
 	if !isFull() {
 		return []pauseCase{
 			{at: afterFirst, variant: variant{byTx, sql.LevelReadCommitted}},
+			{at: afterFirst, variant: variant{byCommitTx, sql.LevelReadCommitted}}, // only the claim's id keeps this one from doubling
 			{at: afterFirst, variant: variant{byCommitTx, sql.LevelRepeatableRead}},
 			{at: beforeCompletion, variant: variant{byTx, sql.LevelSerializable}},
 			{at: beforeCompletion, variant: variant{byCommitTx, sql.LevelReadCommitted}},
