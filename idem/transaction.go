@@ -132,8 +132,10 @@ func (c *Claim) commitBy(ctx context.Context, commit func(context.Context, *stor
 			c.finish(false, false)
 			return fmt.Errorf("idem: commit token %q: attempt %d: %w", c.token, c.attempt, err)
 		}
-		c.guard.Emit(Event{Kind: EventWaiting, Token: c.token, Attempt: c.attempt, Wait: wait,
-			Err: fmt.Errorf("whether the handler's transaction was committed is not known, and asked again: %w", err)})
+		c.guard.Emit(Event{
+			Kind: EventWaiting, Token: c.token, Attempt: c.attempt, Wait: wait,
+			Err: fmt.Errorf("whether the handler's transaction was committed is not known, and asked again: %w", err),
+		})
 		t := time.NewTimer(wait)
 		select {
 		case <-t.C:

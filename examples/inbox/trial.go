@@ -180,7 +180,7 @@ func (t *trial) start(name string) (*replica, error) {
 // consume runs the consumers until the stream has nothing left that is not acked, and
 // kills one of them every now and then.
 func (t *trial) consume(ctx context.Context, source jetstream.Consumer, stdout io.Writer) (err error) {
-	random := rand.New(rand.NewPCG(t.seed, 0)) //nolint:gosec // a schedule, no secret
+	random := rand.New(rand.NewPCG(t.seed, 0))
 	bar := newProgress(stdout, 2*t.payments)
 	defer bar.end()
 	all := make([]*replica, t.replicas)
@@ -226,7 +226,7 @@ func (t *trial) consume(ctx context.Context, source jetstream.Consumer, stdout i
 			if err != nil {
 				return fmt.Errorf("asking for the stream: %w", err)
 			}
-			now := int(info.NumPending) + info.NumAckPending //nolint:gosec // far below the limit
+			now := int(info.NumPending) + info.NumAckPending
 			if now != left {
 				left, moved = now, time.Now()
 			}
@@ -254,7 +254,7 @@ func (r *replica) die() error {
 	if err := r.cmd.Process.Kill(); err != nil {
 		return fmt.Errorf("killing %s: %w", r.name, err)
 	}
-	<-r.ended
+	<-r.ended //nolint:errcheck // it was killed
 	return nil
 }
 

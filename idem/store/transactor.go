@@ -50,6 +50,6 @@ type Tx interface {
 	RolledBack(err error) bool
 }
 
-// ErrRolledBack: the database rolled a handler's transaction back, and can take it
+// ErrRolledBack says that the database rolled a handler's transaction back, and can take it
 // when it is tried again.
 var ErrRolledBack = errors.New("transaction rolled back")

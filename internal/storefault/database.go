@@ -16,9 +16,9 @@ type TxFault int
 const (
 	// Commits is no fault.
 	Commits TxFault = iota
-	// RollsBack: the database gives it up, and can take it later.
+	// RollsBack has the database give it up, and take it later.
 	RollsBack
-	// Breaks: the database refuses it for good.
+	// Breaks has the database refuse it for good.
 	Breaks
 	// Silent commits, and the answer is lost.
 	Silent
