@@ -101,6 +101,9 @@ func (o logObserver) Observe(e Event) {
 	case EventStoreNotice, EventUnrecorded, EventDropped:
 		level = slog.LevelError
 	}
+	if e.Finding != nil && e.Finding.Lost {
+		level = slog.LevelError
+	}
 	ctx := context.Background()
 	if !o.log.Enabled(ctx, level) {
 		return

@@ -408,3 +408,15 @@ func TestPartOfTheStoreAway(t *testing.T) {
 		}
 	})
 }
+
+// What is lost is an error in the log, what can be lost a warning.
+func TestFindingsInTheLog(t *testing.T) {
+	for lost, want := range map[bool]string{false: "level=WARN", true: "level=ERROR"} {
+		var out bytes.Buffer
+		g := idem.New(idem.WithLogger(slog.New(slog.NewTextHandler(&out, nil)))).Group("g")
+		g.Emit(idem.Event{Kind: idem.EventFinding, Finding: &idem.Finding{ID: "x", Lost: lost}, Text: "x"})
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("lost %v: %s, want %s", lost, &out, want)
+		}
+	}
+}

@@ -317,6 +317,7 @@ func (c *Consumer) tellDeleted(p *partition, next, first int64) {
 		What:        fmt.Sprintf("%s: offsets %d to %d were deleted by the topic's retention before this group had handled them.", p, next, first-1),
 		Consequence: "These messages are lost.",
 		Cure:        "Raise the topic's retention.ms, or add consumers.",
+		Lost:        true,
 	})
 }
 

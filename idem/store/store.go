@@ -89,6 +89,8 @@ type Finding struct {
 	// What was found and where, what can come of it, and what to do about it: a
 	// full sentence each.
 	What, Consequence, Cure string
+	// Lost says that messages are lost already, not that they can be.
+	Lost bool
 }
 
 // String is the whole finding, as logs show it.
