@@ -21,7 +21,7 @@ type Report struct {
 	Server  string
 	Rules   int // that were tried
 	Passed  int
-	Skipped int      // for want of Corrupt
+	Skipped int      // rules for drivers of another kind, or for want of Corrupt
 	Failed  []string // names of cases
 	Lacks   []string // capabilities that the driver declares to lack
 }
