@@ -246,6 +246,14 @@ func TestHeldRow(t *testing.T) {
 			if d := time.Since(start); d > 3*time.Second {
 				t.Errorf("it took %v", d)
 			}
+			soon, cancel := context.WithTimeout(t.Context(), 800*time.Millisecond) // a trip's where the lease is 2.4 s
+			defer cancel()
+			batch = terms(begin("another", "c2"), begin("held", "c2"), renew("free", "c2"))
+			if err := s.Apply(soon, batch); err != nil {
+				t.Errorf("beside a held row, with little time: %v", err)
+			} else if r := batch.Replies; r[0].Status != store.Claimed || r[1].Status != store.InProgress || r[2].Status != store.OK {
+				t.Errorf("beside a held row, with little time: %+v", r)
+			}
 			if n, err := s.Sweep(t.Context(), 100); err != nil || n != 0 {
 				t.Errorf("Sweep beside a held row: %d, %v", n, err)
 			}

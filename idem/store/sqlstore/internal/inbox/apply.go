@@ -18,6 +18,8 @@ const (
 	// patience is how long a claim is tried whose row somebody else holds: longer than
 	// their transactions take, and well below what a caller waits for a batch.
 	patience = 300 * time.Millisecond
+	// shortest is the least that MySQL waits for a row.
+	shortest = time.Second
 	// heldRetry is the RetryAfter of a claim whose row stays locked.
 	heldRetry = 200 * time.Millisecond
 )
@@ -69,6 +71,8 @@ type execution struct {
 	yield   bool  // claims whose rows are held by others are answered so
 	wait    []key // rows that others held at the last try, and then at this one
 
+	patience time.Duration // with these rows
+
 	records map[key]*row
 	issued  map[key]*issuedRow
 	held    map[key]bool // rows that others hold
@@ -88,10 +92,13 @@ var errFaster = errors.New("another transaction was faster")
 
 // apply executes operations, in one transaction that is tried until it goes through.
 func (s *Store) apply(ctx context.Context, b *store.Batch, ops []store.Op, replies []store.Reply) error {
-	start := time.Now()
+	start, limit := time.Now(), patience
+	if d, ok := ctx.Deadline(); ok {
+		limit = min(limit, time.Until(d)/3) // or one row that is held would fail the whole batch
+	}
 	var wait []key
 	return s.persist(ctx, func() error {
-		x := &execution{s: s, b: b, ops: ops, replies: replies, yield: time.Since(start) > patience, wait: wait}
+		x := &execution{s: s, b: b, ops: ops, replies: replies, yield: time.Since(start) > limit, wait: wait, patience: limit}
 		clear(replies)
 		err := x.run(ctx)
 		wait = x.wait
@@ -249,7 +256,10 @@ func (x *execution) await(ctx context.Context, tx Tx) error {
 	if len(x.wait) == 0 {
 		return nil
 	}
-	if _, err := x.s.exec(ctx, tx, "patient", values{"wait": fmt.Sprint(patience.Milliseconds())}); err != nil {
+	if d, ok := ctx.Deadline(); ok && x.s.config.Dialect == MySQL && time.Until(d) < shortest+x.patience {
+		return nil // the next try comes soon
+	}
+	if _, err := x.s.exec(ctx, tx, "patient", values{"wait": fmt.Sprint(max(1, x.patience.Milliseconds()))}); err != nil {
 		return err
 	}
 	_, _, err := x.s.number(ctx, tx, "wait", values{"keys": keyTable(x.wait)})
