@@ -50,6 +50,11 @@ type Tx interface {
 	RolledBack(err error) bool
 }
 
+// TxKey is under which the Tx of the handler that runs stands in its context: Enlist
+// puts it there, the accessor of the driver looks whether it is its own. A claim over a
+// store without transactions hides those of a handler around it.
+type TxKey struct{}
+
 // ErrRolledBack says that the database rolled a handler's transaction back, and can take it
 // when it is tried again.
 var ErrRolledBack = errors.New("transaction rolled back")
