@@ -194,6 +194,7 @@ func (en *entry) attempt() (again bool) {
 	if err == nil || en.handledInside(err) {
 		return en.complete()
 	}
+	rolledBack := c.RolledBack(err) // which the transaction is asked about
 	c.Rollback()
 	delay, later := idem.RetryDelay(err)
 	switch {
@@ -207,7 +208,7 @@ func (en *entry) attempt() (again bool) {
 		return true
 	case later:
 		return en.tryLater(err, max(delay, e.policy.firstBackoff), false)
-	case c.RolledBack(err):
+	case rolledBack:
 		return en.rolledBack(err)
 	}
 	return en.failed(err)

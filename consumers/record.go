@@ -77,18 +77,24 @@ func (en *entry) complete() (again bool) {
 	switch {
 	case err != nil && en.l.e.policy.atMostOnce:
 		return en.failedOnce(err)
+	case errors.Is(err, idem.ErrRolledBack):
+		return en.rolledBack(err)
 	case err == nil, errors.Is(err, idem.ErrLeaseLost), errors.Is(err, store.ErrUnavailable):
 		return en.recorded(err)
-	case c.RolledBack(err):
-		return en.rolledBack(err)
 	}
 	return en.failed(err) // the database refused to commit it: a deferred constraint, say
 }
 
+// maxRollbacks is after how many rollbacks in a row, in budgets, they spend budget as
+// well: a handler that leaves its rows open, say, meets one each time.
+const maxRollbacks = 3
+
 // rolledBack tries a message again whose transaction the database gave up: this spends
-// no budget.
+// no budget, within reason.
 func (en *entry) rolledBack(err error) (again bool) {
-	en.rollbacks++
+	if en.rollbacks++; en.rollbacks > maxRollbacks*en.l.e.policy.budget {
+		return en.failed(err)
+	}
 	return en.tryLater(err, en.l.e.policy.backoff(en.rollbacks), false)
 }
 

@@ -3,7 +3,6 @@ package consumers_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -78,6 +77,10 @@ func TestTransactions(t *testing.T) {
 		{
 			name: "deadlocks more often than the budget", why: "nor are those that a statement meets", shape: deadLetters, handler: then(20, storefault.ErrDeadlock),
 			want: []string{"ack 1", "ack 2"}, kept: []string{"a", "b"}, handled: 22, state: store.Done,
+		},
+		{
+			name: "deadlocks without end", why: "what meets one each time is no contention", shape: deadLetters, handler: then(1000, storefault.ErrDeadlock),
+			want: []string{"term 1", "term 2"}, handled: 2 * 4 * consumers.DefaultBudget, letters: 2, state: store.Dead,
 		},
 		{
 			name: "refused at commit", why: "a deferred constraint fails like any handler", shape: deadLetters, opts: []consumers.Option{consumers.Budget(2)},
@@ -210,17 +213,12 @@ func TestOutageOfTheDatabase(t *testing.T) {
 	for _, opts := range [][]consumers.Option{nil, {consumers.FailOpen(time.Second)}} {
 		synctest.Test(t, func(t *testing.T) {
 			r, d := newDatabaseRig(t, deadLetters)
-			failures := 3 * consumers.DefaultBudget
+			d.Unreachable(2 * consumers.DefaultBudget)
 			r.b.publish("a")
 			if opts != nil {
 				d.Set(storefault.Away)
 			}
-			stop := r.start(func(ctx context.Context, m *delivery) error {
-				if failures--; failures >= 0 {
-					return fmt.Errorf("opening the transaction: %w", store.ErrUnavailable)
-				}
-				return nil
-			}, opts...)
+			stop := r.start(write, opts...)
 			time.Sleep(time.Hour)
 			d.Set(storefault.None)
 			r.mustStop(stop)

@@ -254,10 +254,7 @@ func (b *batcher) land(calls []*call, batch *store.Batch, sent time.Time, err er
 		b.resume(&b.outage)
 	}
 	if batch.Notice != "" {
-		events = append(events, Event{Kind: EventStoreNotice, Text: batch.Notice})
-		if b.core.opts.haltOnLoss {
-			b.core.dataLoss.Store(true)
-		}
+		events = append(events, b.core.noticed(batch.Notice))
 	}
 	next := 0
 	unanswered := func(o *outage, c *call, err error) {

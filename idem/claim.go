@@ -40,8 +40,9 @@ type claim struct {
 	cancel    context.CancelCauseFunc
 	stopAfter func() bool
 	derived   map[string]any
-	tx        store.Tx // the handler's transaction, where the store has any
-	committed bool     // by CommitWith, in the handler
+	tx        store.Tx                                  // the handler's transaction, where the store has any
+	with      func(context.Context, *store.Batch) error // see committer
+	committed bool                                      // by CommitWith, in the handler
 }
 
 func (g *Guard) newClaim(ctx context.Context, answered *call) *Claim {
@@ -238,8 +239,8 @@ func (g *Guard) endAll(ctx context.Context, claims []*Claim, kind store.Kind, co
 		if errs[i] = c.lock(); errs[i] != nil {
 			continue
 		}
-		if kind == store.Commit && c.usesTx() {
-			errs[i] = c.commitBy(ctx, c.transaction().Commit)
+		if by := c.commitsBy(); kind == store.Commit && by != nil {
+			errs[i] = c.commitBy(ctx, by)
 			continue
 		}
 		c.Rollback()

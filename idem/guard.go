@@ -152,6 +152,16 @@ func (c *core) claimable() error {
 	return nil
 }
 
+// noticed takes in what a store says that it lost, and returns what to tell.
+func (c *core) noticed(text string) Event {
+	if c.opts.haltOnLoss {
+		c.dataLoss.Store(true)
+	}
+	return Event{Kind: EventStoreNotice, Text: text}
+}
+
+func (c *core) tell(notice string) { c.opts.observers.emit(c.noticed(notice)) }
+
 // claimID makes an id that was never used before: 72 random bits of the guard, and
 // a count.
 func (c *core) claimID() string {

@@ -13,6 +13,9 @@ import (
 func (c *claim) enlist() {
 	t, ok := c.guard.core.opts.store.(store.Transactor)
 	if !ok {
+		if c.ctx.Value(store.TxKey{}) != nil { // of a handler around this one: no effect of this one's is to go there
+			c.ctx = context.WithValue(c.ctx, store.TxKey{}, nil)
+		}
 		return
 	}
 	var b store.Batch
@@ -56,14 +59,41 @@ func (c *claim) isCommitted() bool {
 // Joined reports whether the claim's completion belongs to a transaction that its
 // handler opened, so that Commit commits it, or has been committed with one already
 // (CommitWith). Such a claim is to be committed before the next handler starts.
-func (c *Claim) Joined() bool { return c.usesTx() || c.isCommitted() }
+func (c *Claim) Joined() bool { return c.usesTx() || c.committer() != nil || c.isCommitted() }
 
 // Rollback undoes what the handler wrote in the store's own transaction, where it did.
-// The claim is still held. Release, GiveBack, Bury and Abandon do this as well.
+// The claim is still held. Release, GiveBack, Bury and Abandon do this as well. On a
+// handler's own claim it does nothing: an error that the handler returns does it.
 func (c *Claim) Rollback() {
+	if !c.borrowed {
+		c.rollback()
+	}
+}
+
+func (c *claim) rollback() {
 	if tx := c.transaction(); tx != nil {
 		tx.Rollback()
 	}
+}
+
+// committer is what CommitWith was given, while what came of it is not known to be a
+// commit: only that may commit the claim.
+func (c *claim) committer() func(context.Context, *store.Batch) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.with
+}
+
+// commitsBy is what commits the claim together with its handler's effect; nil where the
+// completion stands alone.
+func (c *claim) commitsBy() func(context.Context, *store.Batch) error {
+	if with := c.committer(); with != nil {
+		return with
+	}
+	if c.usesTx() {
+		return c.transaction().Commit
+	}
+	return nil
 }
 
 // RolledBack reports whether err, of Commit or of the handler, says that the database
@@ -73,11 +103,8 @@ func (c *Claim) RolledBack(err error) bool {
 	if err == nil {
 		return false
 	}
-	if errors.Is(err, ErrRolledBack) || errors.Is(err, store.ErrUnavailable) {
-		return true
-	}
 	tx := c.transaction()
-	return tx != nil && tx.Used() && tx.RolledBack(err)
+	return errors.Is(err, ErrRolledBack) || tx != nil && tx.RolledBack(err)
 }
 
 // CommitWith is Commit by a function that commits the effect and b, a batch in the
@@ -86,10 +113,10 @@ func (c *Claim) RolledBack(err error) bool {
 // store.Tx's Commit does, and is called again while the outcome is not known. It may be
 // called in a handler: what the handler returns afterwards changes nothing for its
 // message, which is done.
+//
+// After an error the claim is still held, and Commit and CommitWith go on with the same
+// function: the completion is not recorded without the effect.
 func (c *Claim) CommitWith(ctx context.Context, commit func(ctx context.Context, s store.Store, b *store.Batch) error) error {
-	if c.usesTx() {
-		return fmt.Errorf("idem: commit token %q: the handler has opened the store's own transaction: commit one of the two", c.token)
-	}
 	if c.isCommitted() {
 		return fmt.Errorf("idem: token %q: attempt %d: %w", c.token, c.attempt, ErrClaimEnded)
 	}
@@ -101,7 +128,19 @@ func (c *Claim) CommitWith(ctx context.Context, commit func(ctx context.Context,
 		c.finish(false, false)
 		return ErrRedisNotEnabled
 	}
-	return c.commitBy(ctx, func(ctx context.Context, b *store.Batch) error { return commit(ctx, s, b) })
+	if c.usesTx() {
+		c.finish(false, false)
+		return fmt.Errorf("idem: commit token %q: the handler has opened the store's own transaction: commit one of the two", c.token)
+	}
+	c.rollback() // it is not opened any more
+	with := c.committer()
+	if with == nil {
+		with = func(ctx context.Context, b *store.Batch) error { return commit(ctx, s, b) }
+		c.mu.Lock()
+		c.with = with
+		c.mu.Unlock()
+	}
+	return c.commitBy(ctx, with)
 }
 
 // commitBy calls commit until the outcome is known, or, for one lease (a Patient claim's,
@@ -112,6 +151,7 @@ func (c *Claim) commitBy(ctx context.Context, commit func(context.Context, *stor
 		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), c.guard.core.opts.lease)
 		defer cancel()
 	}
+	within := c.guard.core.opts.lease // of COMMIT itself, which cut would be rolled back
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
 		var b store.Batch
 		c.guard.core.terms(&b)
@@ -119,7 +159,11 @@ func (c *Claim) commitBy(ctx context.Context, commit func(context.Context, *stor
 			b.Ops = []store.Op{c.commitOp()}
 		}
 		c.mu.Unlock()
-		err := c.tryCommit(ctx, &b, commit)
+		err := c.tryCommit(ctx, within, &b, commit)
+		within = c.guard.core.tripTimeout() // of a question
+		if b.Notice != "" {
+			c.guard.core.tell(b.Notice)
+		}
 		switch {
 		case err == nil && (c.oneTrip || b.Replies[0].Status == store.OK):
 			c.done()
@@ -147,8 +191,8 @@ func (c *Claim) commitBy(ctx context.Context, commit func(context.Context, *stor
 	}
 }
 
-func (c *Claim) tryCommit(ctx context.Context, b *store.Batch, commit func(context.Context, *store.Batch) error) error {
-	ctx, cancel := context.WithTimeout(ctx, c.guard.core.tripTimeout())
+func (c *Claim) tryCommit(ctx context.Context, within time.Duration, b *store.Batch, commit func(context.Context, *store.Batch) error) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	if err := commit(ctx, b); err != nil {
 		return err
@@ -165,6 +209,9 @@ func (c *Claim) tryCommit(ctx context.Context, b *store.Batch, commit func(conte
 // done ends the claim as committed. A handler's own one goes on until the handler
 // returns, and whoever began it ends it.
 func (c *Claim) done() {
+	c.mu.Lock()
+	c.with = nil
+	c.mu.Unlock()
 	if c.borrowed {
 		c.hold()
 		c.mu.Lock()

@@ -304,3 +304,114 @@ func TestCommitWithALostClaim(t *testing.T) {
 		wants(t, g, d, store.Done, 0, "second")
 	})
 }
+
+// After CommitWith the store's own transaction is not opened any more: what a handler
+// wrote there would be rolled back while its message is done.
+func TestNoTransactionAfterCommitWith(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, d := newDatabase()
+		err := g.Do(t.Context(), "a", func(ctx context.Context) error {
+			c, _ := idem.FromContext(ctx)
+			if err := d.CommitWith(ctx, "e", c); err != nil {
+				return err
+			}
+			if err := storefault.Write(ctx, "two"); err == nil {
+				t.Error("a transaction was opened whose effect nobody commits")
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		wants(t, g, d, store.Done, 0, "e")
+	})
+}
+
+// A handler that passes over the error of its CommitWith has not handled its message:
+// the completion alone is not recorded.
+func TestCommitAfterFailedCommitWith(t *testing.T) {
+	for fault, want := range map[storefault.TxFault]struct {
+		err   error
+		state store.State
+		kept  []string
+	}{
+		storefault.RollsBack:    {idem.ErrRolledBack, store.Released, nil},
+		storefault.SilentlyLost: {idem.ErrRolledBack, store.Released, nil},
+		storefault.Silent:       {nil, store.Done, []string{"e"}},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			g, d := newDatabase()
+			d.Next(fault)
+			err := g.Do(t.Context(), "a", func(ctx context.Context) error {
+				c, _ := idem.FromContext(ctx)
+				_ = d.CommitWith(ctx, "e", c)
+				c.Rollback() // a handler's own claim: nothing
+				return nil
+			})
+			if want.err == nil && err != nil || !errors.Is(err, want.err) {
+				t.Errorf("fault %v: Do: %v, want %v", fault, err, want.err)
+			}
+			wants(t, g, d, want.state, 0, want.kept...)
+		})
+	}
+}
+
+// The transaction of a handler is not that of a handler inside it whose records are kept
+// elsewhere: the two would not commit together.
+func TestTransactionOfAnotherGuard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, _ := newDatabase()
+		elsewhere := idem.New(idem.WithStore(memstore.New())).Group("g")
+		err := g.Do(t.Context(), "a", func(ctx context.Context) error {
+			return elsewhere.Do(ctx, "b", func(ctx context.Context) error {
+				if err := storefault.Write(ctx, "inner"); err == nil {
+					t.Error("the outer handler's transaction was found")
+				}
+				return nil
+			})
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// An outage of somebody else's store, which a handler returns, is no rollback of this
+// claim's transaction.
+func TestForeignOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, d := newDatabase()
+		err := g.Do(t.Context(), "a", func(context.Context) error { return store.ErrUnavailable })
+		if errors.Is(err, idem.ErrRolledBack) {
+			t.Errorf("Do: %v", err)
+		}
+		wants(t, g, d, store.Released, 1)
+	})
+}
+
+// What the store says of a loss at a commit is told as at any other time.
+func TestNoticeAtCommit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		told := 0
+		d := storefault.NewDatabase(memstore.New())
+		g := idem.New(idem.WithStore(d), idem.WithHaltOnDataLoss(), idem.WithObserver(idem.ObserverFunc(func(e idem.Event) {
+			if e.Kind == idem.EventStoreNotice {
+				told++
+			}
+		}))).Group("g")
+		err := g.Do(t.Context(), "a", func(ctx context.Context) error {
+			c, _ := idem.FromContext(ctx)
+			return c.CommitWith(ctx, func(ctx context.Context, s store.Store, b *store.Batch) error {
+				err := s.Apply(ctx, b)
+				b.Notice = "The tables were made anew."
+				return err
+			})
+		})
+		if err != nil || told != 1 {
+			t.Errorf("%v, told %d times", err, told)
+		}
+		if _, err := g.Begin(t.Context(), "b"); !errors.Is(err, idem.ErrDataLoss) {
+			t.Errorf("Begin after the loss: %v", err)
+		}
+	})
+}

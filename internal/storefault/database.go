@@ -29,6 +29,9 @@ const (
 // ErrBroken is the answer to a transaction that Breaks.
 var ErrBroken = errors.New("storefault: constraint violated")
 
+// ErrNoTx is Write's error while the database is Unreachable.
+var ErrNoTx = fmt.Errorf("storefault: opening the transaction: %w", store.ErrUnavailable)
+
 // ErrDeadlock is an error of a statement that ends its transaction.
 var ErrDeadlock = errors.New("storefault: deadlock")
 
@@ -39,6 +42,7 @@ type Database struct {
 	Holds bool // an open transaction is the lease, and keeps everybody else out
 
 	mu     sync.Mutex
+	noTx   int // so many transactions are not opened
 	open   int // transactions that hold
 	kept   []string
 	faults []TxFault // of the next commits
@@ -65,6 +69,13 @@ func (d *Database) Open() int {
 	return d.open
 }
 
+// Unreachable has the next n transactions not open.
+func (d *Database) Unreachable(n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.noTx = n
+}
+
 // Next sets the faults of the next commits, one each.
 func (d *Database) Next(faults ...TxFault) {
 	d.mu.Lock()
@@ -86,8 +97,6 @@ func (d *Database) Asked() int {
 	return d.asked
 }
 
-type txKey struct{}
-
 // tx is one transaction.
 type tx struct {
 	d    *Database
@@ -105,12 +114,12 @@ type tx struct {
 // Enlist implements store.Transactor.
 func (d *Database) Enlist(ctx context.Context, _ *store.Batch, hold func()) (context.Context, store.Tx) {
 	t := &tx{d: d, hold: hold, ctx: ctx}
-	return context.WithValue(ctx, txKey{}, t), t
+	return context.WithValue(ctx, store.TxKey{}, t), t
 }
 
 // Write writes in the handler's transaction.
 func Write(ctx context.Context, text string) error {
-	t, ok := ctx.Value(txKey{}).(*tx)
+	t, ok := ctx.Value(store.TxKey{}).(*tx)
 	if !ok {
 		return errors.New("storefault: no transaction here")
 	}
@@ -118,6 +127,13 @@ func Write(ctx context.Context, text string) error {
 	defer t.mu.Unlock()
 	if t.over {
 		return errors.New("storefault: the transaction is over")
+	}
+	t.d.mu.Lock()
+	t.d.noTx--
+	refused := !t.used && t.d.noTx >= 0
+	t.d.mu.Unlock()
+	if refused {
+		return ErrNoTx
 	}
 	if !t.used && t.d.Holds {
 		t.d.mu.Lock()
@@ -152,7 +168,11 @@ func (t *tx) end() {
 	t.over = true
 }
 
-func (t *tx) RolledBack(err error) bool { return errors.Is(err, ErrDeadlock) }
+func (t *tx) RolledBack(err error) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return !t.over && errors.Is(err, ErrDeadlock) || errors.Is(err, ErrNoTx)
+}
 
 // Commit implements store.Tx.
 func (t *tx) Commit(ctx context.Context, b *store.Batch) error {
