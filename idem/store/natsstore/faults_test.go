@@ -476,9 +476,10 @@ func TestBucketSettings(t *testing.T) {
 	} {
 		c := usual()
 		change(&c)
-		if _, err := js.CreateStream(ctx, c); err != nil {
-			t.Fatalf("%s: %v", word, err)
-		}
+		testenv.Await(t, word+": the server to have removed the bucket before", func() bool {
+			_, err := js.CreateStream(ctx, c)
+			return err == nil
+		})
 		s := natsstore.New(js, bucket)
 		findings, err := s.Verify(ctx, "p")
 		switch {
