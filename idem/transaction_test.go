@@ -54,6 +54,16 @@ func TestDoInTransaction(t *testing.T) {
 			fn: write, kept: []string{"e"}, state: store.Done,
 		},
 		{
+			name: "Rollback on its own claim", why: "only an error undoes what a handler wrote",
+			fn: func(ctx context.Context) error {
+				err := write(ctx)
+				c, _ := idem.FromContext(ctx)
+				c.Rollback()
+				return err
+			},
+			kept: []string{"e"}, state: store.Done,
+		},
+		{
 			name: "not used", why: "a handler that opens no transaction is recorded as ever",
 			fn: func(context.Context) error { return nil }, state: store.Done,
 		},
