@@ -208,7 +208,8 @@ func (s *Store) mark(err error) error {
 func (s *Store) kind(err error) kind { return classify(s.config.Dialect, err) }
 
 // failure says what went wrong while doing what, and what to do. It wraps
-// store.ErrUnavailable unless the database answered and will answer the same again.
+// store.ErrUnavailable unless the database answered and will answer the same again: what
+// would have passed, with more time, is not an answer.
 func (s *Store) failure(doing string, err error) error {
 	if err == nil || strings.HasPrefix(err.Error(), s.config.Package+": ") {
 		return err
@@ -238,6 +239,9 @@ func (s *Store) failure(doing string, err error) error {
 	case failed:
 		cure = "a statement of the transaction had failed before, and its error was passed over"
 	default:
+		if passes(err) { // but not in the time that there was
+			return fmt.Errorf("%s: %s: %w: %w", s.config.Package, doing, store.ErrUnavailable, err)
+		}
 		return fmt.Errorf("%s: %s: %w", s.config.Package, doing, err)
 	}
 	return fmt.Errorf("%s: %s: %w (%s)", s.config.Package, doing, err, cure)
