@@ -90,8 +90,8 @@ func (b backend) harness(db *sql.DB, lease time.Duration, opts ...sqlstore.Optio
 		Open:   func(tb testing.TB) store.Store { return b.store(tb, db, opts...) },
 		Wait:   wait,
 		Lease:  lease,
-		Corrupt: func(tb testing.TB, _ store.Store, _, _, token string, how storetest.Corruption) {
-			corrupt(tb, db, token, how)
+		Corrupt: func(tb testing.TB, _ store.Store, prefix, _, token string, how storetest.Corruption) {
+			corrupt(tb, db, prefix, token, how)
 		},
 	}
 }
@@ -115,14 +115,14 @@ func wait(tb testing.TB, d time.Duration) {
 	testenv.Await(tb, "time to pass", func() bool { return time.Now().After(end) })
 }
 
-// corrupt damages the rows of a token. The suite does so with plain names, and a prefix
-// that is used last.
-func corrupt(tb testing.TB, db *sql.DB, token string, how storetest.Corruption) {
+// corrupt damages the record of a token, which one group of the prefix has.
+func corrupt(tb testing.TB, db *sql.DB, prefix, token string, how storetest.Corruption) {
 	tb.Helper()
 	set := map[storetest.Corruption]string{
 		storetest.WrongType: "state = 77", storetest.Garbage: "version = 0", storetest.NewerVersion: "version = 2",
 	}[how]
-	statement := fmt.Sprintf("UPDATE idemq_records SET %s WHERE token = %s AND gid = (SELECT MAX(id) FROM idemq_groups)", set, hexLiteral(db, token))
+	statement := fmt.Sprintf("UPDATE idemq_records SET %s WHERE token = %s AND gid IN (SELECT id FROM idemq_groups WHERE prefix = %s)",
+		set, hexLiteral(db, token), hexLiteral(db, prefix))
 	r, err := db.ExecContext(context.Background(), statement)
 	if err != nil {
 		tb.Fatal(err)

@@ -36,12 +36,12 @@ func harness(pool *pgxpool.Pool, lease time.Duration) storetest.Harness {
 			testenv.Await(tb, "time to pass", func() bool { return time.Now().After(end) })
 		},
 		Lease: lease,
-		Corrupt: func(tb testing.TB, _ store.Store, _, _, token string, how storetest.Corruption) {
+		Corrupt: func(tb testing.TB, _ store.Store, prefix, _, token string, how storetest.Corruption) {
 			set := map[storetest.Corruption]string{
 				storetest.WrongType: "state = 77", storetest.Garbage: "version = 0", storetest.NewerVersion: "version = 2",
 			}[how]
 			_, err := pool.Exec(context.Background(),
-				fmt.Sprintf("UPDATE idemq_records SET %s WHERE token = $1 AND gid = (SELECT MAX(id) FROM idemq_groups)", set), []byte(token))
+				fmt.Sprintf("UPDATE idemq_records SET %s WHERE token = $1 AND gid IN (SELECT id FROM idemq_groups WHERE prefix = $2)", set), []byte(token), []byte(prefix))
 			if err != nil {
 				tb.Fatal(err)
 			}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"time"
 
@@ -322,9 +323,10 @@ func keyTable(keys []key) table {
 	return t
 }
 
-// idle is after how long the server ends a transaction of a process that was stopped.
+// idle is after how long the server ends a transaction of a process that was stopped, as
+// far as its settings reach.
 func (s *Store) idle(lease time.Duration) string {
-	return fmt.Sprint(max(lease, time.Second).Milliseconds())
+	return fmt.Sprint(min(max(lease, time.Second).Milliseconds(), math.MaxInt32))
 }
 
 // look reads rows, and the clock with them. The clock is never later than the locks:

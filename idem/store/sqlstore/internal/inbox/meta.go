@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
+	"math/rand/v2"
 	"slices"
 )
 
@@ -118,6 +120,20 @@ func (s *Store) knows(epoch string) bool {
 	return s.epoch == epoch
 }
 
+// groupID is the number that a new group is given at the nth try; another group has it,
+// seldom. It comes from the names: a database that has forgotten its last commits gives
+// the same group the same number again, and no other group a number that programs still
+// know.
+func groupID(hash []byte, n int) int64 {
+	var word uint32
+	if at := 4 * n; at < len(hash) {
+		word = binary.BigEndian.Uint32(hash[at:])
+	} else {
+		word = rand.Uint32()
+	}
+	return max(1, int64(word&math.MaxInt32))
+}
+
 // gid is the number of a prefix's group, or of its issued tokens. It is zero where there is
 // none, and none is to be made.
 func (s *Store) gid(ctx context.Context, kind byte, prefix, group string, create bool) (int64, error) {
@@ -133,10 +149,13 @@ func (s *Store) gid(ctx context.Context, kind byte, prefix, group string, create
 	if kind == ofIssued {
 		v["group"] = nil
 	}
+	tries := 0
 	err := s.persist(ctx, func() (err error) {
 		if id, ok, err = s.number(ctx, s.db, "group", v); err != nil || ok || !create {
 			return s.mark(err)
 		}
+		v["id"] = groupID(h, tries)
+		tries++
 		if _, err = s.exec(ctx, s.db, "new_group", v); err != nil {
 			return s.mark(err)
 		}

@@ -69,9 +69,6 @@ func (s *Store) tryTables(ctx context.Context) error {
 				"UPDATE": "UPDATE " + name + " SET " + column + " = " + column + " WHERE 1 = 0",
 				"DELETE": "DELETE FROM " + name + " WHERE 1 = 0",
 			}[right]
-			if right == "INSERT" && t == "groups" && s.config.Dialect == Postgres {
-				statement = "INSERT INTO " + name + " (hash, prefix, grp) SELECT hash, prefix, grp FROM " + name + " WHERE 1 = 0"
-			}
 			if _, err := tx.Exec(ctx, statement); err != nil {
 				if s.kind(err) == denied {
 					return fmt.Errorf("the user may not %s %s: GRANT %s ON %s: %w", right, name, right, name, err)

@@ -13,7 +13,8 @@ SELECT version, epoch FROM {meta};
 SELECT id FROM {groups} WHERE hash = {hash};
 
 -- name: new_group
-INSERT INTO {groups} (hash, prefix, grp) VALUES ({hash}, {prefix}, {group}) ON DUPLICATE KEY UPDATE id = id;
+-- Nothing comes of it if the number is another group's.
+INSERT INTO {groups} (id, hash, prefix, grp) VALUES ({id}, {hash}, {prefix}, {group}) ON DUPLICATE KEY UPDATE id = id;
 
 -- name: lock
 -- What others hold is not waited for: kind 2 says what is there, held or not.

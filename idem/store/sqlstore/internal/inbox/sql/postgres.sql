@@ -11,7 +11,8 @@ SELECT version, epoch FROM {meta};
 SELECT id FROM {groups} WHERE hash = {hash}::bytea;
 
 -- name: new_group
-INSERT INTO {groups} (hash, prefix, grp) VALUES ({hash}::bytea, {prefix}::bytea, {group}::bytea) ON CONFLICT (hash) DO NOTHING;
+-- Nothing comes of it if the number is another group's.
+INSERT INTO {groups} (id, hash, prefix, grp) VALUES ({id}::integer, {hash}::bytea, {prefix}::bytea, {group}::bytea) ON CONFLICT DO NOTHING;
 
 -- name: lock
 -- What others hold is not waited for: kind 2 says that it is there. Each row is found by the

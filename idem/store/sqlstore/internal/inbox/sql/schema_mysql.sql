@@ -10,9 +10,10 @@ CREATE TABLE IF NOT EXISTS {meta} (
 ) ENGINE = InnoDB;
 
 -- A number for each prefix and group, and one for the issued tokens of a prefix (grp is NULL).
--- hash is of both, since names may be longer than an index takes.
+-- hash is of both, since names may be longer than an index takes. id is drawn from it: a
+-- number that was forgotten is no other group's after that.
 CREATE TABLE IF NOT EXISTS {groups} (
-  id     INT NOT NULL AUTO_INCREMENT PRIMARY KEY,
+  id     INT NOT NULL PRIMARY KEY,
   hash   BINARY(32) NOT NULL UNIQUE,
   prefix BLOB NOT NULL,
   grp    BLOB

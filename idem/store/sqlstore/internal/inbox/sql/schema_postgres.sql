@@ -9,9 +9,10 @@ CREATE TABLE IF NOT EXISTS {meta} (
 );
 
 -- A number for each prefix and group, and one for the issued tokens of a prefix (grp is NULL).
--- hash is of both, since names may be longer than an index takes.
+-- hash is of both, since names may be longer than an index takes. id is drawn from it: a
+-- number that was forgotten is no other group's after that.
 CREATE TABLE IF NOT EXISTS {groups} (
-  id     integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  id     integer PRIMARY KEY,
   hash   bytea NOT NULL UNIQUE,
   prefix bytea NOT NULL,
   grp    bytea

@@ -9,6 +9,7 @@ CREATE TABLE IF NOT EXISTS {meta} (
 ) STRICT;
 
 -- A number for each prefix and group, and one for the issued tokens of a prefix (grp is NULL).
+-- id is drawn from hash: a number that was forgotten is no other group's after that.
 CREATE TABLE IF NOT EXISTS {groups} (
   id     INTEGER PRIMARY KEY,
   hash   BLOB NOT NULL UNIQUE,

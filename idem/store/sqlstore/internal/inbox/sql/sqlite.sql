@@ -12,7 +12,8 @@ SELECT version, epoch FROM {meta};
 SELECT id FROM {groups} WHERE hash = {hash};
 
 -- name: new_group
-INSERT INTO {groups} (hash, prefix, grp) VALUES ({hash}, {prefix}, {group}) ON CONFLICT (hash) DO NOTHING;
+-- Nothing comes of it if the number is another group's.
+INSERT INTO {groups} (id, hash, prefix, grp) VALUES ({id}, {hash}, {prefix}, {group}) ON CONFLICT DO NOTHING;
 
 -- name: lock
 SELECT 0, 0, NULL, m.version, 0, m.epoch, 0, {now}, 0, 0, 0, 0, 0, 0, 0, 0, 0, '', NULL, NULL, NULL FROM {meta} m
