@@ -128,7 +128,12 @@ type Batch struct {
 	Now time.Time
 	// Notice is set by Apply when the store found out that it lost records that
 	// it had acknowledged: a sentence that says what was seen. Else empty.
+	// In batches after that it may be set again; Losses tells whether it is new.
 	Notice string
+	// Losses is set by Apply: how many losses this Store has noticed for the prefix so
+	// far, for guards to compare with what they knew. Zero where a driver does not
+	// count: then each Notice is a new one.
+	Losses int
 }
 
 // Kind names an operation.
@@ -302,9 +307,10 @@ const (
 type Reply struct {
 	Status Status
 	// Err is set instead of Status where this record alone cannot be worked on:
-	// it wraps [ErrUnreadable], [ErrNewer] or [ErrFull]; or [ErrUnavailable] where
-	// the part of the store that keeps it was not reached, others were, and nothing is
-	// known of this operation.
+	// it wraps [ErrUnreadable], [ErrNewer] or [ErrFull]; or [ErrUnavailable] or
+	// [ErrRefused] where the part of the store that keeps it was not reached, or
+	// refused, others worked, and nothing is known of this operation. Any other error
+	// is final: it will be the same again.
 	Err error
 
 	Attempt  int
@@ -375,6 +381,9 @@ type Record struct {
 var (
 	// ErrUnavailable: the store was not reached, or gave no answer.
 	ErrUnavailable = errors.New("store unavailable")
+	// ErrRefused: a part of the store was reached, and refused; others work on. In a
+	// Reply it is waited for like ErrUnavailable, and never counts for FailOpen.
+	ErrRefused = errors.New("refused by a part of the store")
 	// ErrFull: the store has no room for a claim now (Redis at maxmemory).
 	// Completions and releases still go through.
 	ErrFull = errors.New("store full")
