@@ -2,6 +2,7 @@ package sqlstore_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"strings"
@@ -103,4 +104,95 @@ func TestLongLease(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// A row that somebody else holds keeps its own operation from being executed, after a
+// while, and no other of its batch.
+func TestHeldRowAlone(t *testing.T) {
+	t.Parallel()
+	for _, b := range []backend{postgres15, mariadb} {
+		t.Run(b.name, func(t *testing.T) {
+			t.Parallel()
+			db := b.database(t)
+			s := b.store(t, db)
+			for _, token := range []string{"commit", "release", "renew", "bury", "free", "freer"} {
+				apply(t, s, begin(token, "c"), time.Minute)
+			}
+			issue, check := store.Op{Kind: store.Issue, Token: "issue"}, store.Op{Kind: store.Check, Token: "check", Claim: "k"}
+			apply(t, s, issue, time.Minute)
+			apply(t, s, store.Op{Kind: store.Issue, Token: "check"}, time.Minute)
+			release, bury := commit("release", "c", 1), commit("bury", "c", 1)
+			release.Kind, bury.Kind = store.Release, store.Bury
+			tx, err := db.BeginTx(t.Context(), &sql.TxOptions{Isolation: sql.LevelReadCommitted}) // without gap locks
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = tx.Rollback() }()
+			for _, statement := range []string{
+				fmt.Sprintf("UPDATE idemq_records SET attempt = attempt WHERE token IN (%s, %s, %s, %s)",
+					hexLiteral(db, "commit"), hexLiteral(db, "release"), hexLiteral(db, "renew"), hexLiteral(db, "bury")),
+				"SELECT 1 FROM idemq_issued FOR UPDATE",
+			} {
+				if _, err := tx.ExecContext(t.Context(), statement); err != nil {
+					t.Fatal(err)
+				}
+			}
+			held := []store.Op{commit("commit", "c", 1), release, renew("renew", "c"), bury, issue, check}
+			batch := terms(append(held, commit("free", "c", 1), renew("freer", "c"), begin("new", "c"), store.Op{Kind: store.Issue, Token: "new"})...)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			if err := s.Apply(ctx, batch); err != nil {
+				t.Fatalf("beside held rows: %v", err)
+			}
+			for i, r := range batch.Replies {
+				switch op := batch.Ops[i]; {
+				case i < len(held) && !errors.Is(r.Err, store.ErrUnavailable):
+					t.Errorf("kind %d of a row that is held: %+v", op.Kind, r)
+				case i >= len(held) && (r.Err != nil || r.Status != store.OK && r.Status != store.Claimed):
+					t.Errorf("kind %d of token %s, beside them: %+v", op.Kind, op.Token, r)
+				}
+			}
+			if err := tx.Rollback(); err != nil {
+				t.Fatal(err)
+			}
+			batch = terms(held...)
+			if err := s.Apply(t.Context(), batch); err != nil {
+				t.Fatal(err)
+			}
+			for i, r := range batch.Replies {
+				if r.Err != nil || r.Status == store.Lost {
+					t.Errorf("kind %d afterwards: %+v", batch.Ops[i].Kind, r)
+				}
+			}
+		})
+	}
+}
+
+// A claim whose row somebody holds costs no other claim its lease.
+func TestHeldRowsNeighbour(t *testing.T) {
+	t.Parallel()
+	db := postgres15.database(t)
+	g := idem.New(idem.WithStore(postgres15.store(t, db)), idem.WithLease(2*time.Second))
+	if _, err := g.Begin(t.Context(), "held"); err != nil {
+		t.Fatal(err)
+	}
+	innocent, err := g.Begin(t.Context(), "innocent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tx, err := db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback() }()
+	if _, err := tx.ExecContext(t.Context(), "SELECT 1 FROM idemq_records WHERE token = 'held' FOR UPDATE"); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, 5*time.Second)
+	if err := context.Cause(innocent.Context()); err != nil {
+		t.Errorf("beside a row that is held for 5 s, at a lease of 2 s: %v", err)
+	}
+	if err := innocent.Commit(t.Context()); err != nil {
+		t.Errorf("Commit: %v", err)
+	}
 }

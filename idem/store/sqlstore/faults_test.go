@@ -261,7 +261,15 @@ func TestHeldRow(t *testing.T) {
 			go func() {
 				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 				defer cancel()
-				done <- s.Apply(ctx, terms(commit("held", "c1", 1)))
+				for {
+					b := terms(commit("held", "c1", 1))
+					err := s.Apply(ctx, b)
+					if err == nil && errors.Is(b.Replies[0].Err, store.ErrUnavailable) {
+						continue
+					}
+					done <- err
+					return
+				}
 			}()
 			wait(t, 500*time.Millisecond)
 			if err := tx.Rollback(); err != nil {

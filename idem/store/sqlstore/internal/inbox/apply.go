@@ -16,8 +16,8 @@ import (
 const (
 	// maxOps is how many operations one transaction takes.
 	maxOps = 500
-	// patience is how long a claim is tried whose row somebody else holds: longer than
-	// their transactions take, and well below what a caller waits for a batch.
+	// patience is how long a row is tried that somebody else holds: longer than their
+	// transactions take, and well below what a caller waits for a batch.
 	patience = 300 * time.Millisecond
 	// shortest is the least that MySQL waits for a row.
 	shortest = time.Second
@@ -69,7 +69,7 @@ type execution struct {
 	b       *store.Batch
 	ops     []store.Op
 	replies []store.Reply
-	yield   bool  // claims whose rows are held by others are answered so
+	yield   bool  // operations whose rows are held by others are answered so
 	wait    []key // rows that others held at the last try, and then at this one
 
 	patience time.Duration // with these rows
@@ -77,6 +77,7 @@ type execution struct {
 	records map[key]*row
 	issued  map[key]*issuedRow
 	held    map[key]bool // rows that others hold
+	heldToo map[key]bool // and registrations
 	rules   rules.Execution
 	now     int64
 	epoch   string
@@ -284,14 +285,10 @@ func (x *execution) load(ctx context.Context, tx Tx, n *needs) error {
 		if !x.held[k] {
 			continue
 		}
-		switch x.ops[i].Kind {
-		case store.Inspect:
+		switch {
+		case x.ops[i].Kind == store.Inspect:
 			inspected = append(inspected, k)
-		case store.Begin, store.Spend, store.Forget:
-			if !x.yield {
-				wait[k] = true
-			}
-		default:
+		case !x.yield:
 			wait[k] = true
 		}
 	}
@@ -378,7 +375,7 @@ func (x *execution) look(ctx context.Context, c Conn, statement string, keys []k
 
 func (x *execution) readIssued(ctx context.Context, c Conn, statement string, keys []key) error {
 	if x.issued == nil {
-		x.issued = make(map[key]*issuedRow)
+		x.issued, x.heldToo = make(map[key]*issuedRow), make(map[key]bool)
 	}
 	if len(keys) == 0 {
 		return nil
@@ -409,7 +406,10 @@ func (x *execution) readIssued(ctx context.Context, c Conn, statement string, ke
 	}
 	for _, k := range there {
 		if x.issued[k] == nil {
-			return again{errHeld}
+			if !x.yield {
+				return again{errHeld}
+			}
+			x.heldToo[k] = true
 		}
 	}
 	return nil
@@ -464,8 +464,11 @@ func (x *execution) execute(n *needs) {
 }
 
 func (x *execution) do(op *store.Op, k, ik key) store.Reply {
-	if x.held[k] && op.Kind != store.Inspect {
+	switch held := x.held[k] && op.Kind != store.Inspect; {
+	case held && (op.Kind == store.Begin || op.Kind == store.Spend || op.Kind == store.Forget):
 		return store.Reply{Status: store.InProgress, RetryAfter: heldRetry}
+	case held || x.heldToo[ik]:
+		return store.Reply{Err: fmt.Errorf("%s: token %q: %w: %w", x.s.config.Package, op.Token, store.ErrUnavailable, errHeld)}
 	}
 	var rec rules.Record
 	var iss rules.Issued
