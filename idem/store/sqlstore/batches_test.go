@@ -196,3 +196,98 @@ func TestHeldRowsNeighbour(t *testing.T) {
 		t.Errorf("Commit: %v", err)
 	}
 }
+
+// anew makes other tables of the same name.
+func anew(t *testing.T, db *sql.DB, s *sqlstore.Store) {
+	t.Helper()
+	for _, table := range []string{"meta", "groups", "records"} {
+		run(t, db, "DELETE FROM idemq_"+table)
+	}
+	if err := s.Create(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Sweep, and what else meets new tables, leaves it to the next Apply to tell, and each
+// prefix is told.
+func TestNoticeIsTold(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, b backend) {
+		db := b.database(t)
+		s := b.store(t, db, sqlstore.WithoutSweep())
+		of := func(prefix string) string {
+			batch := terms(begin("a", "c"))
+			batch.Prefix = prefix
+			if err := s.Apply(t.Context(), batch); err != nil {
+				t.Fatal(err)
+			}
+			return batch.Notice
+		}
+		for _, prefix := range []string{"p", "q"} {
+			if n := of(prefix); n != "" {
+				t.Errorf("at first: %q", n)
+			}
+		}
+		anew(t, db, s)
+		if _, err := s.Sweep(t.Context(), 10); err != nil {
+			t.Fatal(err)
+		}
+		for _, prefix := range []string{"p", "q"} {
+			if n := of(prefix); n == "" {
+				t.Errorf("prefix %s was not told", prefix)
+			}
+			if n := of(prefix); n != "" {
+				t.Errorf("prefix %s was told twice", prefix)
+			}
+		}
+		if n := of("r"); n != "" {
+			t.Errorf("a prefix that comes later: %q", n)
+		}
+	})
+}
+
+// Each Apply that had begun before somebody was told is told as well.
+func TestNoticeOfFlights(t *testing.T) {
+	t.Parallel()
+	db := postgres15.database(t)
+	s := postgres15.store(t, db)
+	apply(t, s, begin("a", "c"), time.Minute)
+	tx, err := db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback() }()
+	if _, err := tx.ExecContext(t.Context(), "LOCK TABLE idemq_meta"); err != nil {
+		t.Fatal(err)
+	}
+	notices := make(chan string, 2)
+	for i := range 2 {
+		go func() {
+			batch := terms(begin(fmt.Sprint("new", i), "c"))
+			if err := s.Apply(t.Context(), batch); err != nil {
+				t.Errorf("Apply: %v", err)
+			}
+			notices <- batch.Notice
+		}()
+	}
+	await(t, "both to be under way", func() bool {
+		n := 0
+		err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM pg_locks WHERE NOT granted").Scan(&n)
+		return err == nil && n == 2
+	})
+	if _, err := tx.ExecContext(t.Context(), "UPDATE idemq_meta SET epoch = 'another'"); err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if n := <-notices; n == "" {
+			t.Error("an Apply that began before was not told")
+		}
+	}
+	batch := terms(begin("later", "c"))
+	if err := s.Apply(t.Context(), batch); err != nil || batch.Notice != "" {
+		t.Errorf("later: %v, %q", err, batch.Notice)
+	}
+}

@@ -39,13 +39,16 @@ func (s *Store) Apply(ctx context.Context, b *store.Batch) error {
 	b.Replies = slices.Grow(b.Replies[:0], len(b.Ops))[:len(b.Ops)]
 	clear(b.Replies)
 	b.Now = time.Time{}
+	known, epoch := s.toldOf(b.Prefix), ""
 	for from := 0; from == 0 || from < len(b.Ops); from += maxOps {
 		to := min(from+maxOps, len(b.Ops))
-		if err := s.apply(ctx, b, b.Ops[from:to], b.Replies[from:to]); err != nil {
+		var err error
+		if epoch, err = s.apply(ctx, b, b.Ops[from:to], b.Replies[from:to]); err != nil {
 			return s.failure("executing "+plural(len(b.Ops), "operation"), err)
 		}
 	}
 	s.sweepSometimes(ctx, b)
+	b.Notice = s.tell(b.Prefix, known, epoch)
 	return nil
 }
 
@@ -93,22 +96,23 @@ var errEpoch = errors.New("the tables have changed")
 var errFaster = errors.New("another transaction was faster")
 
 // apply executes operations, in one transaction that is tried until it goes through.
-func (s *Store) apply(ctx context.Context, b *store.Batch, ops []store.Op, replies []store.Reply) error {
+func (s *Store) apply(ctx context.Context, b *store.Batch, ops []store.Op, replies []store.Reply) (epoch string, err error) {
 	start, limit := time.Now(), patience
 	if d, ok := ctx.Deadline(); ok {
 		limit = min(limit, time.Until(d)/3) // or one row that is held would fail the whole batch
 	}
 	var wait []key
-	return s.persist(ctx, func() error {
+	err = s.persist(ctx, func() error {
 		x := &execution{s: s, b: b, ops: ops, replies: replies, yield: time.Since(start) > limit, wait: wait, patience: limit}
 		clear(replies)
 		err := x.run(ctx)
-		wait = x.wait
+		wait, epoch = x.wait, x.epoch
 		if s.kind2(err) == full {
 			return x.withoutClaims(ctx, err)
 		}
 		return s.mark(err)
 	})
+	return epoch, err
 }
 
 func (s *Store) kind2(err error) kind {
@@ -361,7 +365,7 @@ func (x *execution) look(ctx context.Context, c Conn, statement string, keys []k
 		return olderSchemaError{x.s, 0}
 	}
 	if !x.s.knows(x.epoch) {
-		x.b.Notice = x.s.saw(x.epoch)
+		x.s.saw(x.epoch)
 		return again{errEpoch}
 	}
 	x.rules = rules.Execution{Batch: x.b, Now: fromMicros(x.now), Time: toTime}

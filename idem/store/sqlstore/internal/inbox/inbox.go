@@ -29,11 +29,13 @@ type Store struct {
 	err        error // what makes every call fail
 
 	mu      sync.Mutex
-	ready   bool             // the schema has been looked at
-	epoch   string           // as first seen
-	gids    map[string]int64 // by the names' hash
-	renewed map[key]string   // claims that have a row among the leases, as far as known
-	ended   []lease          // rows among the leases that nobody needs any more
+	ready   bool              // the schema has been looked at
+	epoch   string            // as last seen
+	latest  string            // the epoch that was told last, or found at first
+	told    map[string]string // the epoch that the guards of a prefix were told, or began with
+	gids    map[string]int64  // by the names' hash
+	renewed map[key]string    // claims that have a row among the leases, as far as known
+	ended   []lease           // rows among the leases that nobody needs any more
 	sweep   schedule
 
 	creating sync.Mutex
@@ -50,7 +52,7 @@ func New(db DB, c Config, faults ...error) *Store {
 	if c.Tables == "" {
 		c.Tables = DefaultTables
 	}
-	s := &Store{db: db, config: c, gids: make(map[string]int64), renewed: make(map[key]string)}
+	s := &Store{db: db, config: c, gids: make(map[string]int64), renewed: make(map[key]string), told: make(map[string]string)}
 	if err := check(c.Dialect, c.Tables); err != nil {
 		faults = append(faults, err)
 	}

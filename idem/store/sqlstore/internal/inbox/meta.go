@@ -52,7 +52,7 @@ func (s *Store) prepare(ctx context.Context) error {
 	defer s.mu.Unlock()
 	s.ready = true
 	if s.epoch == "" {
-		s.epoch = epoch
+		s.epoch, s.latest = epoch, epoch
 	}
 	return nil
 }
@@ -99,17 +99,40 @@ func (s *Store) agree(v int64) error {
 }
 
 // saw takes in the epoch. Changed, the tables are others than before: what is known of
-// them is forgotten, and it is told once.
-func (s *Store) saw(epoch string) (notice string) {
+// them is forgotten.
+func (s *Store) saw(epoch string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.epoch == epoch {
-		return ""
+		return
 	}
 	s.epoch = epoch
 	clear(s.gids)
 	clear(s.renewed)
 	s.ended = nil
+}
+
+// toldOf is the epoch that the guards of a prefix know of.
+func (s *Store) toldOf(prefix string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	epoch, ok := s.told[prefix]
+	if !ok {
+		epoch = s.latest
+		s.told[prefix] = epoch
+	}
+	return epoch
+}
+
+// tell returns what an Apply that began under the epoch known tells of the one that it met.
+// Only that tells, since whatever else meets a new epoch has nobody to tell it to.
+func (s *Store) tell(prefix, known, epoch string) (notice string) {
+	if known == epoch {
+		return ""
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.told[prefix], s.latest = epoch, epoch
 	return fmt.Sprintf("The tables %s... were made anew, or are another database's (the epoch in %smeta has changed): "+
 		"what the former ones held can be handled again.", s.config.Tables, s.config.Tables)
 }
