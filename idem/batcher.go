@@ -51,7 +51,9 @@ type call struct {
 	everSent  bool
 	finished  bool
 	abandoned bool
-	apart     bool // waited in part
+	crowded   bool      // waited in full
+	apart     bool      // waits in part, and travels apart from the others
+	away      time.Time // since when its part has been out of reach; zero: it refused
 }
 
 // batcher sends calls to the store: many in one trip, and again while the store
@@ -61,7 +63,9 @@ type batcher struct {
 
 	mu      sync.Mutex
 	queue   [classes][]*call // to be sent next
+	apart   []*call          // the same, of those that wait for a part: others must not wait with them
 	flights int
+	probing bool // one of the flights carries calls that travel apart
 	outage  outage
 	full    outage // the store answers, and has no room for claims
 	part    outage // the store answers, but for some records
@@ -89,19 +93,33 @@ func (c *call) class() int {
 // enqueue is called with mu held.
 func (b *batcher) enqueue(calls ...*call) {
 	for _, c := range calls {
+		if c.apart {
+			b.apart = append(b.apart, c)
+			continue
+		}
 		b.queue[c.class()] = append(b.queue[c.class()], c)
 	}
 }
 
-// dequeue takes the next batch, with mu held.
-func (b *batcher) dequeue() []*call {
-	var batch []*call
+// mayProbe reports whether calls that travel apart are to be sent, with mu held.
+func (b *batcher) mayProbe() bool { return len(b.apart) > 0 && !b.probing }
+
+// dequeue takes the next batch, with mu held. What travels apart is sent now and then
+// only, and one flight at a time.
+func (b *batcher) dequeue() (batch []*call, probe bool) {
+	if b.mayProbe() {
+		b.probing = true
+		n := min(len(b.apart), maxBatch)
+		batch = append(batch, b.apart[:n]...)
+		b.apart = slices.Delete(b.apart, 0, n)
+		return batch, true
+	}
 	for class, queue := range b.queue {
 		n := min(len(queue), maxBatch-len(batch))
 		batch = append(batch, queue[:n]...)
 		b.queue[class] = slices.Delete(queue, 0, n)
 	}
-	return batch
+	return batch, false
 }
 
 // outage is a time in which the store does not answer as it should.
@@ -142,7 +160,11 @@ func (o *outage) givesUp(c *call, now time.Time) bool {
 	case !c.until.IsZero() && !now.Before(c.until):
 		return true
 	}
-	return c.failOpen > 0 && !o.away.IsZero() && now.Sub(o.away) >= c.failOpen
+	away := o.away
+	if c.apart {
+		away = c.away
+	}
+	return c.failOpen > 0 && !away.IsZero() && now.Sub(away) >= c.failOpen
 }
 
 // submit sends calls on their way.
@@ -178,7 +200,8 @@ func (b *batcher) submit(calls ...*call) {
 
 // launch starts a flight for what is queued, where one may start.
 func (b *batcher) launch() {
-	if b.flights < maxFlights && slices.ContainsFunc(b.queue[:], func(q []*call) bool { return len(q) > 0 }) {
+	queued := slices.ContainsFunc(b.queue[:], func(q []*call) bool { return len(q) > 0 })
+	if b.flights < maxFlights && (queued || b.mayProbe()) {
 		b.flights++
 		go b.fly()
 	}
@@ -213,7 +236,7 @@ func (b *batcher) resume(o *outage) {
 func (b *batcher) fly() {
 	for {
 		b.mu.Lock()
-		calls := b.dequeue()
+		calls, probe := b.dequeue()
 		if len(calls) == 0 {
 			b.flights--
 			b.mu.Unlock()
@@ -233,28 +256,34 @@ func (b *batcher) fly() {
 		}
 		sent := time.Now()
 		err := b.core.apply(&batch)
-		b.land(calls, &batch, sent, err)
+		b.land(calls, &batch, sent, err, probe)
 	}
 }
 
 // land hands out the answers of a batch, or keeps its calls for another try.
-func (b *batcher) land(calls []*call, batch *store.Batch, sent time.Time, err error) {
+func (b *batcher) land(calls []*call, batch *store.Batch, sent time.Time, err error, probe bool) {
 	var given, unwanted []*call
 	var events []Event
 	now := time.Now()
 
 	b.mu.Lock()
-	if err != nil {
+	if probe {
+		b.probing = false
+	}
+	switch {
+	case err != nil && !probe:
 		if b.outage.fail(now, err) {
 			events = append(events, Event{Kind: EventStoreDown, Err: err})
 		}
-	} else if b.outage.failures > 0 {
-		events = append(events, Event{Kind: EventStoreUp, Wait: now.Sub(b.outage.since)})
-		b.outage.failures = 0
-		b.resume(&b.outage)
-	}
-	if batch.Notice != "" {
-		events = append(events, b.core.noticed(batch.Notice))
+	case err == nil:
+		if b.outage.failures > 0 {
+			events = append(events, Event{Kind: EventStoreUp, Wait: now.Sub(b.outage.since)})
+			b.outage.failures = 0
+			b.resume(&b.outage)
+		}
+		if notice, is := b.core.noticed(batch); is {
+			events = append(events, notice)
+		}
 	}
 	next := 0
 	unanswered := func(o *outage, c *call, err error) {
@@ -269,8 +298,25 @@ func (b *batcher) land(calls []*call, batch *store.Batch, sent time.Time, err er
 		}
 	}
 	partly, whole := false, false // some calls wait for a part; some that did wait no more
+	waitApart := func(c *call, err error) {
+		if !partly && b.part.fail(now, err) {
+			events = append(events, Event{Kind: EventStoreDown, Err: err})
+		}
+		switch {
+		case !errors.Is(err, store.ErrUnavailable):
+			c.away = time.Time{}
+		case c.away.IsZero():
+			c.away = now
+		}
+		partly, c.apart = true, true
+		unanswered(&b.part, c, err)
+	}
 	for _, c := range calls {
-		if err != nil {
+		switch {
+		case err != nil && probe:
+			waitApart(c, err)
+			continue
+		case err != nil:
 			unanswered(&b.outage, c, err)
 			continue
 		}
@@ -279,12 +325,8 @@ func (b *batcher) land(calls []*call, batch *store.Batch, sent time.Time, err er
 		}
 		reply := batch.Replies[next]
 		next++
-		if errors.Is(reply.Err, store.ErrUnavailable) {
-			if !partly && b.part.fail(now, reply.Err) {
-				events = append(events, Event{Kind: EventStoreDown, Err: reply.Err})
-			}
-			partly, c.apart = true, true
-			unanswered(&b.part, c, reply.Err)
+		if errors.Is(reply.Err, store.ErrUnavailable) || errors.Is(reply.Err, store.ErrRefused) {
+			waitApart(c, reply.Err)
 			continue
 		}
 		whole = whole || c.apart
@@ -293,10 +335,11 @@ func (b *batcher) land(calls []*call, batch *store.Batch, sent time.Time, err er
 				events = append(events, Event{Kind: EventStoreDown, Err: reply.Err})
 			}
 			if !c.abandoned && !b.full.givesUp(c, now) {
+				c.crowded = true
 				b.stall(&b.full, c)
 				continue
 			}
-		} else if b.full.failures > 0 && reply.Status == store.Claimed {
+		} else if b.full.failures > 0 && reply.Status == store.Claimed && (c.crowded || len(b.full.stalled) == 0) {
 			events = append(events, Event{Kind: EventStoreUp, Wait: now.Sub(b.full.since)})
 			b.full.failures = 0
 			b.resume(&b.full)
@@ -308,8 +351,8 @@ func (b *batcher) land(calls []*call, batch *store.Batch, sent time.Time, err er
 			continue
 		}
 		c.reply, c.now, c.sent, c.err, c.finished = reply, batch.Now, sent, reply.Err, true
-		if reply.Status == store.Claimed && c.op.Kind != store.Check && b.core.dataLoss.Load() {
-			c.err = ErrDataLoss // it may have been done, before the store forgot
+		if reply.Status == store.Claimed && c.op.Kind == store.Begin && b.core.dataLoss.Load() {
+			c.err = ErrDataLoss // it may have been done, before the store forgot; what is spent stays spent
 			unwanted = append(unwanted, c)
 		}
 		given = append(given, c)
@@ -385,6 +428,7 @@ func (b *batcher) abandon(calls []*call, err error) {
 	for class := range b.queue {
 		b.queue[class] = keep(b.queue[class])
 	}
+	b.apart = keep(b.apart)
 	b.outage.stalled = keep(b.outage.stalled)
 	b.full.stalled = keep(b.full.stalled)
 	b.part.stalled = keep(b.part.stalled)

@@ -94,3 +94,73 @@ func TestDataLoss(t *testing.T) {
 		})
 	}
 }
+
+// At most once, what was spent when the loss was noticed is handled: refused, it would
+// never be.
+func TestDataLossSpares(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &forgetful{Store: memstore.New()}
+		g := idem.New(idem.WithStore(s), idem.WithHaltOnDataLoss()).Group("g")
+		if _, err := g.Spend(t.Context(), "before"); err != nil {
+			t.Fatal(err)
+		}
+		s.forget()
+		if _, err := g.Spend(t.Context(), "a"); err != nil {
+			t.Errorf("spent, and refused: %v", err)
+		}
+		if _, err := g.Spend(t.Context(), "b"); !errors.Is(err, idem.ErrDataLoss) {
+			t.Errorf("after it was noticed: %v", err)
+		}
+	})
+}
+
+// counting is a store that counts its losses, as those in servers do.
+type counting struct {
+	store.Store
+	mu     sync.Mutex
+	losses int
+}
+
+func (c *counting) Apply(ctx context.Context, b *store.Batch) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	err := c.Store.Apply(ctx, b)
+	if b.Losses = c.losses; b.Losses > 0 {
+		b.Notice = "The store came back empty."
+	}
+	return err
+}
+
+// Each guard over a store is told of each loss once, but for those before its own time.
+func TestEachGuardIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &counting{Store: memstore.New()}
+		told := make(map[string]int)
+		guard := func(name string) *idem.Guard {
+			return idem.New(idem.WithStore(s), idem.WithObserver(idem.ObserverFunc(func(e idem.Event) {
+				if e.Kind == idem.EventStoreNotice {
+					told[name]++
+				}
+			}))).Group("g")
+		}
+		ask := func(guards ...*idem.Guard) {
+			for range 2 {
+				for _, g := range guards {
+					if _, err := g.Inspect(t.Context(), "a"); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		}
+		a, b := guard("a"), guard("b")
+		ask(a, b)
+		s.losses++
+		c := guard("c")
+		ask(a, b, c)
+		s.losses++
+		ask(a, c)
+		if told["a"] != 2 || told["b"] != 1 || told["c"] != 1 {
+			t.Errorf("told %v, want a twice, b and c once", told)
+		}
+	})
+}

@@ -125,6 +125,9 @@ type core struct {
 
 	mu   sync.Mutex
 	runs map[run]struct{} // tokens that are asked for, held, or still being handled here
+
+	answered bool // the store has
+	losses   int  // of the store, that are known
 }
 
 // run is the identity of a record within the prefix.
@@ -152,15 +155,21 @@ func (c *core) claimable() error {
 	return nil
 }
 
-// noticed takes in what a store says that it lost, and returns what to tell.
-func (c *core) noticed(text string) Event {
+// noticed takes in what a store says that it lost, and returns what to tell, if that is
+// new. What was lost before this guard asked for anything is not its loss.
+func (c *core) noticed(b *store.Batch) (Event, bool) {
+	c.mu.Lock()
+	fresh := b.Losses == 0 || c.answered && b.Losses > c.losses
+	c.answered, c.losses = true, max(c.losses, b.Losses)
+	c.mu.Unlock()
+	if b.Notice == "" || !fresh {
+		return Event{}, false
+	}
 	if c.opts.haltOnLoss {
 		c.dataLoss.Store(true)
 	}
-	return Event{Kind: EventStoreNotice, Text: text}
+	return Event{Kind: EventStoreNotice, Text: b.Notice}, true
 }
-
-func (c *core) tell(notice string) { c.opts.observers.emit(c.noticed(notice)) }
 
 // claimID makes an id that was never used before: 72 random bits of the guard, and
 // a count.

@@ -318,6 +318,8 @@ type halved struct {
 	store.Store
 	mu   sync.Mutex
 	away bool
+	why  error         // what is answered for the part that is away; nil: that it is out of reach
+	slow time.Duration // how long it takes to find out
 }
 
 func (h *halved) set(away bool) {
@@ -328,11 +330,16 @@ func (h *halved) set(away bool) {
 
 func (h *halved) Apply(ctx context.Context, b *store.Batch) error {
 	h.mu.Lock()
-	away := h.away
+	away, why, slow := h.away, h.why, h.slow
 	h.mu.Unlock()
-	if !away {
+	if why == nil {
+		why = store.ErrUnavailable
+	}
+	part := func(op store.Op) bool { return strings.HasPrefix(op.Token, "x") }
+	if !away || !slices.ContainsFunc(b.Ops, part) {
 		return h.Store.Apply(ctx, b)
 	}
+	time.Sleep(slow)
 	there := *b
 	there.Ops, there.Replies = nil, nil
 	var at []int
@@ -346,7 +353,7 @@ func (h *halved) Apply(ctx context.Context, b *store.Batch) error {
 	}
 	b.Now, b.Replies = there.Now, make([]store.Reply, len(b.Ops))
 	for i := range b.Replies {
-		b.Replies[i].Err = fmt.Errorf("one node: %w", store.ErrUnavailable)
+		b.Replies[i].Err = fmt.Errorf("one node: %w", why)
 	}
 	for i, n := range at {
 		b.Replies[n] = there.Replies[i]
@@ -418,5 +425,62 @@ func TestFindingsInTheLog(t *testing.T) {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("lost %v: %s, want %s", lost, &out, want)
 		}
+	}
+}
+
+// What waits for a part travels apart: others do not wait with it, be it slow to find out.
+func TestOthersDoNotWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &halved{Store: memstore.New()}
+		g := idem.New(idem.WithStore(s), idem.WithLease(3*time.Second)).Group("g")
+		s.set(true)
+		var wg sync.WaitGroup
+		ctx, stop := context.WithCancel(t.Context())
+		wg.Go(func() { g.BeginAll(ctx, []idem.Request{{Token: "x", Patient: true}, {Token: "with it"}}) })
+		time.Sleep(time.Millisecond) // the first try is one for both
+		s.mu.Lock()
+		s.slow = time.Second
+		s.mu.Unlock()
+		for i := range 20 {
+			begun := time.Now()
+			if err := g.Do(t.Context(), fmt.Sprint(i), func(context.Context) error { return nil }); err != nil || time.Since(begun) > 0 {
+				t.Errorf("%d: %v after %v", i, err, time.Since(begun))
+			}
+			time.Sleep(300 * time.Millisecond)
+		}
+		stop()
+		wg.Wait()
+		time.Sleep(10 * time.Second) // what may have been claimed is given back
+	})
+}
+
+// FailOpen counts from when a message's own part went away, and never for a refusal.
+func TestFailOpenOfAPart(t *testing.T) {
+	for name, why := range map[string]error{"away": store.ErrUnavailable, "refused": store.ErrRefused} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &halved{Store: memstore.New(), why: why}
+				g := idem.New(idem.WithStore(s)).Group("g")
+				s.set(true)
+				ctx, stop := context.WithTimeout(t.Context(), 100*time.Second)
+				defer stop()
+				var wg sync.WaitGroup
+				wg.Go(func() {
+					g.BeginAll(ctx, []idem.Request{{Token: "x waits", Patient: true}, {Token: "y", Patient: true}})
+				})
+				time.Sleep(31 * time.Second)
+				begun := time.Now()
+				b := g.BeginAll(ctx, []idem.Request{{Token: "x open", Patient: true, FailOpen: 30 * time.Second}, {Token: "z", Patient: true}})
+				waited := time.Since(begun)
+				if why == store.ErrUnavailable && (!errors.Is(b[0].Err, why) || waited < 30*time.Second || waited > 40*time.Second) {
+					t.Errorf("%v after %v", b[0].Err, waited)
+				}
+				if why == store.ErrRefused && waited < 60*time.Second {
+					t.Errorf("a refusal counted: %v after %v", b[0].Err, waited)
+				}
+				wg.Wait()
+				time.Sleep(time.Minute)
+			})
+		})
 	}
 }

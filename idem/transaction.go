@@ -161,8 +161,8 @@ func (c *Claim) commitBy(ctx context.Context, commit func(context.Context, *stor
 		c.mu.Unlock()
 		err := c.tryCommit(ctx, within, &b, commit)
 		within = c.guard.core.tripTimeout() // of a question
-		if b.Notice != "" {
-			c.guard.core.tell(b.Notice)
+		if notice, is := c.guard.core.noticed(&b); is {
+			c.guard.core.opts.observers.emit(notice)
 		}
 		switch {
 		case err == nil && (c.oneTrip || b.Replies[0].Status == store.OK):

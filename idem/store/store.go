@@ -52,6 +52,10 @@ type Store interface {
 	// was reached. What is wrong with one operation only is that Reply's Err and
 	// leaves its neighbours alone.
 	//
+	// A store of several servers answers item by item (Reply's Err) where one of them
+	// is away or refuses, also where the batch has nothing for the others: an error of
+	// Apply holds up everything.
+	//
 	// Apply keeps no reference to b after it returned.
 	Apply(ctx context.Context, b *Batch) error
 
@@ -124,7 +128,8 @@ type Batch struct {
 	// Replies is set by Apply: one per operation, in the same order. Apply uses
 	// the room that is there.
 	Replies []Reply
-	// Now is set by Apply: the store's clock when the batch was executed.
+	// Now is set by Apply: the store's clock when the batch was executed; zero where
+	// each reply is an error.
 	Now time.Time
 	// Notice is set by Apply when the store found out that it lost records that
 	// it had acknowledged: a sentence that says what was seen. Else empty.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -209,39 +210,45 @@ func anew(t *testing.T, db *sql.DB, s *sqlstore.Store) {
 }
 
 // Sweep, and what else meets new tables, leaves it to the next Apply to tell, and each
-// prefix is told.
+// guard over the store is told, once.
 func TestNoticeIsTold(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b backend) {
 		db := b.database(t)
 		s := b.store(t, db, sqlstore.WithoutSweep())
-		of := func(prefix string) string {
-			batch := terms(begin("a", "c"))
-			batch.Prefix = prefix
-			if err := s.Apply(t.Context(), batch); err != nil {
-				t.Fatal(err)
-			}
-			return batch.Notice
+		var told [3]atomic.Int32
+		guard := func(i int) *idem.Guard {
+			return idem.New(idem.WithStore(s), idem.WithHaltOnDataLoss(), idem.WithObserver(idem.ObserverFunc(func(e idem.Event) {
+				if e.Kind == idem.EventStoreNotice {
+					told[i].Add(1)
+				}
+			})))
 		}
-		for _, prefix := range []string{"p", "q"} {
-			if n := of(prefix); n != "" {
-				t.Errorf("at first: %q", n)
+		do := func(g *idem.Guard, token string) error {
+			return g.Do(t.Context(), token, func(context.Context) error { return nil })
+		}
+		first, second := guard(0), guard(1)
+		for _, g := range []*idem.Guard{first, second} {
+			if err := do(g, "a"); err != nil && !idem.Done(err) {
+				t.Fatal(err)
 			}
 		}
 		anew(t, db, s)
 		if _, err := s.Sweep(t.Context(), 10); err != nil {
 			t.Fatal(err)
 		}
-		for _, prefix := range []string{"p", "q"} {
-			if n := of(prefix); n == "" {
-				t.Errorf("prefix %s was not told", prefix)
+		for i, g := range []*idem.Guard{first, second} {
+			for range 2 {
+				if err := do(g, "a"); !errors.Is(err, idem.ErrDataLoss) {
+					t.Errorf("guard %d: %v, want ErrDataLoss", i, err)
+				}
 			}
-			if n := of(prefix); n != "" {
-				t.Errorf("prefix %s was told twice", prefix)
+			if n := told[i].Load(); n != 1 {
+				t.Errorf("guard %d was told %d times", i, n)
 			}
 		}
-		if n := of("r"); n != "" {
-			t.Errorf("a prefix that comes later: %q", n)
+		if err := do(guard(2), "b"); err != nil || told[2].Load() != 0 {
+			t.Errorf("a guard that comes later: %v, told %d times", err, told[2].Load())
 		}
 	})
 }
@@ -260,14 +267,14 @@ func TestNoticeOfFlights(t *testing.T) {
 	if _, err := tx.ExecContext(t.Context(), "LOCK TABLE idemq_meta"); err != nil {
 		t.Fatal(err)
 	}
-	notices := make(chan string, 2)
+	losses := make(chan int, 2)
 	for i := range 2 {
 		go func() {
 			batch := terms(begin(fmt.Sprint("new", i), "c"))
 			if err := s.Apply(t.Context(), batch); err != nil {
 				t.Errorf("Apply: %v", err)
 			}
-			notices <- batch.Notice
+			losses <- batch.Losses
 		}()
 	}
 	await(t, "both to be under way", func() bool {
@@ -282,12 +289,8 @@ func TestNoticeOfFlights(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if n := <-notices; n == "" {
-			t.Error("an Apply that began before was not told")
+		if n := <-losses; n != 1 {
+			t.Errorf("an Apply that began before was told of %d losses", n)
 		}
-	}
-	batch := terms(begin("later", "c"))
-	if err := s.Apply(t.Context(), batch); err != nil || batch.Notice != "" {
-		t.Errorf("later: %v, %q", err, batch.Notice)
 	}
 }

@@ -133,7 +133,11 @@ func (d *database) Open(ctx context.Context) (inbox.Tx, error) {
 type transaction struct {
 	tx     *sql.Tx
 	cancel context.CancelFunc
+	ended  error // of Rollback
 }
+
+// Ended is the error of Rollback.
+func (t *transaction) Ended() error { return t.ended }
 
 func (t *transaction) Exec(ctx context.Context, statement string, params ...any) (int64, error) {
 	return exec(ctx, t.tx, statement, params)
@@ -158,16 +162,14 @@ func (t *transaction) Commit(ctx context.Context) error {
 }
 
 func (t *transaction) Rollback() {
-	done := make(chan struct{})
-	go func() {
-		_ = t.tx.Rollback()
-		close(done)
-	}()
+	done := make(chan error, 1)
+	go func() { done <- t.tx.Rollback() }()
 	timer := time.NewTimer(rollbackTimeout)
 	defer timer.Stop()
 	select {
-	case <-done:
+	case t.ended = <-done:
 	case <-timer.C:
+		t.ended = context.DeadlineExceeded
 	}
 	t.cancel()
 }

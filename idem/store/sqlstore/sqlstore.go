@@ -92,7 +92,10 @@ func WithTxOptions(opts sql.TxOptions) Option {
 // Store is a store.Transactor in a SQL database. It is safe for concurrent use, starts no
 // goroutine that outlives a call but to wait for a COMMIT or ROLLBACK that the server does
 // not answer, and does not close the database.
-type Store struct{ inbox *inbox.Store }
+type Store struct {
+	inbox   *inbox.Store
+	adopted inbox.Adopted
+}
 
 var _ store.Transactor = (*Store)(nil)
 
@@ -156,8 +159,16 @@ func (s *Store) Enlist(ctx context.Context, terms *store.Batch, hold func()) (co
 
 // Tx is the transaction of the handler that runs in ctx: opened at the first call, and
 // always the same one. It is committed with the claim when the handler returns nil, and
-// rolled back else, or at the end of the context that the handler was given; the handler
-// does not end it. An error means that it cannot be opened, or that ctx is not a handler's.
+// rolled back else, or at the end of the context that the handler was given. An error
+// means that it cannot be opened, or that ctx is not a handler's.
+//
+// The handler must not end it: no tx.Commit, and no "defer tx.Rollback()". It returns an
+// error to have what it wrote undone. Nor may it go on after an error with which the
+// database ended the transaction (a deadlock in MySQL; an interrupted statement, or one
+// with ON CONFLICT ROLLBACK, in SQLite), or execute DDL in MySQL, which commits: whatever
+// it writes afterwards is in no transaction, and stays. A handler that returns nil then
+// has failed, with an error that says so. In PostgreSQL and SQLite DDL is part of the
+// transaction. Rows are to be closed before the handler returns.
 func Tx(ctx context.Context) (*sql.Tx, error) {
 	t, err := inbox.FromContext(ctx, name)
 	if err != nil {
@@ -172,22 +183,26 @@ type Claim interface {
 }
 
 // CommitTx commits a transaction that the user opened, in the store's database, and the
-// claim's completion with it. If somebody has taken the claim over, it is rolled back, and
-// the error is that of a lost lease. If the connection breaks at COMMIT, the database is
-// asked whether it has it, by the claim's id. An error that wraps store.ErrRolledBack says
-// that the effect has to be tried again. tx is ended in any case.
+// claim's completion with it. tx is ended in any case.
+//
+// If somebody has taken the claim over, it is rolled back, and the error is that of a lost
+// lease. An error that wraps store.ErrRolledBack says that nothing was committed: open
+// another transaction, write the effect again and call CommitTx with that, or give the
+// claim back. Do not call the claim's Commit then: it records the completion alone.
+//
+// If the connection breaks at COMMIT, the database is asked whether it has it, by the
+// claim's id. Where it cannot be asked for a lease, the error wraps store.ErrUnavailable:
+// CommitTx can be called again, with the same tx or another, and only asks; another tx is
+// rolled back. A transaction of another database is rolled back, with an error.
 func CommitTx(ctx context.Context, tx *sql.Tx, c Claim) error {
 	t := &transaction{tx: tx, cancel: func() {}}
 	defer t.Rollback()
-	var h *inbox.Handler
+	parent := ctx
 	return c.CommitWith(ctx, func(ctx context.Context, s store.Store, b *store.Batch) error {
-		if h == nil {
-			of, ok := s.(*Store)
-			if !ok {
-				return fmt.Errorf("sqlstore: the claim is of a guard whose store is a %T, not a sqlstore.Store", s)
-			}
-			h = of.inbox.Adopt(t)
+		of, ok := s.(*Store)
+		if !ok {
+			return fmt.Errorf("sqlstore: the claim is of a guard whose store is a %T, not a sqlstore.Store", s)
 		}
-		return h.Commit(ctx, b)
+		return of.adopted.Commit(parent, ctx, of.inbox, t, b)
 	})
 }

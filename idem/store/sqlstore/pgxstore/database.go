@@ -2,7 +2,12 @@ package pgxstore
 
 import (
 	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -107,14 +112,15 @@ func (d *database) Open(ctx context.Context) (inbox.Tx, error) {
 		return nil, err
 	}
 	t := newTransaction(tx)
+	t.users = &usersTx{Tx: tx, of: t}
 	wire := tx.Conn().PgConn().Conn()
-	context.AfterFunc(ctx, func() {
+	t.stop = context.AfterFunc(ctx, func() {
 		timer := time.NewTimer(rollbackTimeout)
 		defer timer.Stop()
 		select {
-		case <-t.ended:
+		case <-t.over:
 		case <-timer.C:
-			_ = wire.Close()
+			t.cut(wire)
 		}
 	})
 	return t, nil
@@ -124,24 +130,86 @@ func (d *database) Open(ctx context.Context) (inbox.Tx, error) {
 type transaction struct {
 	conn
 	tx    pgx.Tx
-	ended chan struct{}
-	end   func()
+	users *usersTx // nil: the user opened it
+	over  chan struct{}
+	stop  func() bool
+
+	mu     sync.Mutex // held while the connection is cut
+	ending bool       // and given back: it is somebody else's then
+	ended  error      // of Rollback
 }
 
 func newTransaction(tx pgx.Tx) *transaction {
-	t := &transaction{conn: conn{tx}, tx: tx, ended: make(chan struct{})}
-	t.end = sync.OnceFunc(func() { close(t.ended) })
-	return t
+	return &transaction{conn: conn{tx}, tx: tx, over: make(chan struct{}), stop: func() bool { return true }}
+}
+
+// usersTx is a transaction as a handler sees it, which must not end it.
+type usersTx struct {
+	pgx.Tx
+	of      *transaction
+	touched atomic.Bool // the handler tried
+}
+
+var errUsers = errors.New("pgxstore: the transaction of pgxstore.Tx is ended by the library, after the handler: " +
+	"do not call its Commit or Rollback, not in a defer either")
+
+func (u *usersTx) Commit(context.Context) error {
+	u.touched.Store(true)
+	return errUsers
+}
+
+func (u *usersTx) Rollback(context.Context) error {
+	u.touched.Store(true)
+	return errUsers
+}
+
+// Intact is an error where the handler meant to end the transaction.
+func (t *transaction) Intact() error {
+	if t.users != nil && t.users.touched.Load() {
+		return fmt.Errorf("%w: %w", sql.ErrTxDone, errUsers)
+	}
+	return nil
+}
+
+func (t *transaction) Exec(ctx context.Context, statement string, params ...any) (int64, error) {
+	n, err := t.conn.Exec(ctx, statement, params...)
+	if errors.Is(err, pgx.ErrTxClosed) {
+		err = fmt.Errorf("%w: %w", sql.ErrTxDone, err)
+	}
+	return n, err
+}
+
+// cut closes the connection, unless it is about to be given back.
+func (t *transaction) cut(wire net.Conn) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.ending {
+		_ = wire.Close()
+	}
+}
+
+// end is called before the transaction is ended, and its connection given back.
+func (t *transaction) end() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.ending {
+		t.ending = true
+		t.stop()
+		close(t.over)
+	}
 }
 
 func (t *transaction) Commit(ctx context.Context) error {
-	defer t.end()
+	t.end()
 	return t.tx.Commit(ctx)
 }
 
 func (t *transaction) Rollback() {
-	defer t.end()
+	t.end()
 	ctx, cancel := context.WithTimeout(context.Background(), rollbackTimeout)
 	defer cancel()
-	_ = t.tx.Rollback(ctx)
+	t.ended = t.tx.Rollback(ctx)
 }
+
+// Ended is the error of Rollback.
+func (t *transaction) Ended() error { return t.ended }

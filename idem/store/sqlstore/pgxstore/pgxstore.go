@@ -50,7 +50,10 @@ func WithTxOptions(opts pgx.TxOptions) Option {
 
 // Store is a store.Transactor in PostgreSQL. It is safe for concurrent use, starts no
 // goroutine, and does not close the pool.
-type Store struct{ inbox *inbox.Store }
+type Store struct {
+	inbox   *inbox.Store
+	adopted inbox.Adopted
+}
 
 var _ store.Transactor = (*Store)(nil)
 
@@ -111,14 +114,20 @@ func (s *Store) Enlist(ctx context.Context, terms *store.Batch, hold func()) (co
 
 // Tx is the transaction of the handler that runs in ctx: opened at the first call, and
 // always the same one. It is committed with the claim when the handler returns nil, and
-// rolled back else, or at the end of the context that the handler was given; the handler
-// does not end it. An error means that it cannot be opened, or that ctx is not a handler's.
+// rolled back else, or at the end of the context that the handler was given. An error
+// means that it cannot be opened, or that ctx is not a handler's.
+//
+// The handler must not end it: its Commit and Rollback return an error, also in
+// "defer tx.Rollback(ctx)", and a handler that has called one of them has failed, even if
+// it returns nil: nothing is committed. It returns an error to have what it wrote undone.
+// Transactions within it (tx.Begin) it ends itself. Rows are to be closed before the
+// handler returns.
 func Tx(ctx context.Context) (pgx.Tx, error) {
 	t, err := inbox.FromContext(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	return t.(*transaction).tx, nil
+	return t.(*transaction).users, nil
 }
 
 // Claim is what [CommitTx] ends: *idem.Claim.
@@ -127,19 +136,17 @@ type Claim interface {
 }
 
 // CommitTx commits a transaction that the user opened, in the store's database, and the
-// claim's completion with it, as sqlstore.CommitTx does. tx is ended in any case.
+// claim's completion with it, and answers as sqlstore.CommitTx does. tx is ended in any
+// case.
 func CommitTx(ctx context.Context, tx pgx.Tx, c Claim) error {
 	t := newTransaction(tx)
 	defer t.Rollback()
-	var h *inbox.Handler
+	parent := ctx
 	return c.CommitWith(ctx, func(ctx context.Context, s store.Store, b *store.Batch) error {
-		if h == nil {
-			of, ok := s.(*Store)
-			if !ok {
-				return fmt.Errorf("pgxstore: the claim is of a guard whose store is a %T, not a pgxstore.Store", s)
-			}
-			h = of.inbox.Adopt(t)
+		of, ok := s.(*Store)
+		if !ok {
+			return fmt.Errorf("pgxstore: the claim is of a guard whose store is a %T, not a pgxstore.Store", s)
 		}
-		return h.Commit(ctx, b)
+		return of.adopted.Commit(parent, ctx, of.inbox, t, b)
 	})
 }

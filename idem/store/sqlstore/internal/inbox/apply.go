@@ -27,7 +27,7 @@ const (
 
 // Apply implements store.Store. A batch is one transaction for each 500 operations.
 func (s *Store) Apply(ctx context.Context, b *store.Batch) error {
-	b.Notice = ""
+	b.Notice, b.Losses = "", 0
 	if err := s.prepare(ctx); err != nil {
 		return err
 	}
@@ -39,7 +39,7 @@ func (s *Store) Apply(ctx context.Context, b *store.Batch) error {
 	b.Replies = slices.Grow(b.Replies[:0], len(b.Ops))[:len(b.Ops)]
 	clear(b.Replies)
 	b.Now = time.Time{}
-	known, epoch := s.toldOf(b.Prefix), ""
+	epoch := ""
 	for from := 0; from == 0 || from < len(b.Ops); from += maxOps {
 		to := min(from+maxOps, len(b.Ops))
 		var err error
@@ -48,7 +48,7 @@ func (s *Store) Apply(ctx context.Context, b *store.Batch) error {
 		}
 	}
 	s.sweepSometimes(ctx, b)
-	b.Notice = s.tell(b.Prefix, known, epoch)
+	s.tell(b, epoch)
 	return nil
 }
 

@@ -31,8 +31,8 @@ type Store struct {
 	mu      sync.Mutex
 	ready   bool              // the schema has been looked at
 	epoch   string            // as last seen
-	latest  string            // the epoch that was told last, or found at first
-	told    map[string]string // the epoch that the guards of a prefix were told, or began with
+	told    string           // the epoch that guards know of
+	losses  int              // how often it was another
 	gids    map[string]int64  // by the names' hash
 	renewed map[key]string    // claims that have a row among the leases, as far as known
 	ended   []lease           // rows among the leases that nobody needs any more
@@ -52,7 +52,7 @@ func New(db DB, c Config, faults ...error) *Store {
 	if c.Tables == "" {
 		c.Tables = DefaultTables
 	}
-	s := &Store{db: db, config: c, gids: make(map[string]int64), renewed: make(map[key]string), told: make(map[string]string)}
+	s := &Store{db: db, config: c, gids: make(map[string]int64), renewed: make(map[key]string)}
 	if err := check(c.Dialect, c.Tables); err != nil {
 		faults = append(faults, err)
 	}

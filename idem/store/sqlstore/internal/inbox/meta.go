@@ -9,6 +9,8 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+
+	"github.com/idemq/idemq/idem/store"
 )
 
 // hash identifies names, which may be of any length.
@@ -52,7 +54,7 @@ func (s *Store) prepare(ctx context.Context) error {
 	defer s.mu.Unlock()
 	s.ready = true
 	if s.epoch == "" {
-		s.epoch, s.latest = epoch, epoch
+		s.epoch, s.told = epoch, epoch
 	}
 	return nil
 }
@@ -112,28 +114,19 @@ func (s *Store) saw(epoch string) {
 	s.ended = nil
 }
 
-// toldOf is the epoch that the guards of a prefix know of.
-func (s *Store) toldOf(prefix string) string {
+// tell says in a batch that was executed under an epoch what has become of the tables. Only
+// Apply counts a loss, since whatever else meets a new epoch has nobody to tell it to.
+func (s *Store) tell(b *store.Batch, epoch string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	epoch, ok := s.told[prefix]
-	if !ok {
-		epoch = s.latest
-		s.told[prefix] = epoch
+	if epoch == s.epoch && epoch != s.told {
+		s.told = epoch
+		s.losses++
 	}
-	return epoch
-}
-
-// tell returns what an Apply that began under the epoch known tells of the one that it met.
-// Only that tells, since whatever else meets a new epoch has nobody to tell it to.
-func (s *Store) tell(prefix, known, epoch string) (notice string) {
-	if known == epoch {
-		return ""
+	if b.Losses = s.losses; b.Losses == 0 {
+		return
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.told[prefix], s.latest = epoch, epoch
-	return fmt.Sprintf("The tables %s... were made anew, or are another database's (the epoch in %smeta has changed): "+
+	b.Notice = fmt.Sprintf("The tables %s... were made anew, or are another database's (the epoch in %smeta has changed): "+
 		"what the former ones held can be handled again.", s.config.Tables, s.config.Tables)
 }
 

@@ -3,16 +3,17 @@ package inbox
 import (
 	"cmp"
 	"context"
+	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/idemq/idemq/idem/store"
 )
-
-// contextKey is under which a package's transaction stands in a handler's context.
-type contextKey string
 
 // Handler is the transaction of one run of a handler.
 type Handler struct {
@@ -23,11 +24,14 @@ type Handler struct {
 	prefix string
 	hold   func()
 
+	adopted bool // the user opened the transaction
+
 	mu      sync.Mutex
 	tx      Tx
 	err     error // why there is no transaction any more, or never was
 	used    bool
-	unknown bool // COMMIT was sent, and not answered
+	unknown bool  // COMMIT was sent, and not answered
+	ended   error // of ROLLBACK
 }
 
 var _ store.Tx = (*Handler)(nil)
@@ -39,23 +43,77 @@ func (s *Store) Enlist(ctx context.Context, terms *store.Batch, hold func()) (co
 		h.op = terms.Ops[0]
 	}
 	h.parent = ctx
-	return context.WithValue(ctx, contextKey(s.config.Package), h), h
+	return context.WithValue(ctx, store.TxKey{}, h), h
 }
 
 // FromContext is the transaction of the handler that runs in ctx, opened at the first call.
 func FromContext(ctx context.Context, pkg string) (Tx, error) {
-	h, ok := ctx.Value(contextKey(pkg)).(*Handler)
-	if !ok {
+	h, ok := ctx.Value(store.TxKey{}).(*Handler)
+	if !ok || h.s.config.Package != pkg {
 		return nil, fmt.Errorf("%s: there is no transaction in this context: Tx is for handlers, with the context that they are given, "+
 			"of a guard whose store is a %s.Store", pkg, pkg)
 	}
 	return h.open(ctx)
 }
 
-// Adopt is a transaction that the user opened and that ends the claim of op.
-func (s *Store) Adopt(tx Tx) *Handler {
-	return &Handler{s: s, parent: context.Background(), tx: tx, used: true}
+// Adopt is a transaction that the user opened, in a context, to end a claim with.
+func (s *Store) Adopt(ctx context.Context, tx Tx) *Handler {
+	return &Handler{s: s, parent: ctx, tx: tx, used: true, adopted: true}
 }
+
+// maxAdopted is how many adopted transactions are remembered whose outcome is not known.
+const maxAdopted = 1000
+
+// Adopted are transactions that users opened, and whose outcome is not known yet.
+type Adopted struct {
+	mu       sync.Mutex
+	handlers map[string]*Handler // by claim
+	order    []string
+}
+
+// Commit ends a claim with a transaction that the user opened in the context parent. Where
+// the outcome of an earlier one of this claim is not known, that one is asked for.
+func (a *Adopted) Commit(parent, ctx context.Context, s *Store, tx Tx, b *store.Batch) error { //nolint:revive // two contexts
+	if len(b.Ops) == 0 {
+		return s.Adopt(parent, tx).Commit(ctx, b)
+	}
+	claim := b.Ops[0].Claim
+	a.mu.Lock()
+	h := a.handlers[claim]
+	a.mu.Unlock()
+	if h == nil {
+		h = s.Adopt(parent, tx)
+	}
+	err := h.Commit(ctx, b)
+	h.mu.Lock()
+	unknown := h.unknown && err != nil
+	h.mu.Unlock()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch known := a.handlers[claim] == nil; {
+	case unknown && known:
+		if a.handlers == nil {
+			a.handlers = make(map[string]*Handler)
+		}
+		a.handlers[claim] = h
+		if a.order = append(a.order, claim); len(a.order) > maxAdopted {
+			delete(a.handlers, a.order[0])
+			a.order = a.order[1:]
+		}
+	case !unknown && !known:
+		delete(a.handlers, claim)
+		a.order = slices.DeleteFunc(a.order, func(c string) bool { return c == claim })
+	}
+	return err
+}
+
+// openError is an error of opening the transaction of one run of a handler.
+type openError struct {
+	error
+	of *Handler
+}
+
+func (e openError) Unwrap() error { return e.error }
 
 func (h *Handler) open(ctx context.Context) (Tx, error) {
 	h.mu.Lock()
@@ -63,6 +121,18 @@ func (h *Handler) open(ctx context.Context) (Tx, error) {
 	if h.tx != nil || h.err != nil {
 		return h.tx, h.err
 	}
+	tx, err := h.tryOpen(ctx)
+	if err != nil {
+		return nil, openError{err, h}
+	}
+	h.tx, h.used = tx, true
+	if h.s.config.Dialect == SQLite && h.hold != nil {
+		h.hold()
+	}
+	return tx, nil
+}
+
+func (h *Handler) tryOpen(ctx context.Context) (Tx, error) {
 	if err := h.s.prepare(ctx); err != nil {
 		return nil, err
 	}
@@ -74,16 +144,31 @@ func (h *Handler) open(ctx context.Context) (Tx, error) {
 	if err != nil {
 		return nil, h.s.failure("opening the handler's transaction", err)
 	}
-	h.tx, h.used = tx, true
-	if h.s.config.Dialect == SQLite && h.hold != nil {
-		h.hold()
+	return tx, nil
+}
+
+// The savepoint is there until its transaction ends, whoever ends it.
+const (
+	setSavepoint     = "SAVEPOINT idemq_tx"
+	releaseSavepoint = "RELEASE SAVEPOINT idemq_tx"
+)
+
+// begin opens the transaction, and sets the savepoint.
+func (h *Handler) begin(ctx context.Context) (Tx, error) {
+	tx, err := h.beginTx(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := tx.Exec(ctx, setSavepoint); err != nil {
+		tx.Rollback()
+		return nil, err
 	}
 	return tx, nil
 }
 
-// begin opens the transaction. In SQLite it takes the write lock at once, on the condition
+// beginTx opens the transaction. In SQLite it takes the write lock at once, on the condition
 // that the claim is still held: nobody can take it then while the transaction is open.
-func (h *Handler) begin(ctx context.Context) (Tx, error) {
+func (h *Handler) beginTx(ctx context.Context) (Tx, error) {
 	if h.s.config.Dialect != SQLite {
 		return h.s.db.Open(h.parent)
 	}
@@ -134,6 +219,9 @@ func (h *Handler) Rollback() {
 func (h *Handler) rollback(why error) {
 	if h.tx != nil {
 		h.tx.Rollback()
+		if tx, ok := h.tx.(interface{ Ended() error }); ok {
+			h.ended = tx.Ended()
+		}
 		h.tx = nil
 	}
 	if h.err == nil {
@@ -144,14 +232,23 @@ func (h *Handler) rollback(why error) {
 // RolledBack implements store.Tx. An error of the network may be any other connection's:
 // then the transaction's own is asked.
 func (h *Handler) RolledBack(err error) bool {
+	var opening openError
+	if errors.As(err, &opening) && opening.of == h {
+		return errors.Is(err, store.ErrUnavailable)
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch h.s.kind(err) {
 	case busy:
 		return true
 	case unreachable:
-		if h.tx == nil {
-			return false
+		switch {
+		case h.parent.Err() != nil && h.used:
+			return true
+		case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+			return false // a time limit of the handler's own
+		case h.tx == nil:
+			return h.ended != nil && h.s.kind(h.ended) == unreachable
 		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(h.parent), time.Second)
 		defer cancel()
@@ -168,26 +265,132 @@ func (h *Handler) Commit(ctx context.Context, b *store.Batch) error {
 	b.Notice = ""
 	b.Replies = append(b.Replies[:0], make([]store.Reply, len(b.Ops))...)
 	switch {
-	case h.unknown && len(b.Ops) > 0:
-		return h.s.failure("asking whether the handler's transaction was committed", h.ask(ctx, b))
+	case h.unknown:
+		return h.find(ctx, b)
 	case h.tx == nil:
 		return h.s.rolledBack("committing the handler's transaction", cmp.Or(h.err, errNone))
-	case len(b.Ops) == 0:
-		return h.send(ctx)
 	}
-	reply, err := h.complete(ctx, b)
+	reply := store.Reply{Status: store.OK}
+	err := h.prepare(ctx)
+	if err == nil && len(b.Ops) > 0 {
+		reply, err = h.complete(ctx, b)
+	}
 	if err != nil {
-		err = h.before(err)
 		h.rollback(errEnded)
-		return err
+		return h.before(err)
 	}
-	if b.Replies[0] = reply; reply.Status != store.OK || h.tx == nil {
+	if reply.Status != store.OK || h.tx == nil {
+		b.Replies[0] = reply
 		h.rollback(errEnded)
 		return nil
 	}
 	if err := h.send(ctx); err != nil {
-		clear(b.Replies)
 		return err
+	}
+	if len(b.Ops) > 0 {
+		b.Replies[0] = reply
+	}
+	return nil
+}
+
+// find asks whether COMMIT was executed. Until that is certain it is not known.
+func (h *Handler) find(ctx context.Context, b *store.Batch) error {
+	const doing = "asking whether the handler's transaction was committed"
+	if len(b.Ops) == 0 {
+		return fmt.Errorf("%s: committing the handler's transaction: %w: COMMIT was not answered, and of a transaction without a claim nothing tells what became of it",
+			h.s.config.Package, store.ErrUnavailable)
+	}
+	err := h.s.failure(doing, h.ask(ctx, b))
+	switch {
+	case errors.Is(err, store.ErrRolledBack):
+		h.unknown = false
+	case err != nil && !errors.Is(err, store.ErrUnavailable):
+		err = fmt.Errorf("%s: %s: %w: %w", h.s.config.Package, doing, store.ErrUnavailable, err)
+	}
+	return err
+}
+
+// errOver is what a transaction's savepoint says that is not there.
+var errOver = errors.New("the transaction was ended before the handler returned: by COMMIT, ROLLBACK or BEGIN, " +
+	"by DDL (which in MySQL commits what was written before it), or by the database, after an error that the handler passed over (a deadlock, say); " +
+	"what the handler wrote may be there or not; see the package's documentation")
+
+// prepare makes sure that the transaction is the one that was opened, and its database the
+// store's: what is written outside of a transaction stays, whatever becomes of the claim.
+func (h *Handler) prepare(ctx context.Context) error {
+	if err := h.s.prepare(ctx); err != nil {
+		return err
+	}
+	if h.adopted {
+		if err := h.probe(ctx); err != nil {
+			return err
+		}
+		return h.sameDatabase(ctx)
+	}
+	if tx, ok := h.tx.(interface{ Intact() error }); ok && tx.Intact() != nil {
+		return tx.Intact()
+	}
+	_, err := h.tx.Exec(ctx, releaseSavepoint)
+	if h.s.noSavepoint(err) {
+		err = fmt.Errorf("%w: %w", errOver, err)
+	}
+	return err
+}
+
+// probe makes sure that there is a transaction. In SQLite a savepoint would begin one, in
+// MySQL there is none where none is open.
+func (h *Handler) probe(ctx context.Context) error {
+	if h.s.config.Dialect == SQLite {
+		_, err := h.tx.Exec(ctx, "BEGIN")
+		switch {
+		case err == nil:
+			return errOver
+		case strings.Contains(err.Error(), "within a transaction"):
+			return nil
+		}
+		return err
+	}
+	for _, statement := range []string{setSavepoint, releaseSavepoint} {
+		if _, err := h.tx.Exec(ctx, statement); err != nil {
+			if h.s.noSavepoint(err) {
+				err = fmt.Errorf("%w: %w", errOver, err)
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// noSavepoint tells whether an error says that a savepoint, or the transaction that it
+// would be in, is not there.
+func (s *Store) noSavepoint(err error) bool {
+	if err == nil {
+		return false
+	}
+	c := codeOf(err)
+	switch s.config.Dialect {
+	case Postgres:
+		return c.state == "3B001" || c.state == "25P01"
+	case MySQL:
+		return c.number == 1305
+	}
+	return strings.Contains(c.text, "no such savepoint")
+}
+
+// sameDatabase compares the epochs. Those of the store's tables may have changed since.
+func (h *Handler) sameDatabase(ctx context.Context) error {
+	var v int64
+	var epoch string
+	err := h.s.query(ctx, h.tx, "meta", nil, func(r Rows) error { return r.Scan(&v, &epoch) })
+	if err != nil || h.s.knows(epoch) {
+		return err
+	}
+	current, err := h.s.readMeta(ctx)
+	if err != nil {
+		return err
+	}
+	if current != epoch {
+		return fmt.Errorf("the transaction is of another database than the store's: the epoch in its %smeta is another", h.s.config.Tables)
 	}
 	return nil
 }
@@ -198,14 +401,26 @@ func (s *Store) rolledBack(doing string, err error) error {
 	return fmt.Errorf("%s: %s: %w: %w", s.config.Package, doing, store.ErrRolledBack, err)
 }
 
-// before is the error of a transaction to which COMMIT was not sent: nothing of it stays.
+// before is the error of a transaction to which COMMIT was not sent, and that has been
+// rolled back: nothing of it stays, unless it was ended before.
 func (h *Handler) before(err error) error {
 	const doing = "completing the claim in the handler's transaction"
-	switch h.s.kind(err) {
-	case busy, conflict, unreachable, full:
-		return h.s.rolledBack(doing, err)
-	}
-	if passes(err) {
+	k := h.s.kind(err)
+	switch {
+	case errors.Is(err, errOver):
+		return h.s.failure(doing, err)
+	case h.parent.Err() != nil:
+		return h.s.rolledBack(doing, fmt.Errorf("the handler's context has ended: %w (%w)", context.Cause(h.parent), err))
+	case errors.Is(err, sql.ErrTxDone) && h.adopted:
+		return fmt.Errorf("%s: %s: it was ended before CommitTx, by Commit or Rollback or at the end of the context that it was opened in; "+
+			"what was written in it may be there or not: %w", h.s.config.Package, doing, err)
+	case errors.Is(err, sql.ErrTxDone):
+		return fmt.Errorf("%s: %s: the handler ended the transaction of %s.Tx itself, by Commit or Rollback (a deferred one, say): leave that to the library; "+
+			"what the handler wrote may be there or not: %w", h.s.config.Package, doing, h.s.config.Package, err)
+	case errors.Is(err, driver.ErrBadConn) && h.ended == nil, strings.Contains(err.Error(), "conn busy"):
+		// The connection would not take a statement, and then took ROLLBACK.
+		return fmt.Errorf("%s: %s: the connection was in use: did the handler leave a result open? Close its rows: %w", h.s.config.Package, doing, err)
+	case k == busy, k == conflict, k == unreachable, k == full, passes(err):
 		return h.s.rolledBack(doing, err)
 	}
 	return h.s.failure(doing, err)
@@ -276,9 +491,6 @@ func (s *Store) one(ctx context.Context, tx Tx, b *store.Batch) (*row, error) {
 // to commit, the reply is OK and the transaction is gone.
 func (h *Handler) complete(ctx context.Context, b *store.Batch) (store.Reply, error) {
 	op := &b.Ops[0]
-	if err := h.s.prepare(ctx); err != nil {
-		return store.Reply{}, err
-	}
 	if err := checkOp(op); err != nil {
 		return store.Reply{}, err
 	}
