@@ -29,13 +29,13 @@ type Store struct {
 	err        error // what makes every call fail
 
 	mu      sync.Mutex
-	ready   bool              // the schema has been looked at
-	epoch   string            // as last seen
+	ready   bool             // the schema has been looked at
+	epoch   string           // as last seen
 	told    string           // the epoch that guards know of
 	losses  int              // how often it was another
-	gids    map[string]int64  // by the names' hash
-	renewed map[key]string    // claims that have a row among the leases, as far as known
-	ended   []lease           // rows among the leases that nobody needs any more
+	gids    map[string]int64 // by the names' hash
+	renewed map[key]string   // claims that have a row among the leases, as far as known
+	ended   []lease          // rows among the leases that nobody needs any more
 	sweep   schedule
 
 	creating sync.Mutex
