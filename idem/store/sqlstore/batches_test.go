@@ -294,3 +294,50 @@ func TestNoticeOfFlights(t *testing.T) {
 		}
 	}
 }
+
+// A result that is larger than the server takes is refused by itself; those that are
+// together too large go one by one.
+func TestLargeResults(t *testing.T) {
+	t.Parallel()
+	dsn := mariadb.start(t)
+	for _, c := range []struct {
+		name      string
+		params    string
+		big, half int
+	}{
+		{"server", "", 12 << 20, 5 << 20},
+		{"driver", "&maxAllowedPacket=1048576", 600 << 10, 300 << 10},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if !strings.Contains(dsn, "?") {
+				c.params = "?" + strings.TrimPrefix(c.params, "&")
+			}
+			s := mariadb.store(t, open(t, "mysql", dsn+c.params))
+			token := func(what string) string { return c.name + what }
+			result := func(what string, n int) store.Op {
+				op := commit(token(what), "c", 1)
+				op.Result = make([]byte, n)
+				return op
+			}
+			for _, what := range []string{"big", "half", "half too", "innocent"} {
+				apply(t, s, begin(token(what), "c"), time.Minute)
+			}
+			batch := terms(result("big", c.big), commit(token("innocent"), "c", 1), result("half", c.half), begin(token("new"), "c"), result("half too", c.half))
+			if err := s.Apply(t.Context(), batch); err != nil {
+				t.Fatal(err)
+			}
+			r := batch.Replies
+			refuses(t, r[0].Err, "max_allowed_packet", fmt.Sprint(c.big))
+			if errors.Is(r[0].Err, store.ErrFull) || errors.Is(r[0].Err, store.ErrUnavailable) || errors.Is(r[0].Err, store.ErrRefused) {
+				t.Errorf("it is no error that stays: %v", r[0].Err)
+			}
+			if r[1].Status != store.OK || r[2].Status != store.OK || r[3].Status != store.Claimed || r[4].Status != store.OK || batch.Now.IsZero() {
+				t.Errorf("beside it: %+v", r[1:])
+			}
+			state(t, s, token("big"), store.Running)
+			for _, what := range []string{"half", "half too", "innocent"} {
+				state(t, s, token(what), store.Done)
+			}
+		})
+	}
+}

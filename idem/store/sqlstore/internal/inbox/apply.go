@@ -19,6 +19,8 @@ const (
 	// patience is how long a row is tried that somebody else holds: longer than their
 	// transactions take, and well below what a caller waits for a batch.
 	patience = 300 * time.Millisecond
+	// smallStatement is what every MySQL takes.
+	smallStatement = 1024
 	// shortest is the least that MySQL waits for a row.
 	shortest = time.Second
 	// heldRetry is the RetryAfter of a claim whose row stays locked.
@@ -95,8 +97,50 @@ var errEpoch = errors.New("the tables have changed")
 // errFaster: what was absent is there.
 var errFaster = errors.New("another transaction was faster")
 
-// apply executes operations, in one transaction that is tried until it goes through.
+// apply executes operations in one transaction; where that is too large for the server, in
+// several, and what is too large by itself is answered so.
 func (s *Store) apply(ctx context.Context, b *store.Batch, ops []store.Op, replies []store.Reply) (epoch string, err error) {
+	epoch, err = s.applyAtOnce(ctx, b, ops, replies)
+	if err == nil || !s.isTooLarge(ctx, err, ops) {
+		return epoch, err
+	}
+	if half := len(ops) / 2; half > 0 {
+		if epoch, err = s.apply(ctx, b, ops[:half], replies[:half]); err != nil {
+			return epoch, err
+		}
+		return s.apply(ctx, b, ops[half:], replies[half:])
+	}
+	tooLarge := fmt.Errorf("%s: token %q, with a result of %d bytes, is more than the server takes in one statement: %w (%s)",
+		s.config.Package, ops[0].Token, len(ops[0].Result), err, s.smaller())
+	look := []store.Op{{Kind: store.Inspect, Group: ops[0].Group, Token: ops[0].Token}}
+	if epoch, err = s.applyAtOnce(ctx, b, look, replies); err == nil { // there is an answer, and a clock
+		replies[0] = store.Reply{Err: tooLarge}
+	}
+	return epoch, err
+}
+
+// isTooLarge tells whether err comes of the operations' size. MySQL breaks the connection
+// while it is being sent more than it takes.
+func (s *Store) isTooLarge(ctx context.Context, err error, ops []store.Op) bool {
+	switch k := s.kind(err); {
+	case k == tooLarge:
+		return true
+	case k != unreachable || s.config.Dialect != MySQL:
+		return false
+	}
+	size := int64(0)
+	for i := range ops {
+		size += 100 + 2*int64(len(ops[i].Result)+len(ops[i].Token))
+	}
+	if size < smallStatement {
+		return false
+	}
+	limit, _, err := s.number(ctx, s.db, "largest", nil)
+	return err == nil && size > limit
+}
+
+// applyAtOnce executes operations, in one transaction that is tried until it goes through.
+func (s *Store) applyAtOnce(ctx context.Context, b *store.Batch, ops []store.Op, replies []store.Reply) (epoch string, err error) {
 	start, limit := time.Now(), patience
 	if d, ok := ctx.Deadline(); ok {
 		limit = min(limit, time.Until(d)/3) // or one row that is held would fail the whole batch

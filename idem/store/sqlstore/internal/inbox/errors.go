@@ -29,6 +29,7 @@ const (
 	denied                  // a right
 	readOnly                // it takes no writes
 	failed                  // the transaction had failed before
+	tooLarge                // the statement is larger than what is taken
 )
 
 // code is a database's own: SQLSTATE, or a number. Both are empty where the database did
@@ -86,6 +87,8 @@ func classify(d Dialect, err error) kind {
 		return classifySQLite(c)
 	case d == MySQL && c.number != 0:
 		return classifyMySQL(c.number)
+	case strings.Contains(err.Error(), "packet for query is too large"): // go-sql-driver's own
+		return tooLarge
 	case lostConnection(err):
 		return unreachable
 	}
@@ -117,6 +120,8 @@ func classifyPostgres(state string) kind {
 		return readOnly
 	case "25P02":
 		return failed
+	case "54000": // program_limit_exceeded
+		return tooLarge
 	case "53300": // too_many_connections
 		return unreachable
 	case "57014", "57P01", "57P02", "57P03", "57P05", "25P03", "25P04":
@@ -147,6 +152,8 @@ func classifyMySQL(number int) kind {
 		return full
 	case 1146, 1049:
 		return missing
+	case 1153, 1301:
+		return tooLarge
 	case 1044, 1045, 1142, 1143, 1227, 1370:
 		return denied
 	case 1290, 1792, 1836, 3100:
@@ -169,6 +176,8 @@ func classifySQLite(c code) kind {
 		return full
 	case 14: // SQLITE_CANTOPEN: a folder that went away, too many files
 		return unreachable
+	case 18: // SQLITE_TOOBIG
+		return tooLarge
 	case 19:
 		if c.number == 1555 || c.number == 2067 { // SQLITE_CONSTRAINT_PRIMARYKEY, _UNIQUE
 			return conflict
@@ -236,6 +245,8 @@ func (s *Store) failure(doing string, err error) error {
 		if s.config.Dialect == SQLite {
 			cure = "the database file or its folder is not writable"
 		}
+	case tooLarge:
+		cure = s.smaller()
 	case failed:
 		cure = "a statement of the transaction had failed before, and its error was passed over"
 	default:
@@ -245,6 +256,14 @@ func (s *Store) failure(doing string, err error) error {
 		return fmt.Errorf("%s: %s: %w", s.config.Package, doing, err)
 	}
 	return fmt.Errorf("%s: %s: %w (%s)", s.config.Package, doing, err, cure)
+}
+
+// smaller is what to do about a statement that is too large.
+func (s *Store) smaller() string {
+	if s.config.Dialect == MySQL {
+		return "a result counts twice in a statement: give a smaller one, or raise max_allowed_packet, at the server, and maxAllowedPacket in the DSN if it is set"
+	}
+	return "a result counts twice in a statement: give a smaller one"
 }
 
 func plural(n int, what string) string {

@@ -16,6 +16,9 @@ SELECT id FROM {groups} WHERE hash = {hash};
 -- Nothing comes of it if the number is another group's.
 INSERT INTO {groups} (id, hash, prefix, grp) VALUES ({id}, {hash}, {prefix}, {group}) ON DUPLICATE KEY UPDATE id = id;
 
+-- name: largest
+SELECT @@max_allowed_packet;
+
 -- name: lock
 -- What others hold is not waited for: kind 2 says what is there, held or not.
 (SELECT 0, 0 AS gid, NULL AS token, m.version, 0 AS state, m.epoch AS claim, 0 AS attempt,
