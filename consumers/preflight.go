@@ -24,7 +24,7 @@ const (
 // error that lists every finding whose ID is not among except; docs/preflight.md has the
 // IDs. One in except that is not found, or not known, changes nothing. A store or a
 // broker that does not answer is waited for as long as Run's context lasts: a check that
-// was not made is not passed. What comes to light while messages are handled is told, as
+// was not made is not passed; idem.WithLogger shows the waiting. What comes to light while messages are handled is told, as
 // without Strict, and does not end Run. A consumer's Preflight returns the same error.
 // Not for Wrap.
 func Strict(except ...string) Option {
@@ -144,7 +144,11 @@ func (s *start) awaitStore(ctx context.Context) error {
 	until := time.Now().Add(storePatience)
 	var pause Pause
 	for {
-		found, err := askStore(ctx, s.guard, max(time.Until(until), storeQuestion))
+		within := max(time.Until(until), storeQuestion)
+		if s.policy.strict { // a store that is slow to answer has to pass too
+			within = storePatience
+		}
+		found, err := askStore(ctx, s.guard, within)
 		switch {
 		case err == nil:
 			s.tell(found...)
