@@ -130,7 +130,7 @@ func WithIssuedOnly() Option {
 // that its store says it lost records that it had acknowledged: a Redis that came back
 // empty, a table or bucket that was made anew. Consumers stop then, with nothing skipped,
 // and somebody can look before messages that were completed are handled again. Claims that
-// are held go on, and are recorded. A new guard, after a restart of the process, goes on
+// are held go on, and are recorded; so does what had just been spent, at most once. A new guard, after a restart of the process, goes on
 // with what the store has.
 //
 // Without it the guard goes on, tells EventStoreNotice, and handles again what was
