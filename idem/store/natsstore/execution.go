@@ -25,6 +25,8 @@ type execution struct {
 	now        rules.Instant // the server's clock; zero: not known yet
 	replicated bool          // the bucket has more than one replica
 	tight      bool          // the bucket has no room for claims
+	maxSize    int64         // of a message of the bucket; zero or less: not bounded
+	maxBytes   int64         // of the bucket, likewise
 	last       error         // the last that kept a slot waiting
 	stalled    bool          // a slot got no further in this round, and tries again
 }
@@ -51,6 +53,7 @@ type slot struct {
 	keep    time.Duration
 	result  rules.Record // value, as if it were written at zero
 	noRoom  int          // how often the server had no room for value
+	tooBig  int          // how often value was larger than the server takes
 	proofs  []proof
 	request []*request
 }
@@ -244,6 +247,12 @@ func (x *execution) execute(sl *slot) {
 			r, reg, c = r0, reg0, false
 			answer = store.Reply{Err: x.full(op.Kind)}
 		}
+		if c && sl.tooBig > 0 {
+			if err := x.fits(sl, op, &r, &reg, now); err != nil {
+				r, reg, c = r0, reg0, false
+				answer = store.Reply{Err: err}
+			}
+		}
 		*reply = answer
 		timeless = timeless && answer.RetryAfter == 0 && answer.At.IsZero() && answer.Record == nil
 		if changed = changed || c; c && sl.issued {
@@ -263,6 +272,39 @@ func (x *execution) execute(sl *slot) {
 }
 
 func claims(k store.Kind) bool { return k == store.Begin || k == store.Spend || k == store.Issue }
+
+// fits is an error, which is final, if an operation makes of a slot what the server
+// will not take.
+func (x *execution) fits(sl *slot, op *store.Op, r *rules.Record, reg *rules.Issued, now rules.Instant) error {
+	var value []byte
+	var keep time.Duration
+	var err error
+	if sl.issued {
+		value, keep, err = encodeIssued(reg, now)
+	} else {
+		value, keep, err = encodeRecord(r, now)
+	}
+	if err != nil {
+		return nil //nolint:nilerr // encode answers it
+	}
+	size := x.s.wire.putRequest(sl.key, value, sl.read.seq, keep).size()
+	limit, cure := x.s.wire.nc.MaxPayload(), "raise max_payload of the server"
+	if x.maxSize > 0 && x.maxSize < limit {
+		limit, cure = x.maxSize, fmt.Sprintf("raise --max-value-size of the bucket (nats stream edit %s --max-msg-size=-1)", x.s.wire.stream)
+	}
+	if x.maxBytes > 0 && x.maxBytes < limit {
+		limit, cure = x.maxBytes, "raise MaxBytes of the bucket"
+	}
+	if size <= limit {
+		return nil
+	}
+	what, smaller := "with its names", "use smaller names"
+	if len(r.Result) > 0 {
+		what, smaller = fmt.Sprintf("with a result of %d bytes, which are kept as base64", len(r.Result)), "give it a smaller result"
+	}
+	return fmt.Errorf("natsstore: key %q in bucket %q: it would take %d bytes (%s), larger than the %d that are allowed: %s, or %s",
+		sl.key, x.s.wire.bucket, size, what, limit, cure, smaller)
+}
 
 func (x *execution) encode(sl *slot, r *rules.Record, reg *rules.Issued, now rules.Instant) {
 	var err error
@@ -409,6 +451,7 @@ func (x *execution) takeInfo(asked *request, generation int, acked uint64) (lost
 	x.now = rules.Instant(i.Now.UnixNano())
 	x.replicated = i.Limits.Replicas > 1
 	x.tight = tight(i)
+	x.maxSize, x.maxBytes = i.Limits.MaxSize, i.Limits.MaxBytes
 	return x.p.saw(i, generation, acked, x.s.wire.bucket), nil
 }
 
@@ -472,20 +515,29 @@ func (x *execution) takeWrite(sl *slot, generation int) {
 	case err == nil:
 		x.p.stored(seq, generation)
 		x.written(sl, seq)
-	case errors.Is(err, errTooLarge):
-		x.fail(sl, fmt.Errorf("%w: %w", store.ErrFull, err))
+	case errors.Is(err, errTooLarge) && sl.tooBig > 0:
+		x.fail(sl, fmt.Errorf("%w: raise max_payload of the server, or --max-value-size of the bucket, or store a smaller result", err))
+	case errors.Is(err, errTooLarge), errors.Is(err, errNoRoom) && x.maxBytes > 0 && sl.request[0].size() > x.maxBytes:
+		sl.tooBig++
+		x.refused(sl)
 	case errors.Is(err, errNoRoom):
 		sl.noRoom++
-		if sl.value = nil; sl.trusted {
-			sl.step = executing
-		} else {
-			sl.step = reading
-		}
+		x.refused(sl)
 	case errors.Is(err, errConflict):
 		sl.value = nil // it was not written, and will not be
 		x.again(sl, err)
 	default:
 		x.again(sl, err)
+	}
+}
+
+// refused has the operations of a slot repeated: what came of them was not written, and
+// will not be.
+func (x *execution) refused(sl *slot) {
+	if sl.value = nil; sl.trusted {
+		sl.step = executing
+	} else {
+		sl.step = reading
 	}
 }
 

@@ -337,10 +337,57 @@ func TestTooLarge(t *testing.T) {
 	large := op(store.Commit, "t", "c1")
 	large.Result = make([]byte, 40<<10)
 	r := apply(t, s, batch("p", large, op(store.Begin, "u", "c1")))
-	if !errors.Is(r[0].Err, store.ErrFull) || !strings.Contains(r[0].Err.Error(), "larger") || r[1].Status != store.Claimed {
+	tooLarge(t, r[0].Err, "max_payload", "32768", "40960")
+	if r[1].Status != store.Claimed {
 		t.Errorf("%+v", r)
 	}
 	want(t, s, "p", store.OK, op(store.Renew, "t", "c1"))
+	// What is small is done, beside it and before it, with the token as well.
+	b := batch("p", op(store.Inspect, "t", ""), large, op(store.Release, "t", "c1"), op(store.Begin, "t", "c2"))
+	r = apply(t, s, b)
+	tooLarge(t, r[1].Err, "max_payload")
+	if r[0].Record == nil || r[2].Status != store.OK || r[3].Status != store.Claimed {
+		t.Errorf("%+v", r)
+	}
+	large.Claim, large.Result = "c2", make([]byte, 16<<10)
+	want(t, s, "p", store.OK, large)
+}
+
+// tooLarge wants an error that is final, and says some words.
+func tooLarge(t *testing.T, err error, words ...string) {
+	t.Helper()
+	if errors.Is(err, store.ErrFull) {
+		t.Fatalf("%v: this is waited for", err)
+	}
+	refused(t, err, false, append(words, "larger", "smaller")...)
+}
+
+// The bucket's own limit, also for names; and a bucket that is too small as a whole.
+func TestTooLargeForTheBucket(t *testing.T) {
+	js := natstest.Start(t).JetStream(t)
+	if _, err := js.CreateStream(context.Background(), jetstream.StreamConfig{
+		Name: "KV_" + bucket, Subjects: []string{"$KV." + bucket + ".>"}, MaxMsgsPerSubject: 1, MaxMsgSize: 8 << 10,
+		Discard: jetstream.DiscardNew, AllowMsgTTL: true, AllowRollup: true, AllowDirect: true,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	s := natsstore.New(js, bucket)
+	b := batch("p", op(store.Begin, "t", "c1"), op(store.Begin, "u", "c1"))
+	b.Owner = strings.Repeat("pod", 3000)
+	for _, r := range apply(t, s, b) {
+		tooLarge(t, r.Err, "--max-value-size", "8192", "names")
+	}
+	want(t, s, "p", store.Claimed, op(store.Begin, "t", "c1"))
+	large := op(store.Commit, "t", "c1")
+	large.Result = make([]byte, 8000)
+	for range 2 { // as remembered, and as read
+		tooLarge(t, apply(t, s, batch("p", large))[0].Err, "--max-value-size", "8192", "8000")
+	}
+	want(t, s, "p", store.OK, op(store.Commit, "t", "c1"))
+
+	small := natsstore.New(js, "small", natsstore.WithMaxBytes(8<<10))
+	want(t, small, "p", store.Claimed, op(store.Begin, "t", "c1"))
+	tooLarge(t, apply(t, small, batch("p", large))[0].Err, "MaxBytes", "8192")
 }
 
 func TestWithoutJetStream(t *testing.T) {

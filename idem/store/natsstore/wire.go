@@ -200,8 +200,11 @@ func said(e *jetstream.APIError) error {
 	case codeTooLarge:
 		return fmt.Errorf("%w: %w", errTooLarge, e)
 	case codeStoreFailed:
-		if strings.HasPrefix(e.Description, "maximum ") {
+		switch {
+		case strings.HasPrefix(e.Description, "maximum "):
 			return fmt.Errorf("%w: %w", errNoRoom, e)
+		case strings.Contains(e.Description, "too large"):
+			return fmt.Errorf("%w: %w", errTooLarge, e)
 		}
 	case codeNoTTL:
 		return &refusal{cause: e, cure: cureTTL}
@@ -231,6 +234,7 @@ type info struct {
 		Replicas int   `json:"num_replicas"`
 		MaxBytes int64 `json:"max_bytes"`
 		MaxMsgs  int64 `json:"max_msgs"`
+		MaxSize  int64 `json:"max_msg_size"`
 	} `json:"config"`
 	State struct {
 		Msgs      uint64    `json:"messages"`
@@ -320,6 +324,11 @@ func (w *wire) putRequest(key string, value []byte, seq uint64, keep time.Durati
 		h[jetstream.MsgTTLHeader] = []string{ttl(keep)}
 	}
 	return &request{msg: &nats.Msg{Subject: w.put + key, Header: h, Data: value}}
+}
+
+// size is that of a message as limits count it: its headers and its value.
+func (r *request) size() int64 {
+	return int64(r.msg.Size() - len(r.msg.Subject) - len(r.msg.Reply))
 }
 
 // ttl is in whole seconds, rounded up.
