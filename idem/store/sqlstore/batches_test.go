@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -340,4 +341,84 @@ func TestLargeResults(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What is due is swept however many claims in progress, which renewals keep, come before it.
+func TestSweepPastRenewed(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, b backend) {
+		db := b.database(t)
+		s := b.store(t, db, sqlstore.WithoutSweep())
+		for i := range 20 {
+			apply(t, s, begin(fmt.Sprint("live", i), "c"), time.Minute)
+			apply(t, s, renew(fmt.Sprint("live", i), "c"), time.Minute)
+		}
+		run(t, db, "UPDATE idemq_records SET expires = 1000, due = 0")
+		for i := range 5 {
+			token := fmt.Sprint("old", i)
+			apply(t, s, begin(token, "c"), time.Minute)
+			run(t, db, "UPDATE idemq_records SET expires = 1000, due = 1 WHERE token = "+hexLiteral(db, token))
+		}
+		if n, err := s.Sweep(t.Context(), 10); err != nil || n != 5 {
+			t.Errorf("Sweep of 10: %d, %v, want 5", n, err)
+		}
+		for i := range 20 {
+			state(t, s, fmt.Sprint("live", i), store.Running)
+		}
+	})
+}
+
+// A schema that is not there is not made by Create.
+func TestNoSchema(t *testing.T) {
+	t.Parallel()
+	for _, b := range []backend{postgres15, mariadb} {
+		t.Run(b.name, func(t *testing.T) {
+			t.Parallel()
+			db := b.database(t)
+			for _, err := range []error{
+				sqlstore.New(db, b.dialect, sqlstore.WithTables("nowhere.idemq_")).Create(t.Context()),
+				b.store(t, db, sqlstore.WithTables("nowhere.idemq_")).Apply(t.Context(), terms(begin("a", "c"))),
+			} {
+				if refuses(t, err, "create the schema", "nowhere.idemq_"); strings.Contains(err.Error(), "'s Create") {
+					t.Errorf("it advises what was tried: %v", err)
+				}
+			}
+		})
+	}
+}
+
+// Handlers' transactions that may not write are not blamed on the server alone.
+func TestReadOnlyOption(t *testing.T) {
+	t.Parallel()
+	for _, b := range []backend{postgres15, mariadb} {
+		t.Run(b.name, func(t *testing.T) {
+			t.Parallel()
+			s := b.store(t, b.database(t), sqlstore.WithTxOptions(sql.TxOptions{ReadOnly: true}))
+			ctx, tx, batch := enlist(t, s, "a", "c", time.Minute)
+			if _, err := sqlstore.Tx(ctx); err != nil {
+				t.Fatal(err)
+			}
+			refuses(t, tx.Commit(t.Context(), batch), "WithTxOptions")
+		})
+	}
+}
+
+// A pool that is too small for a guard and one handler is found.
+func TestVerifyPool(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, b backend) {
+		db := b.database(t)
+		s := b.store(t, db)
+		for _, n := range []int{0, 1, 2, 3} {
+			db.SetMaxOpenConns(n)
+			found, err := s.Verify(t.Context(), "p")
+			if err != nil {
+				t.Fatal(err)
+			}
+			has := slices.ContainsFunc(found, func(f store.Finding) bool { return f.ID == "sql-pool" })
+			if want := b.dialect != sqlstore.SQLite && (n == 1 || n == 2); has != want {
+				t.Errorf("%d connections: found %v, want %v", n, has, want)
+			}
+		}
+	})
 }

@@ -216,6 +216,9 @@ func (s *Store) mark(err error) error {
 
 func (s *Store) kind(err error) kind { return classify(s.config.Dialect, err) }
 
+// creatingTables is what Create does.
+const creatingTables = "creating the tables"
+
 // failure says what went wrong while doing what, and what to do. It wraps
 // store.ErrUnavailable unless the database answered and will answer the same again: what
 // would have passed, with more time, is not an answer.
@@ -238,10 +241,13 @@ func (s *Store) failure(doing string, err error) error {
 	case missing:
 		cure = fmt.Sprintf("the tables %s... are not in this database or schema: create them with %s.Store's Create, or execute what %s.Schema prints",
 			s.config.Tables, s.config.Package, s.config.Package)
+		if doing == creatingTables {
+			cure = "create the schema, or in MySQL the database, that the tables' prefix " + s.config.Tables + " names"
+		}
 	case denied:
 		cure = "grant the user SELECT, INSERT, UPDATE and DELETE on the tables " + s.config.Tables + "..."
 	case readOnly:
-		cure = "this server takes no writes: connect to the primary"
+		cure = "this server takes no writes: connect to the primary; or, where WithTxOptions makes the handlers' transactions read-only, leave that out"
 		if s.config.Dialect == SQLite {
 			cure = "the database file or its folder is not writable"
 		}

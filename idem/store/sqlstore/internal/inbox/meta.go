@@ -224,7 +224,7 @@ func (s *Store) Create(ctx context.Context) error {
 	if err != nil && s.kind(err) == denied {
 		return fmt.Errorf("%s: creating the tables: %w (grant the user CREATE, or have the owner execute what %[1]s.Schema prints)", s.config.Package, err)
 	}
-	return s.failure("creating the tables", err)
+	return s.failure(creatingTables, err)
 }
 
 // newer is a schema that is not touched.

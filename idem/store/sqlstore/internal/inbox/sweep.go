@@ -86,15 +86,18 @@ func (s *Store) sweepOnce(ctx context.Context, clock int64, limit int, all bool)
 		which = which[:1]
 	}
 	for _, which := range which {
+		n := 0
 		err := s.persist(ctx, func() error {
-			return s.mark(s.within(ctx, func(tx Tx) error {
-				n, err := s.sweepTable(ctx, tx, which, clock, limit-total)
-				total += n
+			return s.mark(s.within(ctx, func(tx Tx) (err error) {
+				n, err = s.sweepTable(ctx, tx, which, clock, limit-total)
 				return err
 			}))
 		})
-		if err != nil || total >= limit {
+		if err != nil {
 			return total, err
+		}
+		if total += n; total >= limit {
+			return total, nil
 		}
 	}
 	if !all {

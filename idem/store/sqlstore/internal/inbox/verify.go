@@ -32,6 +32,7 @@ func (s *Store) Verify(ctx context.Context) ([]store.Finding, error) {
 	default:
 		v.sqlite()
 	}
+	v.pool()
 	if v.err != nil {
 		return nil, s.failure("checking the server", v.err)
 	}
@@ -129,6 +130,19 @@ func (v *verification) settings(statement string) map[string]string {
 	return m
 }
 
+// pool looks at the size of the pool, if that can be had.
+func (v *verification) pool() {
+	db, ok := v.s.db.(interface{ MaxConns() int })
+	if !ok || v.s.config.Dialect == SQLite {
+		return
+	}
+	if n := db.MaxConns(); n == 1 || n == 2 {
+		v.add("sql-pool", "The pool has at most "+plural(n, "connection")+": the store uses up to two for a guard, and one for each handler that has called Tx.",
+			"Renewals wait for handlers, whose leases run out meanwhile, and handlers for each other.",
+			"Let the pool open as many connections as handlers run at once, and two more.")
+	}
+}
+
 func (v *verification) postgres() {
 	is := v.settings(`SELECT name, setting FROM pg_settings WHERE name IN
 		('server_version_num', 'transaction_read_only', 'synchronous_commit', 'fsync', 'full_page_writes', 'autovacuum', 'track_counts')
@@ -173,7 +187,7 @@ func (v *verification) mysql() {
 		return
 	}
 	if old(is["version"]) {
-		v.err = fmt.Errorf("the server is %s: the store needs MySQL 8.0 or later, or MariaDB 10.6 or later, for SKIP LOCKED", is["version"])
+		v.err = fmt.Errorf("the server is %s: the store needs MySQL 8.0 or later, or MariaDB 10.11 or later", is["version"])
 		return
 	}
 	for _, name := range []string{"super_read_only", "innodb_read_only"} {
@@ -216,7 +230,8 @@ func (v *verification) mysql() {
 	}
 }
 
-// old tells whether a MySQL or MariaDB knows no SKIP LOCKED.
+// old tells whether a MySQL or MariaDB is too old: both need SKIP LOCKED, of MySQL 8.0 and
+// MariaDB 10.6, and MariaDB is tested from 10.11 on.
 func old(version string) bool {
 	parts := strings.SplitN(version, ".", 3)
 	major, err := strconv.Atoi(parts[0])
@@ -225,7 +240,7 @@ func old(version string) bool {
 	}
 	minor, _ := strconv.Atoi(parts[1])
 	if strings.Contains(version, "mariadb") {
-		return major < 10 || major == 10 && minor < 6
+		return major < 10 || major == 10 && minor < 11
 	}
 	return major < 8
 }

@@ -110,7 +110,11 @@ ON DUPLICATE KEY UPDATE n = GREATEST(n + 1, VALUES(n));
 SELECT n FROM {instances} WHERE hash = {hash};
 
 -- name: due_records
-SELECT gid, token, state FROM {records} WHERE due < {due} ORDER BY due LIMIT {limit} FOR UPDATE SKIP LOCKED;
+-- Claims in progress that renewals keep are passed over here, and looked at again when the
+-- rows are locked.
+SELECT gid, token, state FROM {records} r WHERE due < {due}
+  AND NOT (state = 1 AND EXISTS (SELECT 1 FROM {leases} l WHERE l.gid = r.gid AND l.token = r.token AND l.expires > {now}))
+ORDER BY due LIMIT {limit} FOR UPDATE SKIP LOCKED;
 
 -- name: delete_records
 DELETE FROM {records} WHERE {keys};

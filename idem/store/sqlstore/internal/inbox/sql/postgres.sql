@@ -147,7 +147,11 @@ ON CONFLICT (hash) DO UPDATE SET n = GREATEST(i.n + 1, excluded.n);
 SELECT n FROM {instances} WHERE hash = {hash}::bytea;
 
 -- name: due_records
-SELECT gid, token, state FROM {records} WHERE due < {due}::integer ORDER BY due LIMIT {limit}::integer FOR UPDATE SKIP LOCKED;
+-- Claims in progress that renewals keep are passed over here, and looked at again when the
+-- rows are locked.
+SELECT gid, token, state FROM {records} r WHERE due < {due}::integer
+  AND NOT (state = 1 AND EXISTS (SELECT 1 FROM {leases} l WHERE l.gid = r.gid AND l.token = r.token AND l.expires > {now}::bigint))
+ORDER BY due LIMIT {limit}::integer FOR UPDATE OF r SKIP LOCKED;
 
 -- name: delete_records
 DELETE FROM {records} r USING unnest({gid}::text::integer[], {token}::text::bytea[]) AS k (gid, token)

@@ -89,7 +89,10 @@ ON CONFLICT (hash) DO UPDATE SET n = MAX(n + 1, excluded.n);
 SELECT n FROM {instances} WHERE hash = {hash};
 
 -- name: due_records
-SELECT gid, token, state FROM {records} WHERE due < {due} ORDER BY due LIMIT {limit};
+-- Claims in progress that renewals keep are passed over here.
+SELECT gid, token, state FROM {records} r WHERE due < {due}
+  AND NOT (state = 1 AND EXISTS (SELECT 1 FROM {leases} l WHERE l.gid = r.gid AND l.token = r.token AND l.expires > {now}))
+ORDER BY due LIMIT {limit};
 
 -- name: delete_records
 DELETE FROM {records} WHERE {keys};
