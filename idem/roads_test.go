@@ -320,6 +320,7 @@ type halved struct {
 	away bool
 	why  error         // what is answered for the part that is away; nil: that it is out of reach
 	slow time.Duration // how long it takes to find out
+	trip time.Duration // how long any trip takes
 }
 
 func (h *halved) set(away bool) {
@@ -332,6 +333,7 @@ func (h *halved) Apply(ctx context.Context, b *store.Batch) error {
 	h.mu.Lock()
 	away, why, slow := h.away, h.why, h.slow
 	h.mu.Unlock()
+	time.Sleep(h.trip)
 	if why == nil {
 		why = store.ErrUnavailable
 	}
@@ -431,26 +433,77 @@ func TestFindingsInTheLog(t *testing.T) {
 // What waits for a part travels apart: others do not wait with it, be it slow to find out.
 func TestOthersDoNotWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &halved{Store: memstore.New()}
+		s := &halved{Store: memstore.New(), trip: 5 * time.Millisecond}
 		g := idem.New(idem.WithStore(s), idem.WithLease(3*time.Second)).Group("g")
 		s.set(true)
+		ctx, stop := context.WithTimeout(t.Context(), 20*time.Second)
+		defer stop()
 		var wg sync.WaitGroup
-		ctx, stop := context.WithCancel(t.Context())
 		wg.Go(func() { g.BeginAll(ctx, []idem.Request{{Token: "x", Patient: true}, {Token: "with it"}}) })
-		time.Sleep(time.Millisecond) // the first try is one for both
+		time.Sleep(100 * time.Millisecond) // the first try is one for both
 		s.mu.Lock()
-		s.slow = time.Second
+		s.slow = 900 * time.Millisecond
 		s.mu.Unlock()
-		for i := range 20 {
-			begun := time.Now()
-			if err := g.Do(t.Context(), fmt.Sprint(i), func(context.Context) error { return nil }); err != nil || time.Since(begun) > 0 {
-				t.Errorf("%d: %v after %v", i, err, time.Since(begun))
-			}
-			time.Sleep(300 * time.Millisecond)
+		for worker := range 16 { // always something queued
+			wg.Go(func() {
+				for i := 0; ctx.Err() == nil; i++ {
+					begun := time.Now()
+					err := g.Do(t.Context(), fmt.Sprint(worker, "-", i), func(context.Context) error { return nil })
+					if took := time.Since(begun); err != nil || took > 500*time.Millisecond {
+						t.Errorf("%v after %v", err, took)
+						return
+					}
+				}
+			})
 		}
-		stop()
 		wg.Wait()
 		time.Sleep(10 * time.Second) // what may have been claimed is given back
+	})
+}
+
+// fullFor is a store that has no room for one token.
+type fullFor struct {
+	store.Store
+	token string
+}
+
+func (f fullFor) Apply(ctx context.Context, b *store.Batch) error {
+	err := f.Store.Apply(ctx, b)
+	for i := range b.Replies {
+		if b.Ops[i].Token == f.token {
+			b.Replies[i] = store.Reply{Err: store.ErrFull}
+		}
+	}
+	return err
+}
+
+// That others are claimed does not mean that there is room again for what waits.
+func TestRoomForOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		told := 0
+		g := idem.New(idem.WithStore(fullFor{memstore.New(), "big"}), idem.WithObserver(idem.ObserverFunc(func(e idem.Event) {
+			if e.Kind == idem.EventStoreDown || e.Kind == idem.EventStoreUp {
+				mu.Lock()
+				defer mu.Unlock()
+				told++
+			}
+		}))).Group("g")
+		ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+		defer stop()
+		var wg sync.WaitGroup
+		wg.Go(func() { g.BeginAll(ctx, []idem.Request{{Token: "big", Patient: true}}) })
+		for i := range 100 {
+			time.Sleep(100 * time.Millisecond)
+			if err := g.Do(t.Context(), fmt.Sprint(i), func(context.Context) error { return nil }); err != nil {
+				t.Error(err)
+			}
+		}
+		wg.Wait()
+		time.Sleep(time.Minute)
+		if told != 1 {
+			t.Errorf("told %d times, want once", told)
+		}
 	})
 }
 
