@@ -119,9 +119,14 @@ func (t *short) Rollback() {
 }
 
 // Open opens a transaction for a handler.
-func (d *database) Open(ctx context.Context) (inbox.Tx, error) {
+func (d *database) Open(ctx, wait context.Context) (inbox.Tx, error) {
 	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(wait, cancel)
 	tx, err := d.db.BeginTx(ctx, d.opts)
+	if !stop() && err == nil {
+		_ = tx.Rollback()
+		err = wait.Err()
+	}
 	if err != nil {
 		cancel()
 		return nil, err

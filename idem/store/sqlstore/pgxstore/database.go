@@ -106,8 +106,8 @@ func (t *short) Rollback() {
 // Open opens a transaction for a handler. pgx ends none with its context, and a
 // connection is not for two goroutines: if whoever runs the handler has not ended the
 // transaction a moment after ctx, its connection is cut, and the server rolls back.
-func (d *database) Open(ctx context.Context) (inbox.Tx, error) {
-	tx, err := d.pool.BeginTx(ctx, d.opts)
+func (d *database) Open(ctx, wait context.Context) (inbox.Tx, error) {
+	tx, err := d.pool.BeginTx(wait, d.opts)
 	if err != nil {
 		return nil, err
 	}

@@ -9,8 +9,8 @@ type DB interface {
 	// Begin executes statements that begin a transaction, on one connection.
 	Begin(ctx context.Context, statements []string) (Tx, error)
 
-	// Open opens a transaction for a handler, which ends with ctx at the latest.
-	Open(ctx context.Context) (Tx, error)
+	// Open opens a transaction for a handler, within wait. It ends with ctx at the latest.
+	Open(ctx, wait context.Context) (Tx, error)
 }
 
 // Conn executes statements. Rows have to be closed.

@@ -73,7 +73,7 @@ type Adopted struct {
 
 // Commit ends a claim with a transaction that the user opened in the context parent. Where
 // the outcome of an earlier one of this claim is not known, that one is asked for.
-func (a *Adopted) Commit(parent, ctx context.Context, s *Store, tx Tx, b *store.Batch) error { //nolint:revive // two contexts
+func (a *Adopted) Commit(parent, ctx context.Context, s *Store, tx Tx, b *store.Batch) error {
 	if len(b.Ops) == 0 {
 		return s.Adopt(parent, tx).Commit(ctx, b)
 	}
@@ -170,7 +170,7 @@ func (h *Handler) begin(ctx context.Context) (Tx, error) {
 // that the claim is still held: nobody can take it then while the transaction is open.
 func (h *Handler) beginTx(ctx context.Context) (Tx, error) {
 	if h.s.config.Dialect != SQLite {
-		return h.s.db.Open(h.parent)
+		return h.s.db.Open(h.parent, ctx)
 	}
 	statement, v := "hold_all", values(nil)
 	if h.op.Kind != 0 {
@@ -180,7 +180,7 @@ func (h *Handler) beginTx(ctx context.Context) (Tx, error) {
 		}
 		statement, v = "hold", values{"gid": gid, "token": []byte(h.op.Token), "claim": h.op.Claim}
 	}
-	tx, err := h.s.db.Open(h.parent)
+	tx, err := h.s.db.Open(h.parent, ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -418,8 +418,10 @@ func (h *Handler) before(err error) error {
 		return fmt.Errorf("%s: %s: the handler ended the transaction of %s.Tx itself, by Commit or Rollback (a deferred one, say): leave that to the library; "+
 			"what the handler wrote may be there or not: %w", h.s.config.Package, doing, h.s.config.Package, err)
 	case errors.Is(err, driver.ErrBadConn) && h.ended == nil, strings.Contains(err.Error(), "conn busy"):
-		// The connection would not take a statement, and then took ROLLBACK.
-		return fmt.Errorf("%s: %s: the connection was in use: did the handler leave a result open? Close its rows: %w", h.s.config.Package, doing, err)
+		// pgx: the connection did not take a statement, and then, the rows closed, ROLLBACK.
+		return fmt.Errorf("%s: %s: the connection is in use: did the handler leave a result open? Close its rows: %w", h.s.config.Package, doing, err)
+	case errors.Is(err, driver.ErrBadConn) && h.s.config.Dialect == MySQL: // which drops a connection that is in use
+		return h.s.rolledBack(doing, fmt.Errorf("%w (the connection broke, or was in use: did the handler leave a result open? Close its rows)", err))
 	case k == busy, k == conflict, k == unreachable, k == full, passes(err):
 		return h.s.rolledBack(doing, err)
 	}

@@ -1,0 +1,86 @@
+package pgxstore_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/idemq/idemq/idem"
+	"github.com/idemq/idemq/idem/store"
+	"github.com/idemq/idemq/idem/store/sqlstore/pgxstore"
+	"github.com/idemq/idemq/internal/sqltest"
+)
+
+// A handler that ends the transaction itself, or has it ended, and returns nil, is not done.
+func TestEndedByHandler(t *testing.T) {
+	t.Parallel()
+	pool := open(t, sqltest.StartPostgres(t, "").DSN())
+	if _, err := pool.Exec(t.Context(), "CREATE TABLE effects (name text)"); err != nil {
+		t.Fatal(err)
+	}
+	g := idem.New(idem.WithStore(pgxstore.New(pool, pgxstore.WithCreate())))
+	const theirs, over = "leave that to the library", "ended before the handler returned"
+	for token, test := range map[string]struct {
+		end  func(ctx context.Context) error
+		says string
+	}{
+		"Commit": {func(ctx context.Context) error {
+			tx, _ := pgxstore.Tx(ctx)
+			if err := tx.Commit(ctx); err == nil {
+				t.Error("Commit by the handler")
+			}
+			return nil
+		}, theirs},
+		"deferred Rollback": {func(ctx context.Context) error {
+			tx, _ := pgxstore.Tx(ctx)
+			defer func() { _ = tx.Rollback(ctx) }()
+			return nil
+		}, theirs},
+		"ROLLBACK": {func(ctx context.Context) error {
+			tx, _ := pgxstore.Tx(ctx)
+			_, err := tx.Exec(ctx, "ROLLBACK")
+			return err
+		}, over},
+		"COMMIT AND CHAIN": {func(ctx context.Context) error {
+			tx, _ := pgxstore.Tx(ctx)
+			_, err := tx.Exec(ctx, "COMMIT AND CHAIN")
+			return err
+		}, over},
+	} {
+		err := g.Do(t.Context(), token, func(ctx context.Context) error {
+			if err := write(ctx, pool, token, false); err != nil {
+				return err
+			}
+			return test.end(ctx)
+		})
+		if err == nil || errors.Is(err, idem.ErrRolledBack) || errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), test.says) {
+			t.Errorf("%s: %v", token, err)
+		}
+		if r, err := g.Inspect(t.Context(), token); err != nil || r.State == store.Done || r.Spent == 0 {
+			t.Errorf("%s: %+v, %v", token, r, err)
+		}
+		if test.says == theirs {
+			has(t, pool, token, 0)
+		}
+	}
+	err := g.Do(t.Context(), "nested", func(ctx context.Context) error {
+		tx, err := pgxstore.Tx(ctx)
+		if err != nil {
+			return err
+		}
+		nested, err := tx.Begin(ctx)
+		if err != nil {
+			return err
+		}
+		_, err = nested.Exec(ctx, "INSERT INTO effects VALUES ('nested')")
+		return errors.Join(err, nested.Commit(ctx))
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	has(t, pool, "nested", 1)
+	if n := pool.Stat().AcquiredConns(); n != 0 {
+		t.Errorf("%d connections were not given back", n)
+	}
+}
