@@ -31,7 +31,8 @@ type prefix struct {
 	at         rules.Instant
 	acked      uint64 // the highest sequence that was acknowledged
 	tight      bool   // claims were refused for want of room, as last seen
-	notice     string // not told yet
+	losses     int    // how often it was found that records were lost
+	notice     string // of the last loss
 }
 
 // prefix returns a prefix whose bucket and descriptor are as they must be.
@@ -276,18 +277,18 @@ func (p *prefix) vanished(generation int) {
 	}
 }
 
-// lost has the loss told once. p.mu is held.
+// lost counts a loss, for guards to be told of it. p.mu is held.
 func (p *prefix) lost(bucket string) {
+	p.losses++
 	p.notice = fmt.Sprintf("The NATS bucket %q came back without records of prefix %q that it had acknowledged, "+
 		"or was replaced by another: what it forgot can be handled again.", bucket, p.name)
 }
 
-func (p *prefix) takeNotice() string {
+// lossesSoFar is how often records were lost, and what is to be told of the last time.
+func (p *prefix) lossesSoFar() (int, string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	n := p.notice
-	p.notice = ""
-	return n
+	return p.losses, p.notice
 }
 
 // state is what a question about the bucket has to be compared with, and whether the

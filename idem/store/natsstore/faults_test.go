@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/idemq/idemq/idem"
 	"github.com/idemq/idemq/idem/store"
 	"github.com/idemq/idemq/idem/store/natsstore"
 	"github.com/idemq/idemq/idem/store/storetest"
@@ -151,12 +152,13 @@ func TestBucketDeleted(t *testing.T) {
 		if r[0].Err != nil || r[0].Status == store.Lost || r[1].Status != store.Claimed {
 			t.Errorf("%d: %+v", i, r)
 		}
-		if !strings.Contains(b.Notice, bucket) || !strings.Contains(b.Notice, "handled again") {
-			t.Errorf("%d: the notice is %q", i, b.Notice)
+		losses := 2*i + 1 // another is at the end of each round
+		if !strings.Contains(b.Notice, bucket) || !strings.Contains(b.Notice, "handled again") || b.Losses != losses {
+			t.Errorf("%d: %d losses, the notice is %q", i, b.Losses, b.Notice)
 		}
 		b = batch("p", op(store.Renew, "u", "c1"))
-		if r := apply(t, s, b); r[0].Status != store.OK || b.Notice != "" {
-			t.Errorf("%d: %+v, notice %q", i, r, b.Notice)
+		if r := apply(t, s, b); r[0].Status != store.OK || b.Notice == "" || b.Losses != losses {
+			t.Errorf("%d: %+v, %d losses, notice %q", i, r, b.Losses, b.Notice)
 		}
 		want(t, s, "p", store.OK, op(store.Commit, "u", "c1"))
 		if err := js.DeleteKeyValue(context.Background(), bucket); err != nil {
@@ -218,9 +220,52 @@ func TestForgets(t *testing.T) {
 				t.Errorf("%s: %d records are remembered, among them the lost one", name, n)
 			}
 			apply(t, s, b)
-			if b.Notice != "" {
-				t.Errorf("%s: told again: %s", name, b.Notice)
+			if b.Losses != 1 || b.Notice == "" {
+				t.Errorf("%s: %d losses, notice %q", name, b.Losses, b.Notice)
 			}
+			b.Prefix = "q" // which has lost nothing
+			apply(t, s, b)
+			if b.Losses != 0 || b.Notice != "" {
+				t.Errorf("%s: %d losses, notice %q", name, b.Losses, b.Notice)
+			}
+		}
+	}
+}
+
+// Each guard on a store is told of a loss, and once.
+func TestEachGuardIsTold(t *testing.T) {
+	js := natstest.Start(t).JetStream(t)
+	s := natsstore.New(js, bucket)
+	var guards []*idem.Guard
+	var told [2]atomic.Int32
+	do := func(g *idem.Guard) error {
+		return g.Group(group).Do(t.Context(), "t", func(context.Context) error { return nil })
+	}
+	for i := range told {
+		g := idem.New(idem.WithStore(s), idem.WithPrefix("p"), idem.WithHaltOnDataLoss(),
+			idem.WithObserver(idem.ObserverFunc(func(e idem.Event) {
+				if e.Kind == idem.EventStoreNotice {
+					told[i].Add(1)
+				}
+			})))
+		guards = append(guards, g)
+		if err := do(g); err != nil && !errors.Is(err, idem.ErrDuplicate) {
+			t.Fatal(err)
+		}
+	}
+	if err := js.DeleteKeyValue(t.Context(), bucket); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		for i, g := range guards {
+			if err := do(g); !errors.Is(err, idem.ErrDataLoss) {
+				t.Errorf("guard %d: %v", i, err)
+			}
+		}
+	}
+	for i := range told {
+		if n := told[i].Load(); n != 1 {
+			t.Errorf("guard %d was told %d times", i, n)
 		}
 	}
 }
@@ -240,8 +285,8 @@ func TestForgetsTheLast(t *testing.T) {
 	if r := apply(t, s, b)[0]; r.Status != store.OK || !strings.Contains(b.Notice, "handled again") {
 		t.Errorf("%+v, notice %q", r, b.Notice)
 	}
-	if apply(t, s, b); b.Notice != "" {
-		t.Errorf("told again: %s", b.Notice)
+	if apply(t, s, b); b.Losses != 1 {
+		t.Errorf("%d losses, notice %q", b.Losses, b.Notice)
 	}
 }
 

@@ -38,7 +38,8 @@
 // client cannot see. A crash of the machine, not of the process, can lose what was
 // acknowledged since, and what it forgets can happen again. With three replicas it takes
 // the crash of two machines. A bucket in memory forgets with its server. A store that
-// sees the bucket come back without what it knew says so in store.Batch's Notice.
+// sees the bucket come back without what it knew says so in store.Batch's Notice and Losses, in
+// every batch from then on: each guard on the store tells it once.
 //
 // A bucket with a limit (MaxBytes) refuses claims with store.ErrFull when the last
 // sixteenth of it is begun, so that completions still go through; what fills that too,
@@ -171,7 +172,7 @@ func (s *Store) Capabilities() store.Capabilities { return store.Capabilities{} 
 // Apply implements store.Store. See the package's documentation for what it sends. A
 // write whose acknowledgement does not come is asked for again, until ctx ends.
 func (s *Store) Apply(ctx context.Context, b *store.Batch) error {
-	b.Notice = ""
+	b.Losses, b.Notice = 0, ""
 	if s.err != nil {
 		return s.err
 	}
@@ -182,11 +183,9 @@ func (s *Store) Apply(ctx context.Context, b *store.Batch) error {
 		return err
 	}
 	x := &execution{s: s, p: p, b: b}
-	if err := x.run(ctx); err != nil {
-		return err
-	}
-	b.Notice = p.takeNotice()
-	return nil
+	err = x.run(ctx)
+	b.Losses, b.Notice = p.lossesSoFar()
+	return err
 }
 
 // Incarnation implements store.Store: one more than the last, but not less than the
