@@ -80,7 +80,9 @@ func (c *Claim) Redrive() int { return c.redrive }
 func (c *Claim) ClaimedAt() time.Time { return c.at }
 
 // SetResult keeps result with the completion; later duplicates are given it. The
-// slice must not be changed after the call.
+// slice must not be changed after the call. Keep it small: each duplicate fetches it, and
+// one that is larger than the store takes (NATS: about 750 KB by default; MySQL: a
+// fraction of max_allowed_packet) cannot be recorded, which ends a consumer.
 func (c *Claim) SetResult(result []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
