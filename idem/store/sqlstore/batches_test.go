@@ -239,8 +239,8 @@ func TestNoticeIsTold(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i, g := range []*idem.Guard{first, second} {
-			for range 2 {
-				if err := do(g, "a"); !errors.Is(err, idem.ErrDataLoss) {
+			for n := range 2 {
+				if err := do(g, fmt.Sprint("new", i, n)); !errors.Is(err, idem.ErrDataLoss) {
 					t.Errorf("guard %d: %v, want ErrDataLoss", i, err)
 				}
 			}

@@ -110,13 +110,19 @@ func (s *Store) apply(ctx context.Context, b *store.Batch, ops []store.Op, repli
 		}
 		return s.apply(ctx, b, ops[half:], replies[half:])
 	}
-	tooLarge := fmt.Errorf("%s: token %q, with a result of %d bytes, is more than the server takes in one statement: %w (%s)",
-		s.config.Package, ops[0].Token, len(ops[0].Result), err, s.smaller())
+	tooLarge := s.tooLargeError(&ops[0], err)
 	look := []store.Op{{Kind: store.Inspect, Group: ops[0].Group, Token: ops[0].Token}}
 	if epoch, err = s.applyAtOnce(ctx, b, look, replies); err == nil { // there is an answer, and a clock
 		replies[0] = store.Reply{Err: tooLarge}
 	}
 	return epoch, err
+}
+
+// tooLargeError is the error of an operation that does not fit, ever. It wraps no error of
+// the connection, which would pass.
+func (s *Store) tooLargeError(op *store.Op, err error) error {
+	return fmt.Errorf("%s: token %q, with a result of %d bytes, is more than the server takes in one statement: %s (%s)",
+		s.config.Package, op.Token, len(op.Result), err.Error(), s.smaller())
 }
 
 // isTooLarge tells whether err comes of the operations' size. MySQL breaks the connection
