@@ -92,10 +92,7 @@ func WithTxOptions(opts sql.TxOptions) Option {
 // Store is a store.Transactor in a SQL database. It is safe for concurrent use, starts no
 // goroutine that outlives a call but to wait for a COMMIT or ROLLBACK that the server does
 // not answer, and does not close the database.
-type Store struct {
-	inbox   *inbox.Store
-	adopted inbox.Adopted
-}
+type Store struct{ inbox *inbox.Store }
 
 var _ store.Transactor = (*Store)(nil)
 
@@ -186,23 +183,27 @@ type Claim interface {
 // claim's completion with it. tx is ended in any case.
 //
 // If somebody has taken the claim over, it is rolled back, and the error is that of a lost
-// lease. An error that wraps store.ErrRolledBack says that nothing was committed: open
-// another transaction, write the effect again and call CommitTx with that, or give the
-// claim back. Do not call the claim's Commit then: it records the completion alone.
+// lease. An error that wraps store.ErrRolledBack says that nothing was committed, and the
+// effect has to be tried again, under another claim: give this one back. A transaction of
+// another database is rolled back, with an error.
 //
 // If the connection breaks at COMMIT, the database is asked whether it has it, by the
-// claim's id. Where it cannot be asked for a lease, the error wraps store.ErrUnavailable:
-// CommitTx can be called again, with the same tx or another, and only asks; another tx is
-// rolled back. A transaction of another database is rolled back, with an error.
+// claim's id. Where it cannot be asked for a lease, the error wraps store.ErrUnavailable.
+// CommitTx and the claim's Commit can be called again then, and ask about the first
+// transaction: another one that CommitTx is given is rolled back.
 func CommitTx(ctx context.Context, tx *sql.Tx, c Claim) error {
 	t := &transaction{tx: tx, cancel: func() {}}
 	defer t.Rollback()
 	parent := ctx
+	var h *inbox.Handler // the claim keeps the function, and with it what became of tx
 	return c.CommitWith(ctx, func(ctx context.Context, s store.Store, b *store.Batch) error {
-		of, ok := s.(*Store)
-		if !ok {
-			return fmt.Errorf("sqlstore: the claim is of a guard whose store is a %T, not a sqlstore.Store", s)
+		if h == nil {
+			of, ok := s.(*Store)
+			if !ok {
+				return fmt.Errorf("sqlstore: the claim is of a guard whose store is a %T, not a sqlstore.Store", s)
+			}
+			h = of.inbox.Adopt(parent, t)
 		}
-		return of.adopted.Commit(parent, ctx, of.inbox, t, b)
+		return h.Commit(ctx, b)
 	})
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/idemq/idemq/idem/store"
 	"github.com/idemq/idemq/idem/store/memstore"
 	"github.com/idemq/idemq/idem/store/sqlstore"
+	"github.com/idemq/idemq/internal/sqltest"
 )
 
 // over wants a handler's own failure, which says why, and a message that is not done.
@@ -387,6 +388,66 @@ func TestUnknownCommit(t *testing.T) {
 	for _, d := range []time.Duration{100 * time.Millisecond, time.Second} {
 		if err := try(tx, none, d); !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrRolledBack) {
 			t.Errorf("Commit without an operation: %v", err)
+		}
+	}
+}
+
+// A CommitTx whose outcome was not to be had is called again, and asks: the effect is there
+// once, whichever transaction it is called with.
+func TestCommitTxAgain(t *testing.T) {
+	t.Parallel()
+	server := sqltest.StartPostgres(t, "15")
+	direct := open(t, "pgx", server.DSN())
+	effects(t, direct)
+	p := sqltest.StartProxy(t, server)
+	db := open(t, "pgx", p.DSN())
+	g := idem.New(idem.WithStore(postgres15.store(t, db)), idem.WithLease(time.Second))
+	for _, how := range []sqltest.Cut{sqltest.CutBefore, sqltest.CutAfter} {
+		for _, another := range []bool{false, true} {
+			name := fmt.Sprintf("%v-%v", how, another)
+			c, err := g.Begin(t.Context(), name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			openTx := func() *sql.Tx {
+				tx, err := db.BeginTx(t.Context(), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := tx.ExecContext(t.Context(), "INSERT INTO effects VALUES ('"+name+"')"); err != nil {
+					t.Fatal(err)
+				}
+				return tx
+			}
+			tx := openTx()
+			p.CutNextCommit(how, name)
+			done := make(chan error)
+			go func() { done <- sqlstore.CommitTx(t.Context(), tx, c) }()
+			<-p.Cuts()
+			p.Cut()
+			if err := <-done; !errors.Is(err, store.ErrUnavailable) {
+				t.Errorf("%s: CommitTx while nothing answers: %v", name, err)
+			}
+			p.Restore()
+			if another {
+				tx = openTx()
+			}
+			err = sqlstore.CommitTx(t.Context(), tx, c)
+			want := 0
+			if how == sqltest.CutAfter {
+				if want = 1; err != nil {
+					t.Errorf("%s: CommitTx again: %v", name, err)
+				}
+			} else if !errors.Is(err, store.ErrRolledBack) {
+				t.Errorf("%s: CommitTx again: %v", name, err)
+			}
+			has(t, direct, name, want)
+			if how == sqltest.CutBefore {
+				if err := sqlstore.CommitTx(t.Context(), openTx(), c); !errors.Is(err, store.ErrRolledBack) {
+					t.Errorf("%s: CommitTx once more: %v", name, err)
+				}
+				has(t, direct, name, 0)
+			}
 		}
 	}
 }

@@ -50,10 +50,7 @@ func WithTxOptions(opts pgx.TxOptions) Option {
 
 // Store is a store.Transactor in PostgreSQL. It is safe for concurrent use, starts no
 // goroutine, and does not close the pool.
-type Store struct {
-	inbox   *inbox.Store
-	adopted inbox.Adopted
-}
+type Store struct{ inbox *inbox.Store }
 
 var _ store.Transactor = (*Store)(nil)
 
@@ -142,11 +139,15 @@ func CommitTx(ctx context.Context, tx pgx.Tx, c Claim) error {
 	t := newTransaction(tx)
 	defer t.Rollback()
 	parent := ctx
+	var h *inbox.Handler // the claim keeps the function, and with it what became of tx
 	return c.CommitWith(ctx, func(ctx context.Context, s store.Store, b *store.Batch) error {
-		of, ok := s.(*Store)
-		if !ok {
-			return fmt.Errorf("pgxstore: the claim is of a guard whose store is a %T, not a pgxstore.Store", s)
+		if h == nil {
+			of, ok := s.(*Store)
+			if !ok {
+				return fmt.Errorf("pgxstore: the claim is of a guard whose store is a %T, not a pgxstore.Store", s)
+			}
+			h = of.inbox.Adopt(parent, t)
 		}
-		return of.adopted.Commit(parent, ctx, of.inbox, t, b)
+		return h.Commit(ctx, b)
 	})
 }

@@ -7,7 +7,6 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -32,6 +31,7 @@ type Handler struct {
 	used    bool
 	unknown bool  // COMMIT was sent, and not answered
 	ended   error // of ROLLBACK
+	final   error // of Commit, which failed before COMMIT: the answer from then on
 }
 
 var _ store.Tx = (*Handler)(nil)
@@ -59,52 +59,6 @@ func FromContext(ctx context.Context, pkg string) (Tx, error) {
 // Adopt is a transaction that the user opened, in a context, to end a claim with.
 func (s *Store) Adopt(ctx context.Context, tx Tx) *Handler {
 	return &Handler{s: s, parent: ctx, tx: tx, used: true, adopted: true}
-}
-
-// maxAdopted is how many adopted transactions are remembered whose outcome is not known.
-const maxAdopted = 1000
-
-// Adopted are transactions that users opened, and whose outcome is not known yet.
-type Adopted struct {
-	mu       sync.Mutex
-	handlers map[string]*Handler // by claim
-	order    []string
-}
-
-// Commit ends a claim with a transaction that the user opened in the context parent. Where
-// the outcome of an earlier one of this claim is not known, that one is asked for.
-func (a *Adopted) Commit(parent, ctx context.Context, s *Store, tx Tx, b *store.Batch) error {
-	if len(b.Ops) == 0 {
-		return s.Adopt(parent, tx).Commit(ctx, b)
-	}
-	claim := b.Ops[0].Claim
-	a.mu.Lock()
-	h := a.handlers[claim]
-	a.mu.Unlock()
-	if h == nil {
-		h = s.Adopt(parent, tx)
-	}
-	err := h.Commit(ctx, b)
-	h.mu.Lock()
-	unknown := h.unknown && err != nil
-	h.mu.Unlock()
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	switch known := a.handlers[claim] == nil; {
-	case unknown && known:
-		if a.handlers == nil {
-			a.handlers = make(map[string]*Handler)
-		}
-		a.handlers[claim] = h
-		if a.order = append(a.order, claim); len(a.order) > maxAdopted {
-			delete(a.handlers, a.order[0])
-			a.order = a.order[1:]
-		}
-	case !unknown && !known:
-		delete(a.handlers, claim)
-		a.order = slices.DeleteFunc(a.order, func(c string) bool { return c == claim })
-	}
-	return err
 }
 
 // openError is an error of opening the transaction of one run of a handler.
@@ -267,6 +221,8 @@ func (h *Handler) Commit(ctx context.Context, b *store.Batch) error {
 	switch {
 	case h.unknown:
 		return h.find(ctx, b)
+	case h.final != nil:
+		return h.final
 	case h.tx == nil:
 		return h.s.rolledBack("committing the handler's transaction", cmp.Or(h.err, errNone))
 	}
@@ -277,7 +233,8 @@ func (h *Handler) Commit(ctx context.Context, b *store.Batch) error {
 	}
 	if err != nil {
 		h.rollback(errEnded)
-		return h.before(err)
+		h.final = h.before(err)
+		return h.final
 	}
 	if reply.Status != store.OK || h.tx == nil {
 		b.Replies[0] = reply
