@@ -54,8 +54,11 @@ var answers = []struct {
 var redirections = []string{"MOVED", "ASK", "READONLY"}
 
 // failure says what went wrong while doing what. It wraps store.ErrUnavailable
-// unless Redis answered and will answer the same again.
+// unless Redis answered and will answer the same again, or the client was closed.
 func failure(doing string, err error) error {
+	if errors.Is(err, redis.ErrClosed) {
+		return fmt.Errorf("redisstore: %s: %w (it was closed by this program: close it after its last use)", doing, err)
+	}
 	if !isReply(err) {
 		return fmt.Errorf("redisstore: %s: %w: %w", doing, store.ErrUnavailable, err)
 	}

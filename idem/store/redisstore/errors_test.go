@@ -26,7 +26,7 @@ func TestFailure(t *testing.T) {
 	}{
 		{io.EOF, true, "EOF"},
 		{context.DeadlineExceeded, true, "deadline"},
-		{redis.ErrClosed, true, "closed"},
+		{redis.ErrClosed, false, "closed by this program"},
 		{redis.ErrPoolTimeout, true, "pool"},
 		{reply("LOADING Redis is loading the dataset in memory"), true, "loading"},
 		{reply("CLUSTERDOWN The cluster is down"), true, "down"},

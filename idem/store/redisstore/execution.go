@@ -14,16 +14,18 @@ import (
 
 // execution is one Apply.
 type execution struct {
-	s      *Store
-	p      *prefix
-	b      *store.Batch
-	terms  [8]any
-	notice string
+	s     *Store
+	p     *prefix
+	b     *store.Batch
+	terms [8]any
 
-	// What is known of nothing: calls whose server was not reached, or did not
-	// confirm. Later calls of their tags are not sent, to keep the order.
+	// What is known of nothing: calls whose server was not reached, did not confirm,
+	// or, as one of several, refused. Later calls of their tags are not sent, to keep
+	// the order.
 	lost int // operations
 	down map[int]error
+
+	reasons map[string]error // what refusals mean, by what the server said: asking for it takes time
 }
 
 func (x *execution) run(ctx context.Context) error {
@@ -44,6 +46,9 @@ func (x *execution) run(ctx context.Context) error {
 		if err := x.finish(ctx, round); err != nil {
 			return err
 		}
+	}
+	if len(b.Ops) > 0 && x.s.several {
+		return nil // an error would hold up what other servers keep
 	}
 	if x.lost == len(b.Ops) || b.Now.IsZero() {
 		for _, err := range x.down {
@@ -142,10 +147,9 @@ func (x *execution) finish(ctx context.Context, calls []*call) error {
 				if c.failed == nil {
 					continue
 				}
-				if !errors.Is(c.failed, store.ErrUnavailable) {
-					return c.failed
+				if err := x.fail(c); err != nil {
+					return err
 				}
-				x.lose(c, c.failed)
 			case isNoScript(err) && !c.whole:
 				c.whole, c.failed = true, nil
 				again = append(again, c)
@@ -158,15 +162,43 @@ func (x *execution) finish(ctx context.Context, calls []*call) error {
 				return x.finishDivided(ctx, c)
 			default:
 				if err != nil {
-					c.failed = x.s.failure(ctx, x.p, fmt.Sprintf("executing %d operations", len(c.items)), err)
+					c.failed = x.reason(ctx, c, err)
 				}
-				if !errors.Is(c.failed, store.ErrUnavailable) {
-					return c.failed
+				if err := x.fail(c); err != nil {
+					return err
 				}
-				x.lose(c, c.failed)
 			}
 		}
 		calls = again
+	}
+	return nil
+}
+
+// reason is why a call failed.
+func (x *execution) reason(ctx context.Context, c *call, err error) error {
+	said := err.Error()
+	if reason := x.reasons[said]; reason != nil && isReply(err) {
+		return reason
+	}
+	if x.reasons == nil {
+		x.reasons = make(map[string]error)
+	}
+	ctx, cancel := share(ctx)
+	defer cancel()
+	x.reasons[said] = x.s.failure(ctx, x.p, fmt.Sprintf("executing %d operations", len(c.items)), err)
+	return x.reasons[said]
+}
+
+// fail answers the operations of a call that failed, or returns what stops the others
+// too: the refusal of the only server, and what no server said.
+func (x *execution) fail(c *call) error {
+	switch {
+	case errors.Is(c.failed, store.ErrUnavailable):
+		x.lose(c, c.failed)
+	case x.s.several && len(x.b.Ops) > 0 && isReply(c.failed):
+		x.lose(c, fmt.Errorf("%w: %w", store.ErrRefused, c.failed))
+	default:
+		return c.failed
 	}
 	return nil
 }
@@ -213,9 +245,7 @@ func (x *execution) take(c *call, cmd *redis.Cmd) error {
 	if now.After(x.b.Now) {
 		x.b.Now = now
 	}
-	if notice := x.p.saw(c.tag, c.before, epoch); notice != "" {
-		x.notice = notice
-	}
+	x.p.saw(c.tag, c.before, epoch)
 	return nil
 }
 
@@ -236,81 +266,62 @@ func (x *execution) queue(ctx context.Context, to scripter, c *call) *redis.Cmd 
 // send sends calls together and returns an answer for each; nil where the call was not
 // sent. A call that is marked as failed is not known to be done, whatever its answer.
 func (x *execution) send(ctx context.Context, calls []*call) []*redis.Cmd {
-	switch {
-	case len(calls) == 0:
+	if len(calls) == 0 {
 		return nil
-	case x.s.replicas > 0 && slices.ContainsFunc(calls, (*call).completes):
-		return x.sendAndWait(ctx, calls)
-	case len(calls) == 1:
-		return []*redis.Cmd{x.queue(ctx, x.s.client, calls[0])}
 	}
-	return x.pipeline(ctx, x.s.client.Pipeline(), calls)
-}
-
-// pipeline sends calls in a pipeline. The errors of commands are theirs; Exec only
-// repeats the first.
-func (x *execution) pipeline(ctx context.Context, pipe redis.Pipeliner, calls []*call) []*redis.Cmd {
 	cmds := make([]*redis.Cmd, len(calls))
-	for i, c := range calls {
-		cmds[i] = x.queue(ctx, pipe, c)
+	var t trip
+	switch client := x.s.client.(type) {
+	case *redis.ClusterClient:
+		x.scatter(ctx, client, calls, cmds)
+		return cmds
+	case *redis.Client:
+		t.wait = x.s.replicas > 0 && slices.ContainsFunc(calls, (*call).completes)
 	}
-	_, _ = pipe.Exec(ctx)
+	if len(calls) == 1 && !t.wait {
+		cmds[0] = x.queue(ctx, x.s.client, calls[0])
+		return cmds
+	}
+	t.calls, t.cmds = calls, cmds
+	x.pipeline(ctx, x.s.client.Pipeline(), &t)
 	return cmds
 }
 
-// sendAndWait sends calls and has each primary wait for its replicas, in the same
-// pipeline: WAIT is about the writes of its own connection. The script writes the
-// epoch key in such calls, so that a repeat that finds everything done waits too.
-// Where replicas do not confirm, all calls to that primary are marked as failed, the
-// claims among them too: what cannot be completed is not to be started. Scripts are
-// still loaded, and completions are on the primary.
-func (x *execution) sendAndWait(ctx context.Context, calls []*call) []*redis.Cmd {
-	all := make([]*redis.Cmd, len(calls))
-	for primary, indexes := range x.primaries(ctx, calls) {
-		pipe := primary.Pipeline()
-		waits := false
-		for _, i := range indexes {
-			calls[i].failed = nil
-			all[i] = x.queue(ctx, pipe, calls[i])
-			waits = waits || calls[i].completes()
-		}
-		var wait *redis.IntCmd
-		if waits {
-			wait = redis.NewIntCmd(ctx, "wait", x.s.replicas, x.s.replicaTimeout.Milliseconds())
-			_ = pipe.Process(ctx, wait)
-		}
-		_, _ = pipe.Exec(ctx)
-		if wait == nil {
-			continue
-		}
-		if err := x.confirmed(ctx, wait); err != nil {
-			for _, i := range indexes {
-				calls[i].failed = err
-			}
-		}
-	}
-	return all
+// trip is what goes to one server together.
+type trip struct {
+	calls []*call
+	cmds  []*redis.Cmd
+	wait  bool // for replicas
 }
 
-// primaries groups the calls by the server that they go to. Calls that go nowhere are
-// marked as failed.
-func (x *execution) primaries(ctx context.Context, calls []*call) map[*redis.Client][]int {
-	groups := make(map[*redis.Client][]int)
-	for i, c := range calls {
-		var primary *redis.Client
-		switch client := x.s.client.(type) {
-		case *redis.Client:
-			primary = client
-		case *redis.ClusterClient:
-			var err error
-			if primary, err = client.MasterForKey(ctx, x.p.keys.epoch(c.tag)); err != nil {
-				c.failed = x.s.failure(ctx, x.p, "finding a primary", err)
-				continue
-			}
-		}
-		groups[primary] = append(groups[primary], i)
+// pipeline sends calls in a pipeline and fills cmds. The errors of commands are theirs;
+// Exec only repeats the first.
+//
+// Where completions wait, the primary waits for its replicas in the same pipeline: WAIT is
+// about the writes of its own connection. The script writes the epoch key in such
+// calls, so that a repeat that finds everything done waits too. Where replicas do
+// not confirm, all calls are marked as failed, the claims among them too: what cannot be
+// completed is not to be started. Scripts are still loaded, and completions are on the
+// primary.
+func (x *execution) pipeline(ctx context.Context, pipe redis.Pipeliner, t *trip) {
+	for i, c := range t.calls {
+		c.failed = nil
+		t.cmds[i] = x.queue(ctx, pipe, c)
 	}
-	return groups
+	var wait *redis.IntCmd
+	if t.wait {
+		wait = redis.NewIntCmd(ctx, "wait", x.s.replicas, x.s.replicaTimeout.Milliseconds())
+		_ = pipe.Process(ctx, wait)
+	}
+	_, _ = pipe.Exec(ctx)
+	if wait == nil {
+		return
+	}
+	if err := x.confirmed(ctx, wait); err != nil {
+		for _, c := range t.calls {
+			c.failed = err
+		}
+	}
 }
 
 // confirmed is nil if enough replicas have what was written.

@@ -28,6 +28,8 @@ type prefix struct {
 	first string         // the descriptor's epoch, for tags that have none yet
 	spare string         // the epoch that a tag gets which has lost its own
 	seen  map[int]string // each tag's epoch, as last seen
+	lost  int            // how often one has changed
+	loss  string         // what is to be said of the last time
 }
 
 func newPrefix(name string, tags int) *prefix {
@@ -157,24 +159,32 @@ func (p *prefix) epochs(tag int) (seen, fresh string) {
 }
 
 // saw takes in a tag's epoch as a script answered it to a call that was made when
-// this process had seen another, or the same. A change is told once.
-func (p *prefix) saw(tag int, before, now string) (notice string) {
+// this process had seen another, or the same. A change is counted once.
+func (p *prefix) saw(tag int, before, now string) {
 	if now == before {
-		return ""
+		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.seen[tag] == now {
-		return ""
+		return
 	}
 	p.seen[tag] = now
 	if now == p.spare {
 		p.spare = rand.Text()
 	}
 	if before == "" {
-		return ""
+		return
 	}
 	p.ready = false // the descriptor may be gone as well
-	return fmt.Sprintf("Redis came back without the data of prefix %q, or was replaced by another (the epoch in %q has changed): "+
+	p.lost++
+	p.loss = fmt.Sprintf("Redis came back without the data of prefix %q, or was replaced by another (the epoch in %q has changed): "+
 		"what it forgot can be handled again.", p.name, p.keys.epoch(tag))
+}
+
+// losses are how many losses were noticed, and a notice of the last.
+func (p *prefix) losses() (n int, notice string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.lost, p.loss
 }

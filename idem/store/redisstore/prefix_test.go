@@ -10,26 +10,28 @@ import (
 	"github.com/idemq/idemq/idem/store"
 )
 
-// TestALossIsToldOnce: calls that were under way together all find the epoch changed.
-func TestALossIsToldOnce(t *testing.T) {
+// TestALossIsCountedOnce: calls that were under way together all find the epoch changed.
+func TestALossIsCountedOnce(t *testing.T) {
 	p := newPrefix("p", 64)
 	p.ready, p.first = true, "first"
 	seen, fresh := p.epochs(3)
 	if seen != "" || fresh != "first" {
 		t.Fatalf("at first contact: seen %q, fresh %q", seen, fresh)
 	}
-	if n := p.saw(3, seen, fresh) + p.saw(3, seen, fresh); n != "" {
-		t.Fatalf("at first contact: %s", n)
+	p.saw(3, seen, fresh)
+	p.saw(3, seen, fresh)
+	if n, notice := p.losses(); n != 0 || notice != "" {
+		t.Fatalf("at first contact: %d, %s", n, notice)
 	}
 	seen, fresh = p.epochs(3)
 	if seen != "first" || fresh == "first" || fresh == "" {
 		t.Fatalf("afterwards: seen %q, fresh %q", seen, fresh)
 	}
-	if n := p.saw(3, seen, fresh); n == "" || p.ready {
-		t.Fatalf("a loss: %q, ready %v", n, p.ready)
-	}
-	if n := p.saw(3, seen, fresh); n != "" {
-		t.Fatalf("told twice: %s", n)
+	for range 2 {
+		p.saw(3, seen, fresh)
+		if n, notice := p.losses(); n != 1 || notice == "" || p.ready {
+			t.Fatalf("a loss: %d, %q, ready %v", n, notice, p.ready)
+		}
 	}
 	if _, next := p.epochs(3); next == fresh {
 		t.Fatal("the next loss would leave the epoch as it is")

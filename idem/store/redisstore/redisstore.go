@@ -68,16 +68,17 @@ func WithTags(n int) Option {
 // such a replica forgets nothing that was answered; each batch with a completion
 // costs the replicas' round trip.
 //
-// If fewer replicas confirm in time, Apply fails with store.ErrUnavailable: the
-// completions stand on the primary, are not answered as done, and are waited for again
-// when they are resent. With too few replicas connected nothing completes. It
-// works with *redis.Client and *redis.ClusterClient.
+// If fewer replicas confirm in time, the completions, and what travelled to the same
+// primary with them, are answered with store.ErrUnavailable: on a cluster in the replies
+// concerned, on a single server by Apply. They stand on the primary, are not answered as
+// done, and are waited for again when they are resent. With too few replicas connected
+// nothing completes. It works with *redis.Client and *redis.ClusterClient.
 func WithReplicas(n int, timeout time.Duration) Option {
 	return func(s *Store) { s.replicas, s.replicaTimeout = n, timeout }
 }
 
-// Store is a store.Store on Redis. It is safe for concurrent use, starts no
-// goroutine, and does not close the client it was given.
+// Store is a store.Store on Redis. It is safe for concurrent use, leaves no
+// goroutine behind, and does not close the client it was given.
 type Store struct {
 	client redis.UniversalClient
 	err    error // what makes every call fail
@@ -88,6 +89,9 @@ type Store struct {
 
 	// perTag: a script call may only touch one hash tag. Otherwise one takes all.
 	perTag atomic.Bool
+
+	several  bool // servers: what one cannot do, others can
+	silences silences
 
 	now func() time.Time // this process' clock; nothing but Verify's look at clocks uses it
 
@@ -108,7 +112,8 @@ func New(c redis.UniversalClient, opts ...Option) *Store {
 		o(s)
 	}
 	_, single := c.(*redis.Client)
-	s.perTag.Store(!single)
+	s.several = !single
+	s.perTag.Store(s.several)
 
 	var errs []error
 	if isNil(c) {
@@ -145,17 +150,15 @@ func (s *Store) Capabilities() store.Capabilities { return store.Capabilities{} 
 // one for each hash tag, sent together, elsewhere; more than 1,000 operations are
 // divided.
 func (s *Store) Apply(ctx context.Context, b *store.Batch) error {
-	b.Notice = ""
+	b.Notice, b.Losses = "", 0
 	p, err := s.prefix(ctx, b.Prefix)
 	if err != nil {
 		return err
 	}
 	x := &execution{s: s, p: p, b: b}
-	if err := x.run(ctx); err != nil {
-		return err
-	}
-	b.Notice = x.notice
-	return nil
+	err = x.run(ctx)
+	b.Losses, b.Notice = p.losses()
+	return err
 }
 
 // Incarnation implements store.Store.
