@@ -167,6 +167,7 @@ func (s *Store) create(ctx context.Context) (*details, error) {
 	if maxBytes == 0 {
 		maxBytes = -1
 	}
+	was := s.wire.sofar()
 	_, err := s.js.CreateStream(ctx, jetstream.StreamConfig{
 		Name:              s.wire.stream,
 		Description:       "idem: records of handled messages",
@@ -190,7 +191,7 @@ func (s *Store) create(ctx context.Context) (*details, error) {
 		if errors.As(err, &api) && api.Code < 500 {
 			return nil, &refusal{cause: fmt.Errorf("creating the bucket: %w", err), cure: "create it by hand, or change the store's options"}
 		}
-		if said := s.wire.unanswered(s.wire.api+"STREAM.CREATE."+s.wire.stream, err); isFinal(said) {
+		if said := s.wire.unanswered(s.wire.api+"STREAM.CREATE."+s.wire.stream, was, err); isFinal(said) {
 			return nil, said
 		}
 		return nil, fmt.Errorf("creating the bucket: %w", err)

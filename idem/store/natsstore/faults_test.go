@@ -69,10 +69,96 @@ func TestClosed(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	start := time.Now()
-	refused(t, s.Apply(ctx, batch("p", op(store.Commit, "t", "c1"))), true, "closed")
+	words := []string{"closed for good", "start the process again", "nats.MaxReconnects(-1)"}
+	refused(t, s.Apply(ctx, batch("p", op(store.Commit, "t", "c1"))), false, words...)
+	refused(t, natsstore.New(js, bucket).Apply(ctx, batch("p")), false, words...)
+	_, err := s.Verify(ctx, "p")
+	refused(t, err, false, words...)
+	_, err = s.Incarnation(ctx, "p", "n")
+	refused(t, err, false, words...)
 	if d := time.Since(start); d > 10*time.Second {
 		t.Errorf("a closed connection was waited for %v", d)
 	}
+}
+
+// A client that gives up reconnecting is found, also before there is a bucket, and what
+// it meets when it has given up is said.
+func TestGivesUpReconnecting(t *testing.T) {
+	srv := natstest.Start(t)
+	ctx := context.Background()
+	js := srv.JetStream(t, nats.MaxReconnects(3))
+	s := natsstore.New(js, bucket)
+	for range 2 {
+		f, err := s.Verify(ctx, "p")
+		if err != nil || len(f) != 1 || f[0].ID != "nats-kv-reconnects" || !strings.Contains(f[0].Cure, "nats.MaxReconnects(-1)") {
+			t.Errorf("%v, %v", f, err)
+		}
+		want(t, s, "p", store.Claimed, op(store.Begin, "t", "c1"))
+	}
+	if f, err := natsstore.New(srv.JetStream(t, nats.NoReconnect()), bucket).Verify(ctx, "p"); err != nil || len(f) != 1 || f[0].ID != "nats-kv-reconnects" {
+		t.Errorf("%v, %v", f, err)
+	}
+	if f, err := natsstore.New(srv.JetStream(t), bucket).Verify(ctx, "p"); err != nil || len(f) != 0 {
+		t.Errorf("for ever: %v, %v", f, err)
+	}
+	srv.Stop()
+	ctx, cancel := context.WithTimeout(ctx, time.Minute) // a call that is under way is told
+	defer cancel()
+	refused(t, s.Apply(ctx, batch("p", op(store.Commit, "t", "c1"))), false, "closed for good")
+}
+
+// deaf is a connection that hears nothing any more, on demand.
+type deaf struct {
+	net.Conn
+	on *atomic.Bool
+}
+
+func (c *deaf) Read(p []byte) (int, error) {
+	for {
+		if n, err := c.Conn.Read(p); err != nil || !c.on.Load() {
+			return n, err
+		}
+	}
+}
+
+type deafDialer struct{ on *atomic.Bool }
+
+func (d deafDialer) Dial(network, address string) (net.Conn, error) {
+	c, err := net.Dial(network, address)
+	return &deaf{Conn: c, on: d.on}, err
+}
+
+// What the server forbade earlier is not why it gives no answer now.
+func TestForbiddenEarlier(t *testing.T) {
+	rights := least(true, "p")
+	rights.Subscribe.Deny = []string{"_INBOX.denied.>"}
+	srv := natstest.Start(t, withUsers(&server.User{Username: "u", Password: "p", Permissions: rights}))
+	var on atomic.Bool
+	js := srv.JetStream(t, asU, nats.SetCustomDialer(deafDialer{&on}), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	s := natsstore.New(js, bucket)
+	want(t, s, "p", store.Claimed, op(store.Begin, "t", "c1"))
+	nc := js.Conn()
+	if _, err := nc.SubscribeSync("_INBOX.denied.x"); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Await(t, "the server to forbid it", func() bool { return errors.Is(nc.LastError(), nats.ErrPermissionViolation) })
+	on.Store(true)
+	refused(t, s.Apply(brief(t), batch("p", op(store.Commit, "t", "c1"))), true)
+	on.Store(false)
+	want(t, s, "p", store.OK, op(store.Commit, "t", "c1"))
+}
+
+// The same of what a user may publish: rights that were given since.
+func TestAllowedSince(t *testing.T) {
+	rights := least(true, "p")
+	rights.Publish.Deny = []string{"$JS.API.STREAM.INFO.KV_" + bucket}
+	srv := natstest.Start(t, withUsers(&server.User{Username: "u", Password: "p", Permissions: rights}))
+	var on atomic.Bool
+	js := srv.JetStream(t, asU, nats.SetCustomDialer(deafDialer{&on}), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	s := natsstore.New(js, bucket)
+	refused(t, s.Apply(brief(t), batch("p")), false, "allow the user")
+	on.Store(true) // as if allowed: nothing is heard of what is sent now
+	refused(t, s.Apply(brief(t), batch("p")), true)
 }
 
 // thief is a connection that loses what the server answers, on demand, with the

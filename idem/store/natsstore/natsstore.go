@@ -265,7 +265,7 @@ func (s *Store) connected(ctx context.Context) error {
 		case nats.CONNECTED, nats.DRAINING_SUBS, nats.DRAINING_PUBS:
 			return ctx.Err()
 		case nats.CLOSED:
-			return nats.ErrConnectionClosed
+			return closedForGood()
 		default:
 		}
 		t := time.NewTimer(5 * time.Millisecond)

@@ -31,7 +31,7 @@ func (s *Store) Verify(ctx context.Context, name string) ([]store.Finding, error
 	}
 	d, err := s.look(ctx)
 	if errors.Is(err, errMissing) && !s.existing {
-		return nil, nil
+		return s.reconnects(), nil
 	}
 	if errors.Is(err, errMissing) {
 		err = s.missing()
@@ -71,10 +71,27 @@ func tooOld(version string) bool {
 	return err1 == nil && err2 == nil && (major < 2 || major == 2 && minor < 11)
 }
 
+// reconnects is what is found of the client itself.
+func (s *Store) reconnects() []store.Finding {
+	o := &s.wire.nc.Opts
+	if o.AllowReconnect && o.MaxReconnect < 0 {
+		return nil
+	}
+	what := fmt.Sprintf("The NATS client gives a server up after %d attempts to reconnect, and closes when none is left.", o.MaxReconnect)
+	if !o.AllowReconnect {
+		what = "The NATS client does not reconnect."
+	}
+	return []store.Finding{{
+		ID: "nats-kv-reconnects", What: what,
+		Consequence: "After an outage that is longer, nothing can be claimed or completed until the process is started again.",
+		Cure:        "Connect with nats.MaxReconnects(-1).",
+	}}
+}
+
 // findings is what weakens the promise.
 func (s *Store) findings(d *details) []store.Finding {
 	const forgets = "What it forgets can be handled again."
-	var found []store.Finding
+	found := s.reconnects()
 	add := func(id, consequence, cure, format string, args ...any) {
 		found = append(found, store.Finding{
 			ID: id, What: fmt.Sprintf("The NATS bucket %q ", s.wire.bucket) + fmt.Sprintf(format, args...),

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -46,6 +47,8 @@ type wire struct {
 	put    string // what the subjects that keys are published to begin with
 	kv     string // what they begin with in the stream
 
+	heard *atomic.Uint64 // one more than the reconnects before the last answer
+
 	infoSubject, getSubject string
 }
 
@@ -58,7 +61,7 @@ func newWire(js jetstream.JetStream, bucket string) wire {
 	case o.APIPrefix != "":
 		api = strings.TrimSuffix(o.APIPrefix, ".") + "."
 	}
-	w := wire{nc: js.Conn(), bucket: bucket, stream: "KV_" + bucket, api: api, kv: "$KV." + bucket + "."}
+	w := wire{nc: js.Conn(), bucket: bucket, stream: "KV_" + bucket, api: api, kv: "$KV." + bucket + ".", heard: &atomic.Uint64{}}
 	// As the client's own key-value store does: elsewhere a key is published through
 	// the same mapping or import as the API.
 	if w.put = w.kv; api != jetstream.DefaultAPIPrefix {
@@ -91,18 +94,32 @@ func (w *wire) wave(ctx context.Context, reqs []*request) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
+	before := w.sofar()
 	var wg sync.WaitGroup
 	for _, r := range reqs[1:] {
-		wg.Go(func() { w.send(ctx, r) })
+		wg.Go(func() { w.send(ctx, r, before) })
 	}
-	w.send(ctx, reqs[0])
+	w.send(ctx, reqs[0], before)
 	wg.Wait()
+	if slices.ContainsFunc(reqs, func(r *request) bool { return r.err == nil }) {
+		w.heard.Store(before.conns)
+	}
 }
 
-func (w *wire) send(ctx context.Context, r *request) {
+// before is how a connection was before something was sent.
+type before struct {
+	err   error  // the last
+	conns uint64 // one more than its reconnects
+}
+
+func (w *wire) sofar() before {
+	return before{err: w.nc.LastError(), conns: w.nc.Stats().Reconnects + 1}
+}
+
+func (w *wire) send(ctx context.Context, r *request, was before) {
 	m, err := w.nc.RequestMsgWithContext(ctx, r.msg)
 	if err != nil {
-		r.err = w.unanswered(r.msg.Subject, err)
+		r.err = w.unanswered(r.msg.Subject, was, err)
 		return
 	}
 	r.answer = m.Data
@@ -112,10 +129,15 @@ func (w *wire) send(ctx context.Context, r *request) {
 func (w *wire) ask(ctx context.Context, r *request) { w.wave(ctx, []*request{r}) }
 
 // unanswered tells a missing permission from other reasons for no answer: the server
-// does not answer what it forbids, but tells the connection.
-func (w *wire) unanswered(subject string, err error) error {
-	if errors.Is(err, nats.ErrNoResponders) {
+// does not answer what it forbids, but tells the connection. What it told before is not
+// the reason, but for the inbox, which is subscribed to once in a connection's life: until
+// an answer came through it.
+func (w *wire) unanswered(subject string, was before, err error) error {
+	switch {
+	case errors.Is(err, nats.ErrNoResponders):
 		return errNobody
+	case errors.Is(err, nats.ErrConnectionClosed):
+		return closedForGood()
 	}
 	if said := w.nc.LastError(); errors.Is(said, nats.ErrPermissionViolation) {
 		// A server that is of the domain takes the prefix away before it looks.
@@ -124,13 +146,23 @@ func (w *wire) unanswered(subject string, err error) error {
 		if api && !strings.HasPrefix(bare, "$KV.") {
 			mapped = jetstream.DefaultAPIPrefix + bare
 		}
+		// Each time that it is told is an error of its own.
+		fresh, deaf := said != was.err, w.heard.Load() != was.conns //nolint:errorlint // see above
 		names := func(s string) bool { return strings.Contains(said.Error(), strconv.Quote(s)) }
-		if names(subject) || names(mapped) ||
-			strings.Contains(said.Error(), "for Subscription to") && strings.Contains(said.Error(), w.inbox()) {
+		if fresh && (names(subject) || names(mapped)) ||
+			(fresh || deaf) && strings.Contains(said.Error(), "for Subscription to") && strings.Contains(said.Error(), w.inbox()) {
 			return &refusal{cause: said, cure: w.permissions()}
 		}
 	}
 	return err
+}
+
+// closedForGood is what every call meets when the connection will not come back.
+func closedForGood() error {
+	return &refusal{
+		cause: fmt.Errorf("%w: it is closed for good", nats.ErrConnectionClosed),
+		cure:  "start the process again, and connect with nats.MaxReconnects(-1), so that the client never gives up",
+	}
 }
 
 func (w *wire) inbox() string {
