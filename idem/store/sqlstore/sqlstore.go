@@ -18,6 +18,11 @@
 //		return err
 //	})
 //
+// The library ends this transaction, and only the library: no tx.Commit, no deferred
+// tx.Rollback, no DDL in MySQL, and no going on after an error with which the database
+// ended it. [Tx] tells more. Such a handler has failed, whatever it returns: its message is
+// not done, and what it wrote outside of the transaction stays.
+//
 // A transaction that the handler opens itself, it ends with [CommitTx].
 //
 // The tables are made by what [Schema] prints, or by [Store.Create]. They are not made
