@@ -119,6 +119,7 @@ func (s *Store) tryDescribe(ctx context.Context, p *prefix) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.generation > 0 && (!p.created.Equal(i.Created) || p.seq != f.seq || p.at != f.at) {
+		s.memory.clear() // before anybody takes p for ready
 		p.lost(s.wire.bucket)
 	}
 	p.ready = true

@@ -25,6 +25,7 @@ type execution struct {
 	now        rules.Instant // the server's clock; zero: not known yet
 	replicated bool          // the bucket has more than one replica
 	tight      bool          // the bucket has no room for claims
+	losses     int           // of the bucket, as far as the slots know
 	maxSize    int64         // of a message of the bucket; zero or less: not bounded
 	maxBytes   int64         // of the bucket, likewise
 	last       error         // the last that kept a slot waiting
@@ -91,6 +92,7 @@ func (x *execution) run(ctx context.Context) error {
 		}
 	}
 	_, _, x.tight = x.p.state()
+	x.losses, _ = x.p.lossesSoFar()
 	x.plan()
 	for try := 0; !x.complete(); {
 		err := x.round(ctx)
@@ -376,6 +378,10 @@ func (x *execution) round(ctx context.Context) error {
 		return err
 	}
 	generation, acked, _ := x.p.state()
+	if losses, _ := x.p.lossesSoFar(); losses != x.losses {
+		x.startOver() // before anything is sent that was remembered
+		x.losses = losses
+	}
 	w := &x.s.wire
 	asked := w.infoRequest()
 	reqs := []*request{}
@@ -406,7 +412,14 @@ func (x *execution) round(ctx context.Context) error {
 	if needInfo {
 		lost, err = x.takeInfo(asked, generation, acked)
 	}
+	if lost {
+		x.s.memory.clear()
+	}
 	for _, sl := range x.slots {
+		if lost && sl.step == writing {
+			x.takeDoubtful(sl)
+			continue
+		}
 		x.take(sl, generation)
 	}
 	if lost {
@@ -455,14 +468,25 @@ func (x *execution) takeInfo(asked *request, generation int, acked uint64) (lost
 	return x.p.saw(i, generation, acked, x.s.wire.bucket), nil
 }
 
-// startOver forgets what was read and remembered of a bucket that is no more.
+// startOver forgets what was read and remembered of a bucket that is no more. What is
+// still to be read is left: it may be found to be what was written.
 func (x *execution) startOver() {
 	x.s.memory.clear()
 	for _, sl := range x.slots {
-		if sl.step != finished {
+		if sl.step != finished && sl.step != reading {
 			sl.step, sl.trusted, sl.value = reading, false, nil
 		}
 	}
+}
+
+// takeDoubtful takes in the answer to a write in a round in which the bucket was found to
+// be another: it may have gone to either. So it counts as unanswered, and is looked for.
+func (x *execution) takeDoubtful(sl *slot) {
+	if seq, err := sl.request[0].seq(); err == nil {
+		sl.read.seq = seq - 1
+	}
+	x.s.memory.drop(sl.key)
+	sl.step, sl.trusted = reading, false
 }
 
 // take takes in the answers to a slot's requests.

@@ -275,6 +275,52 @@ func TestBucketReplaced(t *testing.T) {
 	want(t, natsstore.New(js, bucket), "p", store.InProgress, op(store.Begin, "t", "d2"))
 }
 
+// What was remembered of a bucket goes when it is found to be another, whoever finds it.
+func TestMemoryOfAnother(t *testing.T) {
+	js := natstest.Start(t).JetStream(t)
+	ctx := context.Background()
+	s := natsstore.New(js, bucket)
+	want(t, s, "p", store.Claimed, op(store.Begin, "t", "c1"))
+	if err := js.DeleteKeyValue(ctx, bucket); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Incarnation(ctx, "p", "n"); err != nil {
+		t.Fatal(err)
+	}
+	if n := natsstore.Remembered(s); n != 0 {
+		t.Errorf("%d records of the old bucket are remembered", n)
+	}
+	b := batch("p", op(store.Begin, "t", "c2"))
+	if r := apply(t, s, b)[0]; r.Status != store.Claimed || r.Attempt != 1 || b.Losses != 1 {
+		t.Errorf("%+v, %d losses", r, b.Losses)
+	}
+}
+
+// What was written while the bucket was found to be another is answered as it is found.
+func TestWrittenToAnother(t *testing.T) {
+	js := natstest.Start(t).JetStream(t)
+	ctx := context.Background()
+	s := natsstore.New(js, bucket)
+	want(t, s, "p", store.Claimed, op(store.Begin, "t", "c1"))
+	if err := js.DeleteKeyValue(ctx, bucket); err != nil {
+		t.Fatal(err)
+	}
+	apply(t, natsstore.New(js, bucket), batch("p"))
+	b := batch("p", op(store.Begin, "u", "c1"), op(store.Release, "u", "c1"), op(store.Begin, "u", "c2"), op(store.Begin, "v", "c1"))
+	for i, r := range apply(t, s, b) {
+		if r.Err != nil || r.Status != store.OK && r.Status != store.Claimed {
+			t.Errorf("operation %d: %+v", i, r)
+		}
+	}
+	if b.Losses != 1 {
+		t.Errorf("%d losses", b.Losses)
+	}
+	r := want(t, natsstore.New(js, bucket), "p", store.OK, op(store.Inspect, "u", "")).Record
+	if r.State != store.Running || r.Claim != "c2" || r.Attempt != 2 {
+		t.Errorf("%+v", r)
+	}
+}
+
 // A purge by hand, and a bucket in memory whose server restarts.
 func TestForgets(t *testing.T) {
 	ctx := context.Background()

@@ -94,6 +94,10 @@ func WithStorage(t jetstream.StorageType) Option { return func(s *Store) { s.sto
 func WithMaxBytes(n int64) Option { return func(s *Store) { s.maxBytes = n } }
 
 // WithoutCreate has the store use an existing bucket only: without it every call fails.
+//
+// A store without this option creates the bucket whenever it is not there, also one that
+// vanished under it: work goes on, what was recorded is forgotten and told as a loss
+// (store.Batch's Losses). With it, work waits until somebody has restored the bucket.
 func WithoutCreate() Option { return func(s *Store) { s.existing = true } }
 
 // Store is a store.Store on a key-value bucket. It is safe for concurrent use, starts
