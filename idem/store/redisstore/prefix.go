@@ -3,10 +3,12 @@ package redisstore
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/idemq/idemq/idem/store"
 )
@@ -25,6 +27,7 @@ type prefix struct {
 
 	mu    sync.Mutex
 	ready bool           // the descriptor agrees
+	later time.Time      // it agreed before a loss, and what keeps it is away: when to ask again
 	first string         // the descriptor's epoch, for tags that have none yet
 	spare string         // the epoch that a tag gets which has lost its own
 	seen  map[int]string // each tag's epoch, as last seen
@@ -108,27 +111,42 @@ func (s *Store) known(name string) *prefix {
 }
 
 // prefix returns a prefix whose descriptor agrees with this store. The descriptor is
-// asked for, or made, at first use and after Redis lost data.
+// asked for, or made, at first use and after Redis lost data; then it is not waited for
+// if it cannot be had, because the node that keeps it may be away, and others are not.
 func (s *Store) prefix(ctx context.Context, name string) (*prefix, error) {
 	if s.err != nil {
 		return nil, s.err
 	}
 	p := s.known(name)
-	if p.isReady() {
+	ready, described := p.isReady()
+	if ready {
 		return p, nil
+	}
+	if described && s.several {
+		var cancel context.CancelFunc
+		ctx, cancel = share(ctx)
+		defer cancel()
 	}
 	select {
 	case p.describing <- struct{}{}:
 		defer func() { <-p.describing }()
 	case <-ctx.Done():
+		if described && s.several {
+			return p, nil
+		}
 		return nil, failure(fmt.Sprintf("waiting for the descriptor %q", p.keys.descriptor()), ctx.Err())
 	}
-	if p.isReady() {
+	if ready, _ := p.isReady(); ready {
 		return p, nil
 	}
 	v, err := s.eval(ctx, descriptorScript, p.keys.descriptor(), s.descriptor().String()).Text()
 	if err != nil {
-		return nil, s.failure(ctx, p, fmt.Sprintf("reading the descriptor %q", p.keys.descriptor()), err)
+		err = s.failure(ctx, p, fmt.Sprintf("reading the descriptor %q", p.keys.descriptor()), err)
+		if described && s.several && errors.Is(err, store.ErrUnavailable) {
+			p.putOff()
+			return p, nil
+		}
+		return nil, err
 	}
 	d, err := s.agree(p, v)
 	if err != nil {
@@ -140,10 +158,18 @@ func (s *Store) prefix(ctx context.Context, name string) (*prefix, error) {
 	return p, nil
 }
 
-func (p *prefix) isReady() bool {
+// isReady tells whether the descriptor need not be asked for, and whether it ever agreed.
+func (p *prefix) isReady() (ready, described bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.ready
+	return p.ready || time.Now().Before(p.later), p.first != ""
+}
+
+// putOff has the descriptor be asked for later.
+func (p *prefix) putOff() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.later = time.Now().Add(silenceLasts)
 }
 
 // epochs returns the epoch last seen at a tag, and the one that the tag gets if it

@@ -306,3 +306,73 @@ func TestClaimsBesideASilentNode(t *testing.T) {
 		})
 	}
 }
+
+// A node came back empty, and the one that keeps the descriptor is away: the others work on.
+func TestDescriptorOnASilentNode(t *testing.T) {
+	c := withoutFailover(t)
+	s := redisstore.New(clusterClient(t, c))
+	begins, commits := everywhere("x")
+	until(t, s, "claims", begins)
+	home := c.Owner(t, c.Slot(t, "p:{0}:d"))
+	empty := c.Nodes[0]
+	if home == empty {
+		empty = c.Nodes[1]
+	}
+	do(t, empty.Client(t), "FLUSHALL")
+	until(t, s, "completions", commits)
+	if commits.Losses == 0 {
+		t.Fatal("the loss was not noticed")
+	}
+	c.Kill(t, home)
+	const limit = time.Second
+	for try := range 4 {
+		ctx, cancel := context.WithTimeout(context.Background(), limit)
+		began := time.Now()
+		err := s.Apply(ctx, commits)
+		took := time.Since(began)
+		cancel()
+		n := 0
+		for _, r := range commits.Replies {
+			if r.Err == nil && r.Status != 0 {
+				n++
+			}
+		}
+		if err != nil || n < len(commits.Ops)/2 || try > 0 && took > limit/5 {
+			t.Errorf("try %d: %d of %d answered after %v, %v", try, n, len(commits.Ops), took, err)
+		}
+	}
+}
+
+// Slots that have moved: their calls are answered by where they went to, at once; with WAIT,
+// completions are when they are asked for again.
+func TestMovedSlots(t *testing.T) {
+	for _, v := range variants {
+		t.Run(v.name, func(t *testing.T) {
+			c := replicated(t)
+			s := redisstore.New(c.Client(t), v.opts...)
+			begins, commits := everywhere("x")
+			until(t, s, "claims", begins)
+			until(t, s, "a completion", batch("p", commits.Ops[0]))
+			slot := c.Slot(t, "p:{0}:e")
+			to := c.Nodes[0]
+			if c.Owner(t, slot) == to {
+				to = c.Nodes[1]
+			}
+			c.Move(t, slot, slot, to)
+			apply(t, s, commits)
+			away := 0
+			for i, r := range commits.Replies {
+				switch {
+				case errors.Is(r.Err, store.ErrUnavailable) && v.opts != nil:
+					away++
+				case r.Err != nil || r.Status != store.OK:
+					t.Fatalf("operation %d: %+v", i, r)
+				}
+			}
+			if v.opts != nil && (away == 0 || away > len(commits.Ops)/10) {
+				t.Errorf("%d of %d completions were not answered; one slot has moved", away, len(commits.Ops))
+			}
+			until(t, s, "completions", commits)
+		})
+	}
+}
