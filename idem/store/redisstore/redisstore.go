@@ -148,7 +148,8 @@ func (s *Store) Capabilities() store.Capabilities { return store.Capabilities{} 
 
 // Apply implements store.Store. A batch is one script call on a single server, and
 // one for each hash tag, sent together, elsewhere; more than 1,000 operations are
-// divided.
+// divided. Where there are several servers, one that is away or refuses is an error of
+// the replies that concern it.
 func (s *Store) Apply(ctx context.Context, b *store.Batch) error {
 	b.Notice, b.Losses = "", 0
 	p, err := s.prefix(ctx, b.Prefix)
