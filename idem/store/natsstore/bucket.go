@@ -93,7 +93,7 @@ func (s *Store) tryDescribe(ctx context.Context, p *prefix) error {
 	if err != nil {
 		return err
 	}
-	if err := usable(d, s.wire.kv); err != nil {
+	if err := s.usable(d); err != nil {
 		return err
 	}
 	f, err := s.descriptor(ctx, p)
@@ -201,33 +201,66 @@ func (s *Store) create(ctx context.Context) (*details, error) {
 }
 
 // usable is an error if the bucket's settings would lose records, or admit none.
-func usable(d *details, kv string) error {
+func (s *Store) usable(d *details) error {
 	c := &d.Config
 	edit := "nats stream edit " + c.Name + " "
+	// Somebody else's keys may be in it.
+	change := func(flag, does string) string {
+		return "use a bucket of its own: give natsstore.New another name; or, if nothing else uses this one, " + edit + flag + ", which " + does
+	}
+	if err := s.takesRecords(); err != nil {
+		return err
+	}
 	switch {
+	case c.MaxMsgSize >= 0 && c.MaxMsgSize < leastSize:
+		return unusable(fmt.Sprintf("takes no value larger than %d bytes (its MaxMsgSize), and a record may need %d", c.MaxMsgSize, leastSize),
+			edit+"--max-msg-size=-1")
 	case c.Mirror != nil:
 		return unusable("is a mirror of another", "use the bucket that it mirrors, in that one's JetStream domain")
 	case len(c.Sources) > 0:
 		return unusable("takes keys from other buckets", "use one without sources")
-	case c.SubjectTransform != nil || !slices.Contains(c.Subjects, kv+">"):
+	case c.SubjectTransform != nil || !slices.Contains(c.Subjects, s.wire.kv+">"):
 		return unusable(fmt.Sprintf("is a stream of the subjects %q", strings.Join(c.Subjects, ", ")), "use a bucket that nats kv add, or this store, created")
 	case !c.AllowMsgTTL:
 		return unusable("allows no TTL of single messages", cureTTL+" ("+edit+"--allow-msg-ttl)")
 	case c.MaxMsgsPerSubject != 1:
 		return unusable(fmt.Sprintf("keeps a history of %d values, and an earlier one comes back when the last expires", c.MaxMsgsPerSubject),
-			edit+"--max-msgs-per-subject=1")
+			change("--max-msgs-per-subject=1", "deletes all values but the last of every key in it"))
 	case c.MaxAge != 0:
-		return unusable(fmt.Sprintf("forgets every key after %v (its TTL)", c.MaxAge), edit+"--max-age=0")
+		return unusable(fmt.Sprintf("forgets every key after %v (its TTL)", c.MaxAge),
+			change("--max-age=0", "deletes nothing, but keeps for ever whatever was to expire"))
 	case c.Discard != jetstream.DiscardNew:
-		return unusable("forgets the oldest keys when it is full (discard old)", edit+"--discard=new")
+		return unusable("forgets the oldest keys when it is full (discard old)",
+			change("--discard=new", "has every write refused when it is full"))
 	case c.DiscardNewPerSubject:
-		return unusable("refuses to change a key (discard new per subject)", edit+"--no-discard-per-subject")
+		return unusable("refuses to change a key (discard new per subject)",
+			change("--no-discard-per-subject", "lets every key in it be overwritten"))
 	case c.Retention != jetstream.LimitsPolicy:
 		return unusable(fmt.Sprintf("has the retention policy %v", c.Retention), "use a bucket that nats kv add, or this store, created")
 	case c.NoAck:
-		return unusable("acknowledges no writes (no ack)", edit+"--ack")
+		return unusable("acknowledges no writes (no ack)", change("--ack", "has every write to it acknowledged"))
 	}
 	return nil
+}
+
+// leastSize is what any record without a result fits in, with room for names; with less
+// than goodSize results soon do not.
+const (
+	leastSize = 4 << 10
+	goodSize  = 64 << 10
+)
+
+// takesRecords is an error if the server that the client is connected to takes none,
+// whatever the bucket is.
+func (s *Store) takesRecords() error {
+	n := s.wire.nc.MaxPayload()
+	if n >= leastSize {
+		return nil
+	}
+	return &refusal{
+		cause: fmt.Errorf("the server takes no message larger than %d bytes (max_payload), and a record may need %d", n, leastSize),
+		cure:  "raise max_payload",
+	}
 }
 
 const cureTTL = "allow TTLs: the server must be 2.11 or later"

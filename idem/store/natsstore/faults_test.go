@@ -694,6 +694,8 @@ func TestBucketSettings(t *testing.T) {
 		"is a stream of the subject": func(c *jetstream.StreamConfig) { c.Subjects = []string{"$KV." + bucket + ".p.>"} },
 		"is a mirror":                func(c *jetstream.StreamConfig) { c.Subjects, c.Mirror = nil, &jetstream.StreamSource{Name: "X"} },
 		"from other buckets":         func(c *jetstream.StreamConfig) { c.Sources = []*jetstream.StreamSource{{Name: "X"}} },
+		"larger than 4095 bytes":     func(c *jetstream.StreamConfig) { c.MaxMsgSize = 4095 },
+		"nats-kv-value-size":         func(c *jetstream.StreamConfig) { c.MaxMsgSize = 4096 },
 		"nats-kv-memory":             func(c *jetstream.StreamConfig) { c.Storage = jetstream.MemoryStorage },
 		"nats-kv-async":              func(c *jetstream.StreamConfig) { c.PersistMode = jetstream.AsyncPersistMode },
 		"":                           func(*jetstream.StreamConfig) {},
@@ -717,6 +719,9 @@ func TestBucketSettings(t *testing.T) {
 			}
 		default:
 			refused(t, err, false, word)
+			if c.AllowMsgTTL && c.MaxMsgSize == 0 && strings.Contains(err.Error(), "stream edit") { // others may use it
+				refused(t, err, false, "a bucket of its own", "if nothing else uses")
+			}
 			refused(t, s.Apply(ctx, batch("p")), false, word)
 		}
 		if err := js.DeleteStream(ctx, c.Name); err != nil {
@@ -727,7 +732,63 @@ func TestBucketSettings(t *testing.T) {
 		t.Errorf("a bucket that is made at first use: %v, %v", f, err)
 	}
 	_, err := natsstore.New(js, bucket, natsstore.WithoutCreate()).Verify(ctx, "p")
-	refused(t, err, false, "does not exist", "nats kv add")
+	refused(t, err, false, "does not exist", "without WithoutCreate", "nats stream add KV_"+bucket, "--allow-msg-ttl")
+	if strings.Contains(err.Error(), "marker") {
+		t.Errorf("%v", err)
+	}
+}
+
+// Options that were given, and that the bucket does not follow, are found.
+func TestOptionsOfAnotherBucket(t *testing.T) {
+	js := natstest.Start(t).JetStream(t)
+	ctx := context.Background()
+	apply(t, natsstore.New(js, bucket, natsstore.WithMaxBytes(1<<20)), batch("p"))
+	for words, opt := range map[string]natsstore.Option{
+		"":                             natsstore.WithMaxBytes(1 << 20),
+		"1048576 2097152 WithMaxBytes": natsstore.WithMaxBytes(2 << 20),
+		"1048576 WithMaxBytes(0)":      natsstore.WithMaxBytes(0),
+		"file memory WithStorage":      natsstore.WithStorage(jetstream.MemoryStorage),
+	} {
+		f, err := natsstore.New(js, bucket, opt).Verify(ctx, "p")
+		if words == "" {
+			if err != nil || len(f) != 0 {
+				t.Errorf("%v, %v", f, err)
+			}
+			continue
+		}
+		if err != nil || len(f) != 1 || f[0].ID != "nats-kv-options" {
+			t.Errorf("%s: %v, %v", words, f, err)
+			continue
+		}
+		for _, w := range strings.Fields(words) {
+			if !strings.Contains(strings.ToLower(f[0].String()), strings.ToLower(w)) {
+				t.Errorf("%s\n\tsays nothing of %s", f[0], w)
+			}
+		}
+	}
+	if f, err := natsstore.New(js, bucket).Verify(ctx, "p"); err != nil || len(f) != 0 {
+		t.Errorf("no options: %v, %v", f, err)
+	}
+}
+
+// A server that takes small messages only.
+func TestSmallPayload(t *testing.T) {
+	for size, id := range map[int32]string{64 << 10: "", 32 << 10: "nats-kv-value-size", 2 << 10: "error"} {
+		srv := natstest.Start(t, func(o *server.Options) { o.MaxPayload = size })
+		f, err := natsstore.New(srv.JetStream(t), bucket).Verify(context.Background(), "p")
+		switch id {
+		case "error":
+			refused(t, err, false, "max_payload", "2048")
+		case "":
+			if err != nil || len(f) != 0 {
+				t.Errorf("%v, %v", f, err)
+			}
+		default:
+			if err != nil || len(f) != 1 || f[0].ID != id || !strings.Contains(f[0].Cure, "max_payload") {
+				t.Errorf("%v, %v", f, err)
+			}
+		}
+	}
 }
 
 // The descriptor of a newer version, or of something else, stops the store.

@@ -80,18 +80,25 @@ type Option func(*Store)
 
 // WithReplicas sets how many servers keep the bucket, where the store creates it;
 // default 1. With 3 it survives the loss of one server, and each write waits for two.
-// [Store.Verify] compares it with what it finds.
-func WithReplicas(n int) Option { return func(s *Store) { s.replicas = n } }
+// [Store.Verify] compares what is set, here and below, with what it finds: an existing
+// bucket stays as it is.
+func WithReplicas(n int) Option {
+	return func(s *Store) { s.replicas, s.given.replicas = n, true }
+}
 
 // WithStorage sets where the bucket is kept, where the store creates it; default
 // jetstream.FileStorage. What jetstream.MemoryStorage keeps is gone with the last of
 // its servers.
-func WithStorage(t jetstream.StorageType) Option { return func(s *Store) { s.storage = t } }
+func WithStorage(t jetstream.StorageType) Option {
+	return func(s *Store) { s.storage, s.given.storage = t, true }
+}
 
 // WithMaxBytes bounds the size of the bucket, where the store creates it; default, and
 // zero, is no bound. A completed token takes about 260 bytes in each replica, and its
 // result. Some accounts allow no bucket without a bound.
-func WithMaxBytes(n int64) Option { return func(s *Store) { s.maxBytes = n } }
+func WithMaxBytes(n int64) Option {
+	return func(s *Store) { s.maxBytes, s.given.maxBytes = n, true }
+}
 
 // WithoutCreate has the store use an existing bucket only: without it every call fails.
 //
@@ -111,7 +118,8 @@ type Store struct {
 	storage  jetstream.StorageType
 	maxBytes int64
 	existing bool
-	patience time.Duration // of a call whose context has no deadline
+	given    struct{ replicas, storage, maxBytes bool } // which of the options were
+	patience time.Duration                              // of a call whose context has no deadline
 
 	memory memory
 

@@ -31,13 +31,16 @@ func (s *Store) Verify(ctx context.Context, name string) ([]store.Finding, error
 	}
 	d, err := s.look(ctx)
 	if errors.Is(err, errMissing) && !s.existing {
-		return s.reconnects(), nil
+		if err := s.takesRecords(); err != nil {
+			return nil, s.failure("asking the server", err)
+		}
+		return s.ofClient(), nil
 	}
 	if errors.Is(err, errMissing) {
 		err = s.missing()
 	}
 	if err == nil {
-		err = usable(d, s.wire.kv)
+		err = s.usable(d)
 	}
 	if err != nil {
 		return nil, s.failure("looking at the stream", err)
@@ -59,7 +62,9 @@ func (s *Store) Verify(ctx context.Context, name string) ([]store.Finding, error
 }
 
 func (s *Store) missing() error {
-	return &refusal{cause: errMissing, cure: fmt.Sprintf("create it (nats kv add %s --marker-ttl=1s), or leave out WithoutCreate", s.wire.bucket)}
+	return &refusal{cause: errMissing, cure: fmt.Sprintf("run one process without WithoutCreate, which creates it, or create it by hand: "+
+		"nats stream add %s --subjects='%s>' --storage=file --replicas=%d --max-msgs-per-subject=1 --discard=new "+
+		"--allow-msg-ttl --allow-rollup --allow-direct --deny-delete --defaults", s.wire.stream, s.wire.kv, s.replicas)}
 }
 
 // tooOld reports whether a server's version says that it knows no TTL of messages.
@@ -71,27 +76,35 @@ func tooOld(version string) bool {
 	return err1 == nil && err2 == nil && (major < 2 || major == 2 && minor < 11)
 }
 
-// reconnects is what is found of the client itself.
-func (s *Store) reconnects() []store.Finding {
+// ofClient is what is found of the client, and of the server that it is connected to.
+func (s *Store) ofClient() (found []store.Finding) {
+	if n := s.wire.nc.MaxPayload(); n < goodSize {
+		found = append(found, store.Finding{
+			ID: "nats-kv-value-size", What: fmt.Sprintf("The NATS server takes no message larger than %d bytes.", n),
+			Consequence: tooLarge, Cure: "Raise max_payload.",
+		})
+	}
 	o := &s.wire.nc.Opts
 	if o.AllowReconnect && o.MaxReconnect < 0 {
-		return nil
+		return found
 	}
 	what := fmt.Sprintf("The NATS client gives a server up after %d attempts to reconnect, and closes when none is left.", o.MaxReconnect)
 	if !o.AllowReconnect {
 		what = "The NATS client does not reconnect."
 	}
-	return []store.Finding{{
+	return append(found, store.Finding{
 		ID: "nats-kv-reconnects", What: what,
 		Consequence: "After an outage that is longer, nothing can be claimed or completed until the process is started again.",
 		Cure:        "Connect with nats.MaxReconnects(-1).",
-	}}
+	})
 }
+
+const tooLarge = "A completion whose result does not fit, with a third more for its encoding, fails."
 
 // findings is what weakens the promise.
 func (s *Store) findings(d *details) []store.Finding {
 	const forgets = "What it forgets can be handled again."
-	found := s.reconnects()
+	found := s.ofClient()
 	add := func(id, consequence, cure, format string, args ...any) {
 		found = append(found, store.Finding{
 			ID: id, What: fmt.Sprintf("The NATS bucket %q ", s.wire.bucket) + fmt.Sprintf(format, args...),
@@ -106,6 +119,27 @@ func (s *Store) findings(d *details) []store.Finding {
 	if c.PersistMode == jetstream.AsyncPersistMode {
 		add("nats-kv-async", forgets, "Use a bucket with the default persist mode.",
 			"acknowledges before it writes its file (persist mode async): a crash of the server forgets the last writes.")
+	}
+	if c.MaxMsgSize >= 0 && c.MaxMsgSize < goodSize {
+		add("nats-kv-value-size", tooLarge, fmt.Sprintf("Raise it (nats stream edit %s --max-msg-size=-1).", c.Name),
+			"takes no value larger than %d bytes.", c.MaxMsgSize)
+	}
+	const ignored = "The option has no effect: it counts where the store creates the bucket."
+	if s.given.storage && c.Storage != s.storage {
+		add("nats-kv-options", ignored, "Leave out WithStorage, or use another bucket: the storage of one that exists cannot be changed.",
+			"has %v storage, and the store is set to %v.", c.Storage, s.storage)
+	}
+	if s.given.maxBytes && max(c.MaxBytes, 0) != s.maxBytes {
+		limit := s.maxBytes
+		if limit == 0 {
+			limit = -1
+		}
+		add("nats-kv-options", ignored, fmt.Sprintf("Change WithMaxBytes, or, if nothing else uses the bucket, its limit (nats stream edit %s --max-bytes=%d).", c.Name, limit),
+			"is bounded to %d bytes (-1: not), and the store is set to WithMaxBytes(%d).", c.MaxBytes, s.maxBytes)
+	}
+	if s.given.replicas && c.Replicas > s.replicas {
+		add("nats-kv-options", ignored, "Change WithReplicas.",
+			"has %d replicas, and the store is set to %d.", c.Replicas, s.replicas)
 	}
 	clustered := d.Cluster != nil && d.Cluster.Name != ""
 	switch {
