@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -374,5 +375,39 @@ func TestMovedSlots(t *testing.T) {
 			}
 			until(t, s, "completions", commits)
 		})
+	}
+}
+
+// Two guards on one store, and one prefix, are both told of a loss, once.
+func TestEachGuardIsTold(t *testing.T) {
+	server := redistest.Start(t, private...)
+	s := redisstore.New(server.Client(t))
+	var told [2]atomic.Int32
+	var groups [2]*idem.Guard
+	for i := range groups {
+		groups[i] = idem.New(idem.WithStore(s), idem.WithObserver(idem.ObserverFunc(func(e idem.Event) {
+			if e.Kind == idem.EventStoreNotice {
+				told[i].Add(1)
+			}
+		}))).Group("g")
+	}
+	ask := func(when string) {
+		t.Helper()
+		for i, g := range groups {
+			if err := g.Do(t.Context(), fmt.Sprint(when, i), func(context.Context) error { return nil }); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	ask("before")
+	for n := int32(1); n < 3; n++ {
+		do(t, server.Client(t), "FLUSHALL")
+		ask(fmt.Sprint("after loss ", n))
+		ask(fmt.Sprint("later than loss ", n))
+		for i := range told {
+			if told[i].Load() != n {
+				t.Errorf("guard %d was told %d times of %d losses", i, told[i].Load(), n)
+			}
+		}
 	}
 }
