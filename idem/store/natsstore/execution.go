@@ -250,7 +250,7 @@ func (x *execution) execute(sl *slot) {
 			answer = store.Reply{Err: x.full(op.Kind)}
 		}
 		if c && sl.tooBig > 0 {
-			if err := x.fits(sl, op, &r, &reg, now); err != nil {
+			if err := x.fits(sl, &r, &reg, now); err != nil {
 				r, reg, c = r0, reg0, false
 				answer = store.Reply{Err: err}
 			}
@@ -277,7 +277,7 @@ func claims(k store.Kind) bool { return k == store.Begin || k == store.Spend || 
 
 // fits is an error, which is final, if an operation makes of a slot what the server
 // will not take.
-func (x *execution) fits(sl *slot, op *store.Op, r *rules.Record, reg *rules.Issued, now rules.Instant) error {
+func (x *execution) fits(sl *slot, r *rules.Record, reg *rules.Issued, now rules.Instant) error {
 	var value []byte
 	var keep time.Duration
 	var err error

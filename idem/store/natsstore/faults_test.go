@@ -760,7 +760,7 @@ func TestOptionsOfAnotherBucket(t *testing.T) {
 			t.Errorf("%s: %v, %v", words, f, err)
 			continue
 		}
-		for _, w := range strings.Fields(words) {
+		for w := range strings.FieldsSeq(words) {
 			if !strings.Contains(strings.ToLower(f[0].String()), strings.ToLower(w)) {
 				t.Errorf("%s\n\tsays nothing of %s", f[0], w)
 			}

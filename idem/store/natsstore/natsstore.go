@@ -44,7 +44,13 @@
 // A bucket with a limit (MaxBytes) refuses claims with store.ErrFull when the last
 // sixteenth of it is begun, so that completions still go through; what fills that too,
 // somebody else's keys or large results, makes completions wait, also with
-// store.ErrFull. A bucket never evicts.
+// store.ErrFull. With several replicas an answer that changes nothing needs a write as
+// well, and waits likewise. A limit of the account, or of the server, reserves nothing:
+// when it is reached, claims and completions wait alike. A bucket never evicts.
+//
+// A result that is larger than the bucket (MaxMsgSize) or the server (max_payload, 1 MB
+// by default) takes, with a third more for base64, is no matter of waiting: its Commit
+// is answered with an error that says so, and the claim goes on.
 //
 // # Permissions
 //
