@@ -2,7 +2,6 @@ package storetest
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"sync"
 	"time"
@@ -163,7 +162,7 @@ func (e *env) race(op func(i int) store.Op) []store.Reply {
 		wg.Go(func() {
 			b := e.batch(op(i))
 			<-start
-			if errs[i] = e.s.Apply(context.Background(), b); errs[i] == nil {
+			if errs[i] = apply(e.s, b); errs[i] == nil {
 				replies[i] = b.Replies[0]
 			}
 		})

@@ -3,7 +3,9 @@ package storetest
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -61,7 +63,7 @@ func owner(name string, incarnation uint64) term {
 // apply executes b and holds the driver to what is true of every batch.
 func (e *env) apply(b *store.Batch) []store.Reply {
 	e.Helper()
-	if err := e.s.Apply(context.Background(), b); err != nil {
+	if err := apply(e.s, b); err != nil {
 		e.failf("Apply: %v", err)
 	}
 	if len(b.Replies) != len(b.Ops) {
@@ -72,6 +74,21 @@ func (e *env) apply(b *store.Batch) []store.Reply {
 	}
 	e.now = b.Now
 	return b.Replies
+}
+
+// patience is how often a batch is sent again of which something is not known.
+const patience = 20
+
+// apply executes b, again and again while a reply says that nothing is known of its
+// operation: that is safe under the same claim ids.
+func apply(s store.Store, b *store.Batch) (err error) {
+	away := func(r store.Reply) bool { return errors.Is(r.Err, store.ErrUnavailable) }
+	for range patience {
+		if err = s.Apply(context.Background(), b); err != nil || !slices.ContainsFunc(b.Replies, away) {
+			return err
+		}
+	}
+	return nil
 }
 
 // try executes one operation and returns its reply.

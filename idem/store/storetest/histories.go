@@ -1,7 +1,6 @@
 package storetest
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"testing"
@@ -242,7 +241,7 @@ func (h *history) other(kind store.Kind) store.Op {
 // be from those at which their operations were executed.
 func (h *history) apply(b *store.Batch) (slack time.Duration) {
 	start := time.Now()
-	if err := h.s.Apply(context.Background(), b); err != nil {
+	if err := apply(h.s, b); err != nil {
 		h.t.Fatalf("Apply: %v", err)
 	}
 	h.slow = max(h.slow, time.Since(start))

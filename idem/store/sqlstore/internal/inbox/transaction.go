@@ -233,7 +233,9 @@ func (h *Handler) Commit(ctx context.Context, b *store.Batch) error {
 	}
 	if err != nil {
 		h.rollback(errEnded)
-		h.final = h.before(err)
+		if h.final = h.before(err); len(b.Ops) > 0 && h.s.isTooLarge(ctx, err, b.Ops) {
+			h.final = h.s.tooLargeError(&b.Ops[0], err)
+		}
 		return h.final
 	}
 	if reply.Status != store.OK || h.tx == nil {
