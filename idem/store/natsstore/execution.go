@@ -227,7 +227,7 @@ func (x *execution) execute(sl *slot) {
 	ex := rules.Execution{Batch: x.b, Now: now, Time: func(t rules.Instant) time.Time { return time.Unix(0, int64(t)) }}
 	r, reg := sl.record, sl.reg
 	sl.after = sl.after[:0]
-	changed, timeless := false, true // timeless: each operation takes effect, whatever the time
+	changed, all := false, true // some operation took effect; each did
 	for _, i := range sl.ops {
 		op, reply := &x.b.Ops[i], &x.b.Replies[i]
 		if sl.err != nil {
@@ -256,13 +256,13 @@ func (x *execution) execute(sl *slot) {
 			}
 		}
 		*reply = answer
-		timeless = timeless && c && answer.RetryAfter == 0 && answer.At.IsZero() && answer.Record == nil
-		if changed = changed || c; c && sl.issued {
+		changed, all = changed || c, all && c
+		if c && sl.issued {
 			sl.after = append(sl.after, issuedAfter{op: i, reg: reg})
 		}
 	}
 	switch {
-	case !sl.trusted && !timeless: // a Conflict, say, is none once the lease has run out
+	case !sl.trusted && !all: // a Conflict, say, is none once the lease has run out
 		sl.step = reading
 	case changed:
 		x.encode(sl, &r, &reg, now)
