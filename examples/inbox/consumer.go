@@ -46,6 +46,9 @@ func consume(ctx context.Context, s settings) error {
 		return err
 	}
 	source, err := js.Consumer(ctx, s.name, "bank")
+	if ctx.Err() != nil {
+		return nil // it was told to stop before it began: the work was done meanwhile
+	}
 	if err != nil {
 		return err
 	}
