@@ -451,6 +451,8 @@ func (b *batcher) giveBack(calls []*call) {
 			patient:  true,
 			until:    time.Now().Add(b.core.opts.lease),
 			answered: func(*call) {},
+			apart:    c.apart,
+			away:     c.away,
 		})
 	}
 	if len(releases) > 0 {
