@@ -74,7 +74,7 @@ type Fault struct {
 func (f Fault) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%8.3fs  %s", f.At.Seconds(), f.Kind)
-	if traits[f.Kind].hits == oneSlot {
+	if traits[f.Kind].hits == hitsSlot {
 		fmt.Fprintf(&b, " of consumer %d", f.Slot)
 	}
 	if f.Amount != 0 {
@@ -105,11 +105,11 @@ type Offer struct {
 type hits uint8
 
 const (
-	oneSlot  hits = iota + 1
-	allSlots      // one after another
-	extra         // a consumer beside the slots
-	broker        // and the way to it
-	database      // the store, and the way to it
+	hitsSlot   hits = iota + 1
+	hitsSlots       // one after another
+	hitsExtra       // a consumer beside the slots
+	hitsBroker      // and the way to it
+	hitsStore       // and the way to it
 )
 
 // trait is what sets a kind apart.
@@ -125,24 +125,24 @@ type trait struct {
 
 var traits = [kindsEnd]trait{
 	Kill: {
-		name: "kill", what: "SIGKILL of a consumer process, which is started again", weight: 6, hits: oneSlot,
+		name: "kill", what: "SIGKILL of a consumer process, which is started again", weight: 6, hits: hitsSlot,
 		draw: func(r *rand.Rand, _ *Offer, f *Fault) { f.For = within(r, 0, 500*time.Millisecond) },
 	},
 	Pause: {
-		name: "pause", what: "SIGSTOP of a consumer process for longer than its leases last, then SIGCONT", weight: 4, hits: oneSlot,
+		name: "pause", what: "SIGSTOP of a consumer process for longer than its leases last, then SIGCONT", weight: 4, hits: hitsSlot,
 		draw: func(r *rand.Rand, o *Offer, f *Fault) { f.For = within(r, o.Lease*11/10, o.Lease*18/10) },
 	},
 	Deploy: {
-		name: "deploy", what: "every consumer process in turn is told to stop (SIGTERM), ends, and is started again", weight: 2, hits: allSlots,
+		name: "deploy", what: "every consumer process in turn is told to stop (SIGTERM), ends, and is started again", weight: 2, hits: hitsSlots,
 		draw:  func(r *rand.Rand, _ *Offer, f *Fault) { f.For = within(r, 0, 300*time.Millisecond) },
 		lasts: func(_ *Fault, o *Offer) time.Duration { return time.Duration(o.Slots) * time.Second },
 	},
 	Rebalance: {
-		name: "rebalance", what: "one more consumer process joins, and leaves again", weight: 2, hits: extra,
+		name: "rebalance", what: "one more consumer process joins, and leaves again", weight: 2, hits: hitsExtra,
 		draw: func(r *rand.Rand, _ *Offer, f *Fault) { f.For = within(r, 2*time.Second, 5*time.Second) },
 	},
 	Slow: {
-		name: "slow handler", what: "the handlers of a consumer process take up to 200 ms more, or longer than a lease", weight: 3, hits: oneSlot,
+		name: "slow handler", what: "the handlers of a consumer process take up to 200 ms more, or longer than a lease", weight: 3, hits: hitsSlot,
 		draw: func(r *rand.Rand, o *Offer, f *Fault) {
 			f.Amount, f.For = within(r, 5*time.Millisecond, 200*time.Millisecond), within(r, time.Second, 3*time.Second)
 			if r.IntN(4) == 0 {
@@ -151,7 +151,7 @@ var traits = [kindsEnd]trait{
 		},
 	},
 	Clock: {
-		name: "clock step", what: "the wall clock of a consumer process jumps, by a second up to a day, forward or back", weight: 3, hits: oneSlot,
+		name: "clock step", what: "the wall clock of a consumer process jumps, by a second up to a day, forward or back", weight: 3, hits: hitsSlot,
 		needs: func(o *Offer) bool { return o.Clock },
 		draw: func(r *rand.Rand, _ *Offer, f *Fault) {
 			f.Amount = time.Duration(float64(time.Second) * math.Exp(r.Float64()*math.Log(86_400))).Round(time.Millisecond)
@@ -161,37 +161,37 @@ var traits = [kindsEnd]trait{
 		},
 	},
 
-	BrokerReset:     {name: "broker reset", what: "all connections to the broker are reset", weight: 4, hits: broker, draw: nothing},
-	BrokerBlackHole: {name: "broker black hole", what: "nothing comes through to the broker or back, and no connection ends", weight: 4, hits: broker, draw: holeLength},
-	BrokerSwallow:   {name: "broker replies lost", what: "the broker gets the requests, its replies are lost, and the connections end", weight: 4, hits: broker, draw: swallowLength},
-	BrokerLatency:   {name: "broker latency", what: "bytes to and from the broker are late by up to 200 ms, and half of that again at random", weight: 4, hits: broker, draw: latency},
-	BrokerBandwidth: {name: "broker bandwidth", what: "10 to 500 kB/s to and from the broker", weight: 4, hits: broker, draw: bandwidth},
+	BrokerReset:     {name: "broker reset", what: "all connections to the broker are reset", weight: 4, hits: hitsBroker, draw: nothing},
+	BrokerBlackHole: {name: "broker black hole", what: "nothing comes through to the broker or back, and no connection ends", weight: 4, hits: hitsBroker, draw: holeLength},
+	BrokerSwallow:   {name: "broker replies lost", what: "the broker gets the requests, its replies are lost, and the connections end", weight: 4, hits: hitsBroker, draw: swallowLength},
+	BrokerLatency:   {name: "broker latency", what: "bytes to and from the broker are late by up to 200 ms, and half of that again at random", weight: 4, hits: hitsBroker, draw: latency},
+	BrokerBandwidth: {name: "broker bandwidth", what: "10 to 500 kB/s to and from the broker", weight: 4, hits: hitsBroker, draw: bandwidth},
 	BrokerRestart: {
-		name: "broker restart", what: "SIGKILL of the broker, which is started again with what it had confirmed", weight: 1, hits: broker, draw: nothing,
+		name: "broker restart", what: "SIGKILL of the broker, which is started again with what it had confirmed", weight: 1, hits: hitsBroker, draw: nothing,
 		lasts: func(*Fault, *Offer) time.Duration { return 5 * time.Second },
 	},
 
-	StoreReset:     {name: "store reset", what: "all connections to the store are reset", weight: 4, hits: database, needs: behindProxy, draw: nothing},
-	StoreBlackHole: {name: "store black hole", what: "nothing comes through to the store or back, and no connection ends", weight: 4, hits: database, needs: behindProxy, draw: holeLength},
-	StoreSwallow:   {name: "store replies lost", what: "the store executes the requests, its replies are lost, and the connections end", weight: 4, hits: database, needs: behindProxy, draw: swallowLength},
-	StoreLatency:   {name: "store latency", what: "bytes to and from the store are late by up to 200 ms, and half of that again at random", weight: 4, hits: database, needs: behindProxy, draw: latency},
-	StoreBandwidth: {name: "store bandwidth", what: "10 to 500 kB/s to and from the store", weight: 4, hits: database, needs: behindProxy, draw: bandwidth},
+	StoreReset:     {name: "store reset", what: "all connections to the store are reset", weight: 4, hits: hitsStore, needs: behindProxy, draw: nothing},
+	StoreBlackHole: {name: "store black hole", what: "nothing comes through to the store or back, and no connection ends", weight: 4, hits: hitsStore, needs: behindProxy, draw: holeLength},
+	StoreSwallow:   {name: "store replies lost", what: "the store executes the requests, its replies are lost, and the connections end", weight: 4, hits: hitsStore, needs: behindProxy, draw: swallowLength},
+	StoreLatency:   {name: "store latency", what: "bytes to and from the store are late by up to 200 ms, and half of that again at random", weight: 4, hits: hitsStore, needs: behindProxy, draw: latency},
+	StoreBandwidth: {name: "store bandwidth", what: "10 to 500 kB/s to and from the store", weight: 4, hits: hitsStore, needs: behindProxy, draw: bandwidth},
 	StoreRestart: {
-		name: "store restart", what: "SIGKILL of the store, which is started again with what it had acknowledged", weight: 2, hits: database, needs: behindProxy, draw: nothing,
+		name: "store restart", what: "SIGKILL of the store, which is started again with what it had acknowledged", weight: 2, hits: hitsStore, needs: behindProxy, draw: nothing,
 		lasts: func(*Fault, *Offer) time.Duration { return 3 * time.Second },
 	},
 	StoreEmpty: {
-		name: "store restart, empty", what: "SIGKILL of the store, which is started again with nothing", weight: 2, hits: database, draw: nothing,
+		name: "store restart, empty", what: "SIGKILL of the store, which is started again with nothing", weight: 2, hits: hitsStore, draw: nothing,
 		needs: func(o *Offer) bool { return o.Forgets },
 		lasts: func(*Fault, *Offer) time.Duration { return 3 * time.Second },
 	},
 	StoreFailover: {
-		name: "store failover", what: "a replica that lags takes the store's place: what was acknowledged last is forgotten", weight: 2, hits: database, draw: nothing,
+		name: "store failover", what: "a replica that lags takes the store's place: what was acknowledged last is forgotten", weight: 2, hits: hitsStore, draw: nothing,
 		needs: func(o *Offer) bool { return o.Forgets },
 		lasts: func(*Fault, *Offer) time.Duration { return 3 * time.Second },
 	},
 	StoreFull: {
-		name: "store full", what: "the store has no room for anything new", weight: 3, hits: database,
+		name: "store full", what: "the store has no room for anything new", weight: 3, hits: hitsStore,
 		needs: func(o *Offer) bool { return o.Fills },
 		draw:  func(r *rand.Rand, _ *Offer, f *Fault) { f.For = within(r, 500*time.Millisecond, 3*time.Second) },
 	},
@@ -273,14 +273,14 @@ func gap(r *rand.Rand, mean time.Duration) time.Duration {
 
 // busy is until when things are hit.
 type busy struct {
-	slots                   []time.Duration
-	extra, broker, database time.Duration
+	slots                []time.Duration
+	extra, broker, store time.Duration
 }
 
 // free reports whether what f hits is free, and draws the slot.
 func (b *busy) free(r *rand.Rand, f *Fault) bool {
 	switch traits[f.Kind].hits {
-	case oneSlot:
+	case hitsSlot:
 		var free []int
 		for i, until := range b.slots {
 			if until <= f.At {
@@ -292,14 +292,14 @@ func (b *busy) free(r *rand.Rand, f *Fault) bool {
 		}
 		f.Slot = free[r.IntN(len(free))]
 		return true
-	case allSlots:
+	case hitsSlots:
 		return slices.Max(b.slots) <= f.At
-	case extra:
+	case hitsExtra:
 		return b.extra <= f.At
-	case broker:
+	case hitsBroker:
 		return b.broker <= f.At
 	}
-	return b.database <= f.At
+	return b.store <= f.At
 }
 
 func (b *busy) take(f *Fault, o *Offer) {
@@ -310,17 +310,17 @@ func (b *busy) take(f *Fault, o *Offer) {
 	}
 	until := f.At + lasts + settleTime
 	switch t.hits {
-	case oneSlot:
+	case hitsSlot:
 		b.slots[f.Slot] = until
-	case allSlots:
+	case hitsSlots:
 		for i := range b.slots {
 			b.slots[i] = until
 		}
-	case extra:
+	case hitsExtra:
 		b.extra = until
-	case broker:
+	case hitsBroker:
 		b.broker = until
 	default:
-		b.database = until
+		b.store = until
 	}
 }

@@ -92,8 +92,8 @@ func TestPlanOverlaps(t *testing.T) {
 			}
 			overlaps = true
 			a, b := traits[f.Kind].hits, traits[g.Kind].hits
-			slots := a == oneSlot && b == oneSlot && f.Slot == g.Slot || a == allSlots && b == oneSlot || a == oneSlot && b == allSlots
-			if slots || a == b && a != oneSlot {
+			slots := a == hitsSlot && b == hitsSlot && f.Slot == g.Slot || a == hitsSlots && b == hitsSlot || a == hitsSlot && b == hitsSlots
+			if slots || a == b && a != hitsSlot {
 				t.Errorf("%s\n%s: both hit the same", f, g)
 			}
 		}
