@@ -18,7 +18,7 @@ const Suffix = ".hist"
 // their times. Slots that were never finished are passed over.
 func Read(path string) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
-		file, err := os.Open(path) //nolint:gosec // the caller's choice
+		file, err := os.Open(path)
 		if err != nil {
 			yield(Event{}, err)
 			return

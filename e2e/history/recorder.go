@@ -53,7 +53,7 @@ var ErrClosed = errors.New("history: recorder is closed")
 
 // Create makes a file, which must not exist, for the events of a process.
 func Create(path string) (*Recorder, error) {
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644) //nolint:gosec // the caller's choice
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return nil, err
 	}
