@@ -16,8 +16,14 @@ type Message struct {
 
 // Broker is a real broker, which consumers reach by way of its proxy, and the harness
 // directly. Its methods are called from one goroutine, but for Publish, which runs
-// beside the others.
+// beside the others, and end the test when the server does not do what it is told.
 type Broker interface {
+	// Round makes a new source and a new dead-letter destination, which are empty, and
+	// has all that follows mean these; those of the round before are deleted. The tokens
+	// of what is published begin with run (history.Token). It is called before anything
+	// else of the round, while no consumer runs.
+	Round(run string)
+
 	Kind() string    // as in role.Broker
 	Version() string // of the server
 	Role() role.Broker
@@ -26,7 +32,7 @@ type Broker interface {
 	// Publish returns when the broker has confirmed every message, or ctx ends. It
 	// tries again while the broker is away: a message may be published twice.
 	Publish(ctx context.Context, msgs []Message) error
-	// Owed is how many messages are not settled.
+	// Owed is how many messages are not settled. An error passes: ask again.
 	Owed(ctx context.Context) (int, error)
 	// DeadLetters are the tokens of the copies in the dead-letter destination.
 	DeadLetters(ctx context.Context) ([]uint32, error)
@@ -41,6 +47,9 @@ type Broker interface {
 // Store is a real store, which consumers reach by way of its proxy. What else can be
 // done to it is in the interfaces below.
 type Store interface {
+	// Round empties the store, for the records of a new run; see Broker.Round.
+	Round(run string)
+
 	Kind() string
 	Version() string
 	Role() role.Store

@@ -37,6 +37,7 @@ type Server struct {
 	lib        string // the folder of the jars; empty: the fake
 	dir        string
 	props      []string
+	advertise  func(upstream string) string // of a second listener; nil: none
 	controller string
 	proc       *child.Process
 }
@@ -51,9 +52,23 @@ type Server struct {
 // Java the test ends as [testenv.Missing] says.
 func Start(tb testing.TB, props ...string) *Server {
 	tb.Helper()
-	s := &Server{tb: tb, lib: jars(tb), dir: tb.TempDir(), props: props}
+	return startServer(&Server{tb: tb, props: props})
+}
+
+// StartBehind is Start with a second listener, for clients that are to reach the broker
+// by way of a proxy, and to go on doing so: advertise has the proxy forward to upstream,
+// and returns the proxy's address. It may be called again, where a port was taken.
+func StartBehind(tb testing.TB, advertise func(upstream string) (addr string), props ...string) *Server {
+	tb.Helper()
+	return startServer(&Server{tb: tb, advertise: advertise, props: props})
+}
+
+// startServer starts what s says, for as long as its test.
+func startServer(s *Server) *Server {
+	s.tb.Helper()
+	s.lib, s.dir = jars(s.tb), s.tb.TempDir()
 	s.start()
-	tb.Cleanup(func() { s.proc.Kill() })
+	s.tb.Cleanup(func() { s.proc.Kill() })
 	return s
 }
 
@@ -122,14 +137,20 @@ func (s *Server) java(class string, args ...string) *exec.Cmd {
 
 // format writes the settings and makes the data folder anew.
 func (s *Server) format() error {
+	listeners, advertised := "PLAINTEXT://"+s.addr, "PLAINTEXT://"+s.addr
+	if s.advertise != nil {
+		upstream := s.freeAddr()
+		listeners += ",BEHIND://" + upstream
+		advertised += ",BEHIND://" + s.advertise(upstream)
+	}
 	lines := append([]string{
 		"process.roles=broker,controller",
 		"node.id=1",
 		"controller.quorum.voters=1@" + s.controller,
-		"listeners=PLAINTEXT://" + s.addr + ",CONTROLLER://" + s.controller,
-		"advertised.listeners=PLAINTEXT://" + s.addr,
+		"listeners=" + listeners + ",CONTROLLER://" + s.controller,
+		"advertised.listeners=" + advertised,
 		"controller.listener.names=CONTROLLER",
-		"listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+		"listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,BEHIND:PLAINTEXT",
 		"inter.broker.listener.name=PLAINTEXT",
 		"log.dirs=" + s.data(),
 		// A restarted broker waits until its predecessor's session has ended.
@@ -199,6 +220,16 @@ func (s *Server) logTail() string {
 
 // Addr is the broker's host and port.
 func (s *Server) Addr() string { return s.addr }
+
+// Version is the broker's, as its jars say; empty for the fake.
+func (s *Server) Version() string {
+	const before, after = "kafka-clients-", ".jar"
+	found, _ := filepath.Glob(filepath.Join(s.lib, before+"*"+after))
+	if s.lib == "" || len(found) == 0 {
+		return ""
+	}
+	return strings.TrimSuffix(strings.TrimPrefix(filepath.Base(found[0]), before), after)
+}
 
 func (s *Server) needsProcess(verb string) {
 	s.tb.Helper()

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -90,6 +91,31 @@ func tour(t *testing.T, s *Server) {
 	}
 	read(t, s, "billing", "orders", 3)
 	wantOffsets(t, "committed", s.Committed(t, "billing", "orders"), map[int]int64{0: 2, 1: 1})
+}
+
+// Clients that come by the second listener are told to stay there.
+func TestStartBehind(t *testing.T) {
+	t.Parallel()
+	var forwarded string
+	s := StartBehind(t, func(upstream string) string {
+		forwarded = upstream
+		return "127.0.0.1:1"
+	})
+	for addr, want := range map[string]string{s.Addr(): s.Addr(), forwarded: "127.0.0.1:1"} {
+		c, done := client(addr)
+		defer done()
+		meta, err := c.Metadata(t.Context(), &kafka.MetadataRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := meta.Brokers[0]
+		if got := net.JoinHostPort(b.Host, strconv.Itoa(b.Port)); got != want {
+			t.Errorf("who asks %s is sent to %s, want %s", addr, got, want)
+		}
+	}
+	if v := s.Version(); !strings.Contains(v, ".") {
+		t.Errorf("version %q", v)
+	}
 }
 
 func TestStart(t *testing.T) {
