@@ -23,7 +23,7 @@ const structuredEvent = "application/cloudevents+json"
 func cloudEventToken(m Message) string {
 	for _, prefix := range cloudEventPrefixes {
 		source, id := m.Header(prefix+"source"), m.Header(prefix+"id")
-		if len(source) == 1 && len(id) == 1 && id[0] != "" {
+		if len(source) == 1 && len(id) == 1 && source[0] != "" && id[0] != "" {
 			return idem.TokenFor(source[0], id[0])
 		}
 	}

@@ -140,10 +140,8 @@ func (d *delivery) copy(subject string, l consumers.Letter) *nats.Msg {
 
 // set replaces every spelling of a header.
 func set(h nats.Header, name, value string) {
-	for k := range h {
-		if strings.EqualFold(k, name) {
-			delete(h, k)
-		}
+	for _, k := range spellings(h, name) {
+		delete(h, k)
 	}
 	h[name] = []string{value}
 }

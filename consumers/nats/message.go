@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -53,10 +54,8 @@ func (m message) Header(name string) []string { return header(m.msg.Headers(), n
 
 func header(h nats.Header, name string) []string {
 	var all []string
-	for k, values := range h {
-		if !strings.EqualFold(k, name) {
-			continue
-		}
+	for _, k := range spellings(h, name) {
+		values := h[k]
 		if len(values) == 0 {
 			values = []string{""}
 		}
@@ -64,6 +63,22 @@ func header(h nats.Header, name string) []string {
 	}
 	return all
 }
+
+// spellings lists the names of headers that are name but for case, in their order.
+func spellings(h nats.Header, name string) []string {
+	var names []string
+	for k := range h {
+		if sameName(k, name) {
+			names = append(names, k)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// sameName tells whether two names differ in the case of ASCII letters at most. Others,
+// of more bytes, have letters of ASCII for their other case too.
+func sameName(a, b string) bool { return len(a) == len(b) && strings.EqualFold(a, b) }
 
 func (m message) Body() []byte { return m.msg.Data() }
 
