@@ -5,6 +5,7 @@ go 1.26.0
 replace github.com/idemq/idemq => ../
 
 require (
+	github.com/anishathalye/porcupine v1.3.1
 	github.com/compose-spec/compose-go/v2 v2.16.2
 	github.com/go-sql-driver/mysql v1.10.1
 	github.com/idemq/idemq v0.0.0-00010101000000-000000000000

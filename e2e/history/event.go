@@ -18,8 +18,8 @@ const (
 	Published    Kind = iota + 1 // the broker confirmed a copy: Token, Key, and Seq, the number of the copy within its key
 	DeadLettered                 // a copy was found in the dead-letter destination, at the end: Token
 	Stored                       // an effect was found in a transactional store, at the end: Token, Attempt, Process
-	Asked                        // an operation is about to be sent to the store: Op, Token, Claim, Attempt (of a Commit), Counted
-	Answered                     // its answer: the same, Status, Attempt, Store; Failed: none came, or an error
+	Asked                        // an operation is about to be sent to the store: Op, Token, Claim, Attempt (of a Commit), Counted; Key, a hash of the owner, Seq, its incarnation, and Until, the MaxExpiries
+	Answered                     // its answer: Op, Token, Claim, Status, Attempt, Store; Failed: none came, or an error
 	Started                      // a handler was entered: Token, Attempt, Claim
 	Effect                       // it took effect: the same
 	Returned                     // it returned: the same; Failed: an error

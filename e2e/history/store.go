@@ -31,6 +31,7 @@ func (s *recording) Apply(ctx context.Context, b *store.Batch) error {
 func (s *recording) apply(ctx context.Context, b *store.Batch, apply func(context.Context, *store.Batch) error) error {
 	for i := range b.Ops {
 		if e, ok := s.event(Asked, &b.Ops[i]); ok {
+			e.Key, e.Seq, e.Until = owner(b.Owner), uint32(b.Incarnation), int64(b.Ops[i].MaxExpiries)
 			s.r.Add(e)
 		}
 	}
@@ -46,7 +47,9 @@ func (s *recording) apply(ctx context.Context, b *store.Batch, apply func(contex
 			e.Flags |= Failed
 		} else {
 			e.Status = uint8(b.Replies[i].Status)
-			e.Store = b.Now.UnixNano()
+			if !b.Now.IsZero() {
+				e.Store = b.Now.UnixNano()
+			}
 			if n := b.Replies[i].Attempt; n > 0 {
 				e.Attempt = uint16(n)
 			}
@@ -63,6 +66,14 @@ func (s *recording) event(kind Kind, op *store.Op) (Event, bool) {
 		e.Flags |= Counted
 	}
 	return e, ok
+}
+
+// owner is a hash of an instance's name, zero for none.
+func owner(name string) uint32 {
+	if name == "" {
+		return 0
+	}
+	return uint32(ClaimID(name)) | 1
 }
 
 type transactor struct {
