@@ -238,6 +238,15 @@ func (s *Server) Kill() {
 	s.proc.Kill()
 }
 
+// Discard ends the server for good, and deletes its folder.
+func (s *Server) Discard() {
+	s.tb.Helper()
+	s.Kill()
+	if err := os.RemoveAll(s.dir); err != nil {
+		s.tb.Error(err)
+	}
+}
+
 // Restart starts a killed server again, on the same port and with what its
 // folder holds; without persistence that is nothing.
 func (s *Server) Restart() {

@@ -3,6 +3,7 @@ package redistest
 import (
 	"context"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -76,4 +77,19 @@ func (s *Server) Sever(tb testing.TB, replica *Server) {
 		text, _ := c.Info(ctx, "replication").Result()
 		return text != "" && replicaAt(text, replica.port) == nil
 	})
+}
+
+// Promote ends a Pause of a replica, which Sever has begun, and makes it a primary, also
+// after a Restart. What its primary had not sent to it, it does not have.
+func (s *Server) Promote(tb testing.TB) {
+	tb.Helper()
+	s.Resume()
+	c := redis.NewClient(s.Options())
+	defer c.Close()
+	if err := c.SlaveOf(context.Background(), "NO", "ONE").Err(); err != nil {
+		tb.Fatalf("promoting a replica: %v", err)
+	}
+	if i := slices.Index(s.args, "--replicaof"); i >= 0 {
+		s.args = slices.Delete(s.args, i, i+3)
+	}
 }

@@ -3,6 +3,7 @@ package redistest
 import (
 	"context"
 	"crypto/tls"
+	"os"
 	"testing"
 
 	"github.com/redis/go-redis/v9"
@@ -70,7 +71,7 @@ func TestSever(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	s := Start(t, "--repl-diskless-sync-delay", "0")
-	r := s.StartReplica(t)
+	r := s.StartReplica(t, "--appendonly", "yes", "--appendfsync", "no")
 	c, rc := s.Client(t), r.Client(t)
 	if err := c.Set(ctx, "before", "v", 0).Err(); err != nil {
 		t.Fatal(err)
@@ -80,10 +81,17 @@ func TestSever(t *testing.T) {
 	if err := c.Set(ctx, "after", "v", 0).Err(); err != nil {
 		t.Fatal(err)
 	}
-	s.Kill()
-	r.Resume()
+	s.Discard()
+	if _, err := os.Stat(s.dir); !os.IsNotExist(err) {
+		t.Errorf("the folder of a discarded server: %v", err)
+	}
+	r.Promote(t)
+	r.Restart()
 	if n, err := rc.Exists(ctx, "before", "after").Result(); err != nil || n != 1 {
 		t.Errorf("%d of two keys are on the replica, %v", n, err)
+	}
+	if err := rc.Set(ctx, "later", "v", 0).Err(); err != nil {
+		t.Errorf("a promoted replica that was started again: %v", err)
 	}
 }
 

@@ -47,5 +47,6 @@ type Broker struct {
 type Store struct {
 	Kind   string // "redis", "nats", "postgres", "mariadb", "sqlite"
 	Addr   string // of the proxy: host and port, URL, DSN, file
+	Bucket string // of NATS
 	Prefix string
 }
