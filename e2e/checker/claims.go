@@ -49,7 +49,8 @@ type state struct {
 	// The lease was started at renewed at the earliest: by an operation whose answer, and
 	// so whose time, is not known.
 	uncertain bool
-	past      *past // where stores forget
+	clock     rules.Instant // no earlier than what was assumed of operations without an answer
+	past      *past         // where stores forget
 }
 
 // past is the states before.
@@ -216,12 +217,15 @@ func (m model) step(next []state, s state, op *operation) []state {
 		add(s) // it was never executed
 		for _, at := range m.turns(&s, op) {
 			if to, _, changed := m.do(s.record, op, at); changed {
-				add(state{record: to, uncertain: to.state == store.Running, past: s.past})
+				add(state{record: to, uncertain: to.state == store.Running, clock: at, past: s.past})
 			}
 		}
 		return next
 	}
 	for _, at := range op.times() {
+		if at < s.clock {
+			continue
+		}
 		for _, from := range s.at(at) {
 			to, reply, changed := m.do(from.record, op, at)
 			if uint8(reply.Status) != op.answer.Status || reply.Status == store.Claimed && uint16(reply.Attempt) != op.answer.Attempt {
@@ -231,18 +235,17 @@ func (m model) step(next []state, s state, op *operation) []state {
 				add(from)
 				continue
 			}
-			add(state{record: to, past: s.past})
+			add(state{record: to, clock: s.clock, past: s.past})
 		}
 	}
 	return next
 }
 
-// times are those at which an answered operation may have been executed. Only Begin
-// depends on the time.
+// times are those at which an answered operation may have been executed.
 func (op *operation) times() []rules.Instant {
 	now := rules.Instant(op.answer.Store)
-	if store.Kind(op.asked.Op) != store.Begin {
-		return []rules.Instant{now}
+	if now == 0 {
+		now = op.earliest // it does not matter
 	}
 	return []rules.Instant{now, now - rules.Instant(slack), now + rules.Instant(slack)}
 }
@@ -261,10 +264,11 @@ func (s state) at(now rules.Instant) []state {
 // turns are the times at which the outcome of an operation without an answer may change,
 // from when it was sent on.
 func (m model) turns(s *state, op *operation) []rules.Instant {
-	at := []rules.Instant{op.earliest}
+	from := max(op.earliest, s.clock)
+	at := []rules.Instant{from}
 	if s.state == store.Running && store.Kind(op.asked.Op) == store.Begin {
 		for _, d := range []time.Duration{store.TakeoverAfter(s.lease) + 1, s.lease} {
-			at = append(at, max(op.earliest, s.renewed.Plus(d)))
+			at = append(at, max(from, s.renewed.Plus(d)))
 		}
 	}
 	return at

@@ -1,0 +1,293 @@
+package checker_test
+
+import (
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/idemq/idemq/e2e/checker"
+	"github.com/idemq/idemq/e2e/history"
+	"github.com/idemq/idemq/idem/store"
+)
+
+func (w *world) check(edit ...func(*checker.Run)) checker.Verdict {
+	r := checker.Run{Events: slices.Clone(w.events), Lease: lease, Ordered: true}
+	for _, f := range edit {
+		f(&r)
+	}
+	return checker.Check(r)
+}
+
+// Histories that keep the promise are let pass, each by itself and all together.
+func TestAccepted(t *testing.T) {
+	all := newWorld()
+	token := uint32(0)
+	for _, name := range slices.Sorted(maps.Keys(stories)) {
+		w := newWorld()
+		w.publish(1, 1)
+		stories[name](w, 1)
+		if v := w.check(); len(v.Violations) > 0 || v.Messages != 1 {
+			t.Errorf("%s: %d messages, %v", name, v.Messages, v.Violations)
+		}
+		token++
+		all.publish(token, token%3)
+		stories[name](all, token)
+	}
+	v := all.check()
+	if len(v.Violations) > 0 {
+		t.Error(v.Violations)
+	}
+	want := map[checker.Window]int{checker.Died: 1, checker.LeaseLost: 1}
+	if !maps.Equal(v.InWindow, want) || v.Messages != len(stories) || v.DeadLetters != 1 || v.Effects != len(stories)-1+2 || v.Lost != 0 {
+		t.Errorf("%+v", v)
+	}
+}
+
+// Each planted fault is caught by its rule.
+func TestPlanted(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		rule  checker.Rule
+		plant func(w *world)
+		edit  func(*checker.Run)
+	}{
+		{"no effect, no dead letter", checker.Lost, func(w *world) {
+			c, _ := w.begin(1, 1)
+			c.start()
+			c.event(history.Returned, 0)
+			c.commit(arrives)
+			c.ack()
+		}, nil},
+		{"never seen", checker.Lost, func(*world) {}, nil},
+		{"handled again after it was done", checker.StartedAfterCompletion, func(w *world) {
+			stories["handled"](w, 1)
+			c, _ := w.begin(2, 1)
+			c.run()
+		}, nil},
+		{"handled again after it was buried", checker.StartedAfterCompletion, func(w *world) {
+			stories["dead-lettered"](w, 1)
+			c, _ := w.begin(2, 1)
+			c.run()
+		}, nil},
+		{"an effect whose claim was given back", checker.Doubled, func(w *world) {
+			c, _ := w.begin(1, 1)
+			c.run()
+			c.release(false)
+			c, _ = w.begin(2, 1)
+			c.run()
+			c.commit(arrives)
+		}, nil},
+		{"one claim, two runs", checker.ClaimRanTwice, func(w *world) {
+			c, _ := w.begin(1, 1)
+			c.run()
+			c.run()
+			c.commit(arrives)
+		}, nil},
+		{"a run beside another in one process", checker.OverlapInProcess, func(w *world) {
+			c, _ := w.begin(1, 1)
+			c.start()
+			w.now += lease
+			again, _ := w.begin(1, 1)
+			again.run()
+			again.commit(arrives)
+			c.event(history.Returned, history.Failed)
+		}, nil},
+		{"acked before it was recorded", checker.AckedWithoutCause, func(w *world) {
+			c, _ := w.begin(1, 1)
+			c.run()
+			c.ack()
+			c.commit(arrives)
+		}, nil},
+		{"acked while in progress elsewhere", checker.AckedWithoutCause, func(w *world) {
+			c, _ := w.begin(1, 1)
+			c.start()
+			other, _ := w.begin(2, 1)
+			other.ack()
+			c.effect()
+			c.event(history.Returned, 0)
+			c.commit(arrives)
+		}, nil},
+		{"an attempt that is given twice", checker.AttemptRepeated, func(w *world) {
+			c, _ := w.begin(1, 1)
+			w.now += lease
+			w.records[1].Attempt-- // a store that forgets the count
+			w.begin(2, 1)
+			c.run()
+		}, nil},
+		{"two live claims", checker.NotLinearizable, func(w *world) {
+			w.begin(1, 1)
+			w.records[1].Lease = 0 // a store that takes leases for run out
+			c, _ := w.begin(2, 1)
+			c.run()
+			c.commit(arrives)
+		}, nil},
+		{"a lease that ran out a little later than it was taken over", checker.NotLinearizable, func(w *world) {
+			w.begin(1, 1)
+			w.now += lease - 50*time.Millisecond
+			w.records[1].Lease = 0
+			c, _ := w.begin(2, 1)
+			c.run()
+			c.commit(arrives)
+		}, nil},
+		{"a release that is not fenced", checker.NotLinearizable, func(w *world) {
+			c, _ := w.begin(1, 1)
+			w.now += lease
+			other, _ := w.begin(2, 1)
+			w.records[1].Claim = string(rune(c.id))
+			c.release(false)
+			third, _ := w.begin(3, 1)
+			third.run()
+			third.commit(arrives)
+			other.start()
+		}, nil},
+		{"a completion that is not fenced", checker.NotLinearizable, func(w *world) {
+			c, _ := w.begin(1, 1)
+			c.run()
+			w.now += lease
+			w.begin(2, 1)
+			w.records[1].Claim = string(rune(c.id))
+			c.commit(arrives)
+		}, nil},
+		{"said to be done when it is not", checker.NotLinearizable, func(w *world) {
+			c, _ := w.begin(1, 1)
+			c.run()
+			w.records[1].State = store.Done
+			again, _ := w.begin(2, 1)
+			again.ack()
+		}, nil},
+		{"a lost reply that is taken for a duplicate", checker.NotLinearizable, func(w *world) {
+			c := claim{w: w, process: 1, token: 1, id: 99}
+			c.begin(replyLost)
+			r := w.records[1].State
+			w.records[1].State = store.Done
+			c.begin(arrives)
+			w.records[1].State = r
+			c.ack()
+		}, nil},
+		{"a first attempt that is called the second", checker.NotLinearizable, func(w *world) {
+			w.ask(1, store.Op{Kind: store.Inspect}, 1, 0, arrives)
+			w.records[1].Attempt = 1
+			c, _ := w.begin(1, 1)
+			c.run()
+			c.commit(arrives)
+		}, nil},
+		{"out of order", checker.OutOfOrder, func(w *world) {
+			w.publish(2, 1)
+			stories["handled"](w, 2)
+			stories["handled"](w, 1)
+		}, nil},
+		{"two rows", checker.Doubled, func(w *world) {
+			w.add(history.Event{Kind: history.Stored, Token: 1, Attempt: 1})
+			w.add(history.Event{Kind: history.Stored, Token: 1, Attempt: 2})
+		}, func(r *checker.Run) { r.Transactional = true }},
+		{"effects that were rolled back", checker.Lost, func(w *world) {
+			stories["handled"](w, 1)
+		}, func(r *checker.Run) { r.Transactional = true }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld()
+			w.publish(1, 1)
+			tt.plant(w)
+			if tt.edit == nil {
+				tt.edit = func(*checker.Run) {}
+			}
+			v := w.check(tt.edit)
+			at := slices.IndexFunc(v.Violations, func(x checker.Violation) bool { return x.Rule == tt.rule })
+			if at < 0 {
+				t.Fatalf("not found; found %v", v.Violations)
+			}
+			if text := v.Violations[at].String(); !strings.Contains(text, string(tt.rule)+": token ") || !strings.Contains(text, "published, key 1, number ") {
+				t.Errorf("its words: %s", text)
+			}
+		})
+	}
+}
+
+// What a store forgot may happen again, and only that.
+func TestForgot(t *testing.T) {
+	w := newWorld()
+	w.publish(1, 1)
+	stories["handled"](w, 1)
+	done := int64(w.now)
+	w.now += time.Second
+	delete(w.records, 1)
+	gone := int64(w.now)
+	w.now += time.Second
+	stories["handled"](w, 1)
+	for _, tt := range []struct {
+		name   string
+		forgot checker.Forgot
+		want   int
+	}{
+		{"everything", checker.Forgot{At: gone, Until: gone + 1}, 0},
+		{"what came after a moment before", checker.Forgot{Since: 1, At: gone, Until: gone + 1}, 0},
+		{"what came later", checker.Forgot{Since: done + 1, At: gone, Until: gone + 1}, 3}, // started after, doubled, attempt
+		{"before it was done", checker.Forgot{At: 1, Until: 2}, 3},
+	} {
+		v := w.check(func(r *checker.Run) { r.Forgot = []checker.Forgot{tt.forgot} })
+		rules := map[checker.Rule]bool{}
+		for _, x := range v.Violations {
+			rules[x.Rule] = true
+		}
+		delete(rules, checker.NotLinearizable)
+		if len(rules) != tt.want || (tt.want == 0) != (v.InWindow[checker.Forgotten] == 1) || (tt.want == 0 && len(v.Violations) > 0) {
+			t.Errorf("%s: %v in windows, %v", tt.name, v.InWindow, v.Violations)
+		}
+	}
+}
+
+// Many tokens side by side, their events interleaved: a random one of them is spoilt.
+func TestNeedle(t *testing.T) {
+	names := slices.Sorted(maps.Keys(stories))
+	for seed := range uint64(20) {
+		r := rand.New(rand.NewPCG(seed, 0))
+		w := newWorld()
+		needle := 1 + r.Uint32N(300)
+		for token := uint32(1); token <= 300; token++ {
+			w.now = time.Second + time.Duration(r.Int64N(int64(10*time.Second)))
+			w.publish(token, token) // keys of their own: there is no order among them
+			stories[names[r.IntN(len(names))]](w, token)
+		}
+		if v := w.check(); len(v.Violations) > 0 {
+			t.Fatalf("seed %d: %v", seed, v.Violations)
+		}
+		w.events = slices.DeleteFunc(w.events, func(e history.Event) bool {
+			return e.Token == needle && (e.Kind == history.Effect || e.Kind == history.DeadLettered)
+		})
+		v := w.check()
+		if v.Lost != 1 || len(v.Violations) == 0 || v.Violations[0].Token != needle {
+			t.Errorf("seed %d: token %d: %+v", seed, needle, v)
+		}
+	}
+}
+
+// Of a rule that is broken without end some are kept, and all are counted.
+func TestManyViolations(t *testing.T) {
+	w := newWorld()
+	for token := range uint32(100) {
+		w.publish(token+1, 1)
+	}
+	if v := w.check(); v.Lost != 100 || v.Total[checker.Lost] != 100 || len(v.Violations) != checker.MaxViolations {
+		t.Errorf("%d lost, %d counted, %d kept", v.Lost, v.Total[checker.Lost], len(v.Violations))
+	}
+}
+
+func BenchmarkCheck(b *testing.B) {
+	w := newWorld()
+	names := slices.Sorted(maps.Keys(stories))
+	for token := range uint32(50_000) {
+		w.publish(token, token%64)
+		name := "handled"
+		if token%10 == 0 {
+			name = names[int(token/10)%len(names)]
+		}
+		stories[name](w, token)
+	}
+	for b.Loop() {
+		w.check()
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/50_000, "ns/message")
+}
