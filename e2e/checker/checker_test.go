@@ -86,6 +86,11 @@ func TestPlanted(t *testing.T) {
 			c.run()
 			c.commit(arrives)
 		}, nil},
+		{"a run without a claim", checker.StartedUnclaimed, func(w *world) {
+			w.begin(1, 1)
+			other, _ := w.begin(2, 1) // in progress
+			other.run()
+		}, nil},
 		{"a run beside another in one process", checker.OverlapInProcess, func(w *world) {
 			c, _ := w.begin(1, 1)
 			c.start()

@@ -13,7 +13,7 @@ import (
 type run struct {
 	process                   uint16
 	attempt                   uint16
-	claim                     uint64
+	claim                     uint64 // zero: the store had granted none
 	started, effect, returned int64 // zero: it did not come to that
 }
 
@@ -65,11 +65,11 @@ func sortOut(events []history.Event) *life {
 		case history.Stored:
 			l.rows++
 		case history.Started:
-			l.runs = append(l.runs, run{process: e.Process, attempt: e.Attempt, claim: e.Claim, started: e.At})
+			l.runs = append(l.runs, run{process: e.Process, attempt: e.Attempt, claim: l.claimOf(e), started: e.At})
 		case history.Effect, history.Returned:
 			for j := len(l.runs) - 1; j >= 0; j-- {
 				r := &l.runs[j]
-				if r.process != e.Process || r.claim != e.Claim || r.returned != 0 {
+				if r.process != e.Process || r.attempt != e.Attempt || r.returned != 0 {
 					continue
 				}
 				if e.Kind == history.Effect {
@@ -94,6 +94,16 @@ func sortOut(events []history.Event) *life {
 		}
 	}
 	return l
+}
+
+// claimOf is the last claim that was granted to who started a handler.
+func (l *life) claimOf(started *history.Event) uint64 {
+	for i := len(l.grants) - 1; i >= 0; i-- {
+		if g := &l.grants[i]; g.Process == started.Process && g.Attempt == started.Attempt {
+			return g.Claim
+		}
+	}
+	return 0
 }
 
 // effects are the runs that took effect, in the order of their effects.
@@ -135,12 +145,15 @@ func (c *check) afterCompletion(l *life, v *Verdict) {
 	}
 }
 
-// overlaps: one process never runs a token twice at a time, and one claim runs it once.
+// overlaps: a handler runs under a claim, once, and never twice at a time in one process.
 func (c *check) overlaps(l *life, v *Verdict) {
 	for i, a := range l.runs {
+		if a.claim == 0 {
+			v.violate(StartedUnclaimed, l, a.started, "process %d started its handler on attempt %d, and the store had granted it no such claim", a.process, a.attempt)
+		}
 		for _, b := range l.runs[i+1:] {
 			switch {
-			case a.claim == b.claim:
+			case a.claim == b.claim && a.claim != 0:
 				v.violate(ClaimRanTwice, l, b.started, "process %d started its handler twice under one claim, attempt %d", b.process, b.attempt)
 			case a.process == b.process && (a.returned == 0 || a.returned > b.started):
 				v.violate(OverlapInProcess, l, b.started, "process %d started its handler on attempt %d while its run on attempt %d had not returned", b.process, b.attempt, a.attempt)
@@ -226,7 +239,7 @@ func (c *check) window(l *life, before, again *run) (w Window, why string) {
 			return 0, fmt.Sprintf("the completion by process %d was acknowledged before", done.Process)
 		}
 	}
-	if before.claim == again.claim {
+	if before.claim == again.claim && again.claim != 0 {
 		return 0, "both under one claim"
 	}
 	if died, is := c.died[before.process]; is && before.effect <= died && died <= again.started+int64(c.Lease) {

@@ -17,6 +17,7 @@ const (
 	Lost                   Rule = "lost"
 	Doubled                Rule = "doubled outside the windows"
 	StartedAfterCompletion Rule = "started after its completion was acknowledged"
+	StartedUnclaimed       Rule = "started without a claim"
 	ClaimRanTwice          Rule = "one claim ran twice"
 	OverlapInProcess       Rule = "two runs at a time in one process"
 	AckedWithoutCause      Rule = "acked without cause"
@@ -89,7 +90,7 @@ func (l *life) lines() []string {
 		case history.Acked:
 			fmt.Fprintf(&b, "process %d acks", e.Process)
 		default:
-			fmt.Fprintf(&b, "process %d: handler %s, attempt %d,%s", e.Process, e.Kind, e.Attempt, claim(e.Claim))
+			fmt.Fprintf(&b, "process %d: handler %s, attempt %d", e.Process, e.Kind, e.Attempt)
 			if e.Has(history.Failed) {
 				b.WriteString(", an error")
 			}

@@ -115,7 +115,7 @@ func (c *claim) bury() store.Reply {
 }
 
 func (c *claim) event(k history.Kind, f history.Flags) {
-	c.w.add(history.Event{Kind: k, Process: c.process, Token: c.token, Claim: c.id, Attempt: uint16(c.attempt), Flags: f})
+	c.w.add(history.Event{Kind: k, Process: c.process, Token: c.token, Attempt: uint16(c.attempt), Flags: f})
 }
 
 func (c *claim) start()  { c.event(history.Started, 0) }

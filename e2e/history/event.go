@@ -20,7 +20,7 @@ const (
 	Stored                       // an effect was found in a transactional store, at the end: Token, Attempt, Process
 	Asked                        // an operation is about to be sent to the store: Op, Token, Claim, Attempt (of a Commit), Counted; Key, a hash of the owner, Seq, its incarnation, and Until, the MaxExpiries
 	Answered                     // its answer: Op, Token, Claim, Status, Attempt, Store; Failed: none came, or an error
-	Started                      // a handler was entered: Token, Attempt, Claim
+	Started                      // a handler was entered: Token, Attempt
 	Effect                       // it took effect: the same
 	Returned                     // it returned: the same; Failed: an error
 	Acked                        // the ack of a delivery, or the commit of an offset past it, is about to be sent: Token
