@@ -14,7 +14,7 @@ type run struct {
 	process                   uint16
 	attempt                   uint16
 	claim                     uint64 // zero: the store had granted none
-	started, effect, returned int64 // zero: it did not come to that
+	started, effect, returned int64  // zero: it did not come to that
 }
 
 // life is the history of a token, sorted out.
