@@ -99,6 +99,9 @@ func (en *entry) refuse(reason string, cause error) (again bool) {
 func (en *entry) post(l Letter) bool {
 	e := en.l.e
 	l.Group = en.l.guard.Settings().Group
+	if l.Token != "" {
+		l.borne = en.borne
+	}
 	for n := 1; ; n++ {
 		err := en.d.DeadLetter(en.l.ph.final, l)
 		if err == nil {

@@ -1,6 +1,7 @@
 package consumers
 
 import (
+	"cmp"
 	"context"
 	"strconv"
 	"time"
@@ -101,12 +102,14 @@ type Broker struct {
 
 // Letter is what a dead-letter copy says besides the message.
 type Letter struct {
-	Token   string // empty where the message has none that is valid
+	Token   string // without its signature; empty where the message has none that is valid
 	Group   string
 	Reason  string // a short constant of package consumers
 	Err     error  // what happened
 	Attempt int    // starts so far; zero where the message was never claimed
 	Redrive int    // for the header idem.RedriveHeader; zero leaves the message's own
+
+	borne string // Token with the signature that the message bore; empty: as it is
 }
 
 // Reasons of dead-lettering.
@@ -138,7 +141,7 @@ const maxErrorLen = 1024
 func (l Letter) Headers(source string) [][2]string {
 	h := make([][2]string, 0, 8)
 	if l.Token != "" {
-		h = append(h, [2]string{idem.Header, l.Token})
+		h = append(h, [2]string{idem.Header, cmp.Or(l.borne, l.Token)})
 	}
 	if l.Redrive > 0 {
 		h = append(h, [2]string{idem.RedriveHeader, strconv.Itoa(l.Redrive)})

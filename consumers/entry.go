@@ -24,7 +24,8 @@ type entry struct {
 	l       *Lane
 	d       Delivery
 	nth     uint64 // of all that the engine held
-	token   string
+	borne   string // the token as it was found, signature included
+	token   string // its identity
 	redrive int
 	invalid error  // why there is no token, or no redrive number
 	prev    *entry // the same token, earlier in this lane
@@ -108,7 +109,9 @@ func (en *entry) stopRenewing() {
 
 func (l *Lane) newEntry(d Delivery) *entry {
 	en := &entry{l: l, d: d, ended: make(chan struct{})}
-	en.token, en.invalid = l.e.policy.token(d)
+	if en.borne, en.invalid = l.e.policy.token(d); en.invalid == nil {
+		en.token, en.invalid = l.guard.Identity(en.borne)
+	}
 	if en.invalid == nil {
 		en.redrive, en.invalid = redrive(d)
 	}
@@ -141,7 +144,7 @@ func outcomeOf(dup *idem.DuplicateError) outcome {
 func (en *entry) request() idem.Request {
 	e := en.l.e
 	r := idem.Request{
-		Token: en.token, Redrive: en.redrive, MaxExpiries: e.policy.maxExpiries(),
+		Token: en.borne, Redrive: en.redrive, MaxExpiries: e.policy.maxExpiries(),
 		Patient: true, FailOpen: e.policy.failOpen,
 	}
 	if en.alone {

@@ -67,7 +67,10 @@ func (en *entry) awaitPrevious() (isSettled bool) {
 // next is one try: a claim, a handler, an outcome. It reports whether there is to be
 // another.
 func (en *entry) next() (again bool) {
-	if en.invalid != nil {
+	switch {
+	case errors.Is(en.invalid, idem.ErrUnknownToken):
+		return en.refuse(ReasonUnknown, en.invalid)
+	case en.invalid != nil:
 		return en.refuse(ReasonToken, en.invalid)
 	}
 	if en.claim == nil {

@@ -172,14 +172,16 @@ func Fingerprints() Option {
 
 // TrustMessageID takes the broker's optional message id (Nats-Msg-Id, AMQP
 // message-id) for a message that has no token, before its coordinates. Two messages
-// with one id are then one: say it only where the producer promises so.
+// with one id are then one: say it only where the producer promises so. Under
+// idem.WithTokenKeys an id is not signed, and refused.
 func TrustMessageID() Option {
 	return Option{name: "TrustMessageID", policy: func(p *Policy) error { p.trustID = true; return nil }}
 }
 
 // TokenFrom finds the token in the message itself, before any header is looked at.
 // An empty token goes on to the headers; an error dead-letters the message, or stops
-// the consumer.
+// the consumer. Under idem.WithTokenKeys the token has to be signed: find signs, by
+// Guard.Sign, what it has made sure of by other means.
 func TokenFrom(find func(Message) (string, error)) Option {
 	return Option{name: "TokenFrom", policy: func(p *Policy) error {
 		if find == nil {

@@ -10,9 +10,9 @@ import (
 
 // TokenToStamp is for an adapter's Stamp: it returns the token that a message to be sent
 // is to have, where values are those of its token header now. A token that it has is
-// kept; else it is a new one, registered in the store under WithIssuedOnly. The errors
-// are the guard's, a token that is not valid, and that ctx is a handler's: each attempt
-// would send another token.
+// kept; else it is a new one, signed under WithTokenKeys, and registered in the store under
+// WithIssuedOnly. The errors are the guard's, a token that is not valid or not signed, and
+// that ctx is a handler's: each attempt would send another token.
 func TokenToStamp(ctx context.Context, g *idem.Guard, values []string) (string, error) {
 	if g == nil {
 		return "", errors.New("the guard is nil: make one with idem.New")
@@ -25,12 +25,15 @@ func TokenToStamp(ctx context.Context, g *idem.Guard, values []string) (string, 
 	}
 	token, found, err := tokenAmong(values)
 	switch {
-	case found || err != nil:
+	case err != nil:
+		return "", err
+	case found:
+		_, err := g.Identity(token)
 		return token, err
 	case g.Settings().IssuedOnly:
 		return g.Token(ctx)
 	}
-	return idem.NewToken(), nil
+	return g.Sign(idem.NewToken())
 }
 
 // TokenToStampAs is for an adapter's StampAs: the token of a message that a handler

@@ -56,7 +56,7 @@ func WithRedrive(n int) ClaimOption {
 }
 
 // Begin claims a token for the guard's group. The errors are ErrDuplicate (ack the
-// message), ErrInProgress (ask again later), ErrUnknownToken, ErrConflict,
+// message), ErrInProgress (ask again later), ErrUnknownToken (ErrUnsigned is one), ErrConflict,
 // ErrInvalidToken, ErrSuperseded, and those of the store, after which nothing is
 // known.
 //
@@ -130,7 +130,9 @@ func (g *Guard) askAll(ctx context.Context, kind store.Kind, reqs []Request) []B
 	for i, r := range reqs {
 		err := ready
 		if err == nil {
-			err = CheckToken(r.Token)
+			if r.Token, err = g.Identity(r.Token); errors.Is(err, ErrUnsigned) {
+				g.Emit(Event{Kind: EventRefused, Err: err})
+			}
 		}
 		if err == nil && !g.core.enter(g.run(r.Token)) {
 			err = &InProgressError{Token: r.Token, RetryAfter: g.core.opts.lease / 3}

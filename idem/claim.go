@@ -62,7 +62,8 @@ func (g *Guard) newClaim(ctx context.Context, answered *call) *Claim {
 	return c
 }
 
-// Token returns the claimed token.
+// Token returns the claimed token, without its signature: the same for a message whatever
+// key it was signed with.
 func (c *Claim) Token() string { return c.token }
 
 // Attempt counts the starts for this token in this group, this one included,
@@ -415,9 +416,10 @@ func FromContext(ctx context.Context) (*Claim, bool) {
 // Derive makes a token for something that the handler of this claim sends on, from
 // the claim's token, its group and name: the same on every attempt, so that a
 // handler that runs twice sends the same token twice. Give each message of one
-// handler a name of its own.
+// handler a name of its own. Under WithTokenKeys it is signed, for consumers with the same
+// prefix and keys; for others, have their guard Sign TokenFor(c.Token(), name).
 func (c *Claim) Derive(name string) string {
-	return TokenFor("idem derive", c.token, c.guard.group, name)
+	return c.guard.core.sign(TokenFor("idem derive", c.token, c.guard.group, name))
 }
 
 // DeriveFor is Derive for one message, target, which must be comparable: an error

@@ -24,6 +24,9 @@ var (
 	ErrConflict = errors.New("token used for another payload")
 	// ErrInvalidToken: a token has 1 to 255 bytes.
 	ErrInvalidToken = errors.New("invalid token")
+	// ErrUnsigned: the guard was made WithTokenKeys, and the token was not signed with one
+	// of them for its prefix. It is an ErrUnknownToken.
+	ErrUnsigned = fmt.Errorf("%w: it is not signed with a key of this guard for its prefix (stamp with a guard that has both, or sign by Guard.Sign what TokenFor made)", ErrUnknownToken)
 )
 
 // Answers about a claim or a process.

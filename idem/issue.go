@@ -7,14 +7,14 @@ import (
 	"github.com/idemq/idemq/idem/store"
 )
 
-// Token makes a token and registers it in the store, for Check, or for a guard
-// with WithIssuedOnly. It may wait for its Check for the expiry.
+// Token makes a token, signed under WithTokenKeys, and registers it in the store, for
+// Check, or for a guard with WithIssuedOnly. It may wait for its Check for the expiry.
 func (g *Guard) Token(ctx context.Context) (string, error) {
 	token := NewToken()
 	if err := g.Issue(ctx, token); err != nil {
 		return "", err
 	}
-	return token, nil
+	return g.core.sign(token), nil
 }
 
 // Issue registers tokens that were made elsewhere, by TokenFor or Claim.Derive,
@@ -29,7 +29,7 @@ func (g *Guard) Issue(ctx context.Context, tokens ...string) error {
 		if err := CheckToken(t); err != nil {
 			return err
 		}
-		calls = append(calls, &call{op: store.Op{Kind: store.Issue, Token: t}})
+		calls = append(calls, &call{op: store.Op{Kind: store.Issue, Token: g.core.bare(t)}})
 	}
 	if len(calls) == 0 {
 		return nil
@@ -44,8 +44,8 @@ func (g *Guard) Issue(ctx context.Context, tokens ...string) error {
 }
 
 // Check spends an issued token: true exactly once for each, whatever the group.
-// A token that is unknown, expired, used, empty or malformed is false without an
-// error. After an error nothing is known: the token may have been spent.
+// A token that is unknown, expired, used, empty, malformed or not signed (WithTokenKeys)
+// is false without an error. After an error nothing is known: the token may have been spent.
 //
 // Check says nothing about what the caller does next. If the process dies then,
 // nobody does it: for work that must not be lost, see Do.
@@ -54,6 +54,11 @@ func (g *Guard) Check(ctx context.Context, token string) (bool, error) {
 		return false, err
 	}
 	if !validToken(token) {
+		return false, nil
+	}
+	token, admitted := g.core.admit(token)
+	if !admitted {
+		g.Emit(Event{Kind: EventRefused, Err: fmt.Errorf("idem: check: %w", ErrUnsigned)})
 		return false, nil
 	}
 	c := &call{op: store.Op{Kind: store.Check, Token: token, Claim: g.core.claimID()}}

@@ -36,6 +36,8 @@ type Options struct {
 	lease      time.Duration
 	instance   string
 	issuedOnly bool
+	keys       []signer // the current one first; none: tokens are not signed
+	unsigned   bool
 	haltOnLoss bool
 	observers  observers
 	faults     []error

@@ -11,9 +11,10 @@ import (
 type Record = store.Record
 
 // Inspect reads the record of a token in the guard's group, from the primary. A
-// token that was never seen has the state store.Absent, and no error.
+// token that was never seen has the state store.Absent, and no error. Inspect and Forget
+// take a token with or without its signature.
 func (g *Guard) Inspect(ctx context.Context, token string) (Record, error) {
-	reply, err := g.single(ctx, "inspect", store.Op{Kind: store.Inspect, Group: g.group, Token: token})
+	reply, err := g.single(ctx, "inspect", store.Op{Kind: store.Inspect, Group: g.group, Token: g.core.bare(token)})
 	if err != nil {
 		return Record{}, err
 	}
@@ -24,6 +25,7 @@ func (g *Guard) Inspect(ctx context.Context, token string) (Record, error) {
 // was spent of its budget is spent no more; its attempts go on counting. Claims
 // made before are void. A token that somebody holds now is ErrInProgress.
 func (g *Guard) Forget(ctx context.Context, token string) error {
+	token = g.core.bare(token)
 	reply, err := g.single(ctx, "forget", store.Op{Kind: store.Forget, Group: g.group, Token: token, Claim: g.core.claimID()})
 	if err != nil {
 		return err

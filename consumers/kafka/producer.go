@@ -26,9 +26,10 @@ func SetToken(msg *kafka.Message, token string) {
 // Stamp gives a message that is to be written a token, unless it has one. A message
 // that is written again after an error has to be the same, stamped once.
 //
-// Under WithIssuedOnly the new token is registered in the store; one that the message
-// had is not (see Guard.Issue). The errors are the guard's, a token that is not
-// valid, and that ctx is a handler's: use StampAs there.
+// Under WithTokenKeys the new token is signed, and one that the message had must be (see
+// Guard.Sign). Under WithIssuedOnly the new token is registered in the store; one that the
+// message had is not (see Guard.Issue). The errors are the guard's, a token that is not
+// valid or not signed, and that ctx is a handler's: use StampAs there.
 func Stamp(ctx context.Context, g *idem.Guard, msg *kafka.Message) error {
 	if msg == nil {
 		return errNilMsg
@@ -96,8 +97,15 @@ func (w *Writer) WriteMessages(ctx context.Context, msgs ...kafka.Message) error
 			}
 			continue
 		}
-		if _, ok := TokenOf(msgs[i]); !ok {
+		token, ok := TokenOf(msgs[i])
+		if !ok {
 			return fmt.Errorf("idemkafka: message %d of %d, written in the handler of token %q, has no token that is valid: give it one with StampAs, the same at each attempt", i+1, len(msgs), c.Token())
+		}
+		if w.guard == nil {
+			return fmt.Errorf("idemkafka: writer: %w", errNilGuard)
+		}
+		if _, err := w.guard.Identity(token); err != nil {
+			return fmt.Errorf("idemkafka: message %d of %d: %w", i+1, len(msgs), err)
 		}
 	}
 	return w.Writer.WriteMessages(ctx, msgs...)

@@ -39,9 +39,10 @@ func SetToken(msg *nats.Msg, token string) {
 // within its duplicate window too. A message that is published again after an error
 // has to be the same, stamped once.
 //
-// Under WithIssuedOnly the new token is registered in the store; one that the message
-// had is not (see Guard.Issue). The errors are the guard's, a token that is not
-// valid, and that ctx is a handler's: use StampAs there.
+// Under WithTokenKeys the new token is signed, and one that the message had must be (see
+// Guard.Sign). Under WithIssuedOnly the new token is registered in the store; one that the
+// message had is not (see Guard.Issue). The errors are the guard's, a token that is not
+// valid or not signed, and that ctx is a handler's: use StampAs there.
 func Stamp(ctx context.Context, g *idem.Guard, msg *nats.Msg) error {
 	if msg == nil {
 		return errNilMsg
