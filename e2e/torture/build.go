@@ -34,7 +34,7 @@ func BuildConsumer(tb testing.TB, opts BuildOptions) (bin string) {
 		tb.Fatal(err)
 	}
 	bin = filepath.Join(dir, "consumer")
-	args := []string{"build", "-C", filepath.Join(root, "e2e"), "-o", bin, "-overlay", overlay, "-tags", "wallclock"}
+	args := []string{"build", "-C", filepath.Join(root, "e2e"), "-o", bin, "-overlay", overlay, "-tags", "wallclock", "-ldflags=-w"}
 	if opts.Race {
 		args = append(args, "-race")
 	}

@@ -32,7 +32,15 @@ func TestSites(t *testing.T) {
 		broker func(testing.TB) Broker
 		store  func(testing.TB) Store
 	}{
-		{"kafka-reader", func(tb testing.TB) Broker { return NewKafka(tb, false) }, NewRedis},
+		{"kafka-reader with redis", func(tb testing.TB) Broker { return NewKafka(tb, false) }, NewRedis},
+		{"kafka-group with redis", func(tb testing.TB) Broker { return NewKafka(tb, true) }, NewRedis},
+		{"amqp-classic with redis", func(tb testing.TB) Broker { return NewAMQP(tb, false) }, NewRedis},
+		{"amqp-quorum with redis", func(tb testing.TB) Broker { return NewAMQP(tb, true) }, NewRedis},
+		{"nats with redis", NewNATS, NewRedis},
+		{"nats with nats", NewNATS, NewNATSKV},
+		{"nats with postgres", NewNATS, func(tb testing.TB) Store { return NewPostgres(tb, "") }},
+		{"nats with mariadb", NewNATS, NewMariaDB},
+		{"nats with sqlite", NewNATS, NewSQLite},
 	} {
 		t.Run(pair.name, func(t *testing.T) { trySite(t, pair.broker(t), pair.store(t)) })
 	}

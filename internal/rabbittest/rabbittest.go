@@ -201,12 +201,27 @@ func (s *Server) SetPolicy(tb testing.TB, name, pattern, definition string) {
 // included; minus one where there is no such queue.
 func (s *Server) Messages(tb testing.TB, queue string) int {
 	tb.Helper()
-	answer := s.Eval(tb, fmt.Sprintf(count, binary(queue)))
-	n, err := strconv.Atoi(answer)
+	n, err := s.Count(queue)
 	if err != nil {
-		tb.Fatalf("messages of queue %s: %s", queue, answer)
+		tb.Fatal(err)
 	}
 	return n
+}
+
+// Count is Messages for tests that go on when the server does not know, as when it has
+// just been started again.
+func (s *Server) Count(queue string) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	answer, err := s.ask(fmt.Sprintf(count, binary(queue)))
+	if err != nil {
+		return 0, fmt.Errorf("messages of queue %s: %w", queue, err)
+	}
+	n, err := strconv.Atoi(answer)
+	if err != nil {
+		return 0, fmt.Errorf("messages of queue %s: %s", queue, answer)
+	}
+	return n, nil
 }
 
 // count asks the queue itself: what list_queues says of a quorum queue is a moment old.
