@@ -9,9 +9,9 @@ local t = redis.call('TIME')
 local n = t[1] * 1000000 + t[2]
 local last = redis.call('GET', KEYS[1])
 if last then
-  last = tonumber(last)
-  if not last then
-    return redis.error_reply('ERR not a counter')
+  -- Beyond that a number and the next would be one.
+  if not string.find(last, '^%d+$') or #last > 16 or tonumber(last) >= 9007199254740992 then
+    return redis.error_reply('ERR not a counter; see what wrote it, then delete it')
   end
   n = math.max(n, last + 1)
 end

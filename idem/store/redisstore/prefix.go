@@ -68,7 +68,7 @@ func parseDescriptor(v string) (descriptor, error) {
 	if n > version {
 		return descriptor{}, store.ErrNewer
 	}
-	if len(parts) != 4 {
+	if len(parts) != 4 || parts[3] == "" {
 		return descriptor{}, store.ErrUnreadable
 	}
 	tags, err := strconv.Atoi(parts[2])

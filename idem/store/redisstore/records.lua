@@ -48,7 +48,7 @@ local call, pcall = redis.call, redis.pcall
 local KEYS, ARGV = KEYS, ARGV
 
 local epoch = call('GET', KEYS[1])
-if not epoch then
+if not epoch or epoch == '' then
   epoch = ARGV[1]
   if epoch ~= '' then
     call('SET', KEYS[1], epoch)
@@ -104,14 +104,26 @@ local function broken(v, n)
   return '!u' .. n
 end
 
--- overlong: numbers beyond what is exact here were never written by this script.
-local function overlong(...)
+-- odd tells numbers that this script never wrote: of more digits than stay exact here, or
+-- with a zero before them. Counts are calculated with and written again, which takes 14 of
+-- them at most.
+local function odd(digits, ...)
   for i = 1, select('#', ...) do
-    if #select(i, ...) > 16 then
+    local n = select(i, ...)
+    if #n > digits or #n > 1 and byte(n) == 48 then
       return true
     end
   end
   return false
+end
+
+local function odd_counts(...)
+  return odd(13, ...)
+end
+
+-- wide: a number of 64 bits.
+local function wide(n)
+  return not odd(20, n) and (#n < 20 or n <= '18446744073709551615')
 end
 
 -- parse takes a record apart; nil, and the line to answer, if it is none.
@@ -121,26 +133,26 @@ local function parse(v)
   if st == 'p' then
     local claim, attempt, spent, expiries, redrive, fp, fence, fid, deadline, lease, inc, who = match(v,
       '^1p|([^|]*)|(%d+)|(%d+)|(%d+)|(%d+)|([^|]*)|(%d*)|([^|]*)|(%d+)|(%d+)|(%d+)|([^|]*)$')
-    if claim and #inc <= 20 and not overlong(attempt, spent, expiries, redrive, fence, deadline, lease) then
+    if claim and wide(inc) and not odd_counts(attempt, spent, expiries, fence) and not odd(16, redrive, deadline, lease) then
       r = {claim = claim, attempt = attempt + 0, spent = spent + 0, expiries = expiries + 0, redrive = redrive, fp = fp,
         fence = fence, fid = fid, deadline = deadline + 0, lease = lease + 0, inc = inc, owner = who}
     end
   elseif st == 'r' or st == 'f' then
     local claim, attempt, spent, expiries, redrive, fp, fence, fid = match(v,
       '^1%l|([^|]*)|(%d+)|(%d+)|(%d+)|(%d+)|([^|]*)|(%d*)|([^|]*)$')
-    if claim and not overlong(attempt, spent, expiries, redrive, fence) then
+    if claim and not odd_counts(attempt, spent, expiries, fence) and not odd(16, redrive) then
       r = {claim = claim, attempt = attempt + 0, spent = spent + 0, expiries = expiries + 0, redrive = redrive, fp = fp,
         fence = fence, fid = fid}
     end
   elseif st == 'd' or st == 's' or st == 'x' then
     local claim, at = match(v, '^1%l|([^|]*)|(%d+)$')
-    if claim and not overlong(at) then
+    if claim and not odd(16, at) then
       r = {claim = claim, at = at, attempt = 1, redrive = '0', fp = '', fence = '', fid = '', spent = 0, expiries = 0, result = ''}
     else
       local attempt, redrive, fp, fence, fid, spent, expiries, result
       claim, at, attempt, redrive, fp, fence, fid, spent, expiries, result = match(v,
         '^1%l|([^|]*)|(%d+)|(%d+)|(%d+)|([^|]*)|(%d*)|([^|]*)|(%d+)|(%d+)|(.*)$')
-      if claim and not overlong(at, attempt, redrive, fence, spent, expiries) then
+      if claim and not odd_counts(attempt, spent, expiries, fence) and not odd(16, at, redrive) then
         r = {claim = claim, at = at, attempt = attempt + 0, redrive = redrive, fp = fp, fence = fence, fid = fid,
           spent = spent + 0, expiries = expiries + 0, result = result}
       end
@@ -181,7 +193,8 @@ end
 -- finish writes r as done (d), done by Spend (s) or dead (x), since now.
 local function finish(key, st, r, result)
   local v = '1' .. st .. '|' .. r.claim .. '|' .. stamp
-  if r.attempt ~= 1 or r.spent ~= 0 or r.expiries ~= 0 or r.redrive ~= '0' or r.fp ~= '' or r.fence ~= '' or result ~= '' then
+  if r.attempt ~= 1 or r.spent ~= 0 or r.expiries ~= 0 or r.redrive ~= '0' or r.fp ~= '' or r.fence ~= '' or r.fid ~= '' or
+    result ~= '' then
     v = v .. '|' .. r.attempt .. '|' .. r.redrive .. '|' .. r.fp .. '|' .. r.fence .. '|' .. r.fid ..
       '|' .. r.spent .. '|' .. r.expiries .. '|' .. result
   end
@@ -369,7 +382,7 @@ local function commit(key, claim, attempt, result)
     return ''
   end
   local plain = '1p|' .. claim .. '|1|0|0|0||||'
-  if result == '' and sub(v, 1, #plain) == plain then
+  if result == '' and attempt == '1' and sub(v, 1, #plain) == plain then
     call('SET', key, '1d|' .. claim .. '|' .. stamp, 'PX', px_kept)
     return ''
   end
