@@ -3,6 +3,7 @@ package natsstore
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"net/url"
 	"time"
 
@@ -87,6 +88,9 @@ type descriptorValue struct {
 
 const layout = "records"
 
+// maxCount is far more than anything was ever counted, and has room for more.
+const maxCount = math.MaxInt / 2
+
 var states = [...]store.State{store.Running, store.Released, store.Done, store.Dead, store.Forgotten}
 
 // encodeRecord writes a record that changed at now, and says for how long it is kept.
@@ -122,7 +126,8 @@ func decodeRecord(value []byte, at rules.Instant) (rules.Record, error) {
 			r.State = s
 		}
 	}
-	if r.State == store.Absent || min(v.Attempt, v.Spent, v.Expiries, v.Redrive, v.Fence, int(v.Lease), int(v.Keep)) < 0 {
+	if r.State == store.Absent || min(v.Attempt, v.Spent, v.Expiries, v.Redrive, v.Fence, int(v.Lease), int(v.Keep)) < 0 ||
+		max(v.Attempt, v.Spent, v.Expiries) > maxCount {
 		return rules.Record{}, store.ErrUnreadable
 	}
 	return r, nil
@@ -179,6 +184,11 @@ func encodeIncarnation(n uint64) []byte {
 
 func decodeIncarnation(value []byte) (uint64, error) {
 	var v incarnationValue
-	err := decode(value, &v, &v.Version)
-	return v.Incarnation, err
+	if err := decode(value, &v, &v.Version); err != nil {
+		return 0, err
+	}
+	if v.Incarnation == math.MaxUint64 { // none follows it
+		return 0, store.ErrUnreadable
+	}
+	return v.Incarnation, nil
 }
