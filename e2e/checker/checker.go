@@ -52,6 +52,7 @@ type Verdict struct {
 	Claims      int // granted
 	Takeovers   int // of them, from a claim that had not ended
 	Duplicates  int // deliveries that the store said are done
+	Undecided   int // messages whose claims were too many to find out whether their answers fit
 
 	Lost             int // messages with neither effect nor dead letter
 	InWindow         map[Window]int
@@ -102,6 +103,7 @@ func (v *Verdict) add(o *Verdict) {
 	v.Claims += o.Claims
 	v.Takeovers += o.Takeovers
 	v.Duplicates += o.Duplicates
+	v.Undecided += o.Undecided
 	v.Lost += o.Lost
 	v.DoubledElsewhere += o.DoubledElsewhere
 	for w, n := range o.InWindow {

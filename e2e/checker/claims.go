@@ -1,6 +1,7 @@
 package checker
 
 import (
+	"cmp"
 	"encoding/binary"
 	"math"
 	"slices"
@@ -15,20 +16,31 @@ import (
 
 // At most one claim is live at a time, and every answer of the store is one that the rules
 // of package rules allow: the operations on a token are linearizable. An operation
-// without an answer may have been executed at any time after it was sent, or never.
+// without an answer may have been executed at any time after it was sent, or never, or
+// more than once.
 
 // slack is how exact the times of answers are held to be: stores count in milliseconds,
 // and some read their clock a moment before they look at the record.
-const slack = 5 * time.Millisecond
+const slack = rules.Instant(5 * time.Millisecond)
 
-// operation is the input of the model: what was asked, and what is known of the answer.
+// searchTimeout bounds the search for an order of the operations on one token, which takes
+// exponential time at worst.
+const searchTimeout = 5 * time.Second
+
+// operation is the input of the model: what was asked and answered, or that the store
+// forgot.
 type operation struct {
+	asked, answer history.Event
+	forgets       bool
+	all           bool    // forgets everything
+	loose         []loose // what may have been executed before it
+}
+
+// loose is an operation that may be executed at any time from earliest on, any number of
+// times: nobody knows of its answer.
+type loose struct {
 	asked    history.Event
-	answered bool
-	answer   history.Event
-	earliest rules.Instant // not answered: when it was executed, at the earliest
-	forgets  bool          // the store forgets, instead
-	all      bool          // everything
+	earliest rules.Instant
 }
 
 // record is a rules.Record without what the answers here do not depend on, so that it can
@@ -46,11 +58,10 @@ type record struct {
 // state is one that the store may be in.
 type state struct {
 	record
-	// The lease was started at renewed at the earliest: by an operation whose answer, and
-	// so whose time, is not known.
+	// The lease was started at renewed at the earliest: by an operation whose time is not
+	// known.
 	uncertain bool
-	clock     rules.Instant // no earlier than what was assumed of operations without an answer
-	past      *past         // where stores forget
+	past      *past // where stores forget
 }
 
 // past is the states before.
@@ -61,28 +72,29 @@ type past struct {
 
 // claims checks the operations on one token.
 func (c *check) claims(l *life, v *Verdict) {
-	ops := c.operations(l)
-	if len(ops) == 0 {
-		return
-	}
 	m := model{lease: c.Lease, remembers: len(c.Forgot) > 0}
-	if isSequential(ops) && m.followsFrom(ops) {
+	result := porcupine.Illegal
+	// Clients send a command again whose reply was lost, and the first one may come late:
+	// that every operation was executed once more is looked at only where it has to be.
+	for _, resent := range []bool{false, true} {
+		ops := c.operations(l, resent)
+		if isSequential(ops) {
+			if m.followsFrom(ops) {
+				return
+			}
+			continue
+		}
+		result = porcupine.CheckOperationsTimeout(m.porcupine(), ops, searchTimeout)
+		if result == porcupine.Ok {
+			return
+		}
+	}
+	if result == porcupine.Unknown {
+		v.Undecided++
 		return
 	}
-	result := porcupine.CheckOperationsTimeout(m.porcupine(), ops, searchTimeout)
-	if result == porcupine.Illegal {
-		result = porcupine.CheckOperationsTimeout(m.porcupine(), resent(ops), searchTimeout)
-	}
-	switch result {
-	case porcupine.Illegal:
-		v.violate(NotLinearizable, l, ops[0].Call, "no order of its %d operations explains all answers: two claims were live at a time, or the end of one was taken for another's", len(ops))
-	case porcupine.Unknown:
-		v.violate(NotLinearizable, l, ops[0].Call, "whether an order of its %d operations explains all answers was not found out within %v", len(ops), searchTimeout)
-	}
+	v.violate(NotLinearizable, l, l.events[0].At, "no order of its operations explains all answers: two claims were live at a time, or the end of one was taken for another's")
 }
-
-// searchTimeout bounds the search for an order, which takes exponential time at worst.
-const searchTimeout = 30 * time.Second
 
 // followsFrom executes the operations in their order.
 func (m model) followsFrom(ops []porcupine.Operation) bool {
@@ -97,72 +109,76 @@ func (m model) followsFrom(ops []porcupine.Operation) bool {
 	return len(states) > 0
 }
 
-// resent adds that each operation may have been executed once more, at any time after it
-// was sent: clients send a command again whose reply was lost, and the first one may
-// come late.
-func resent(ops []porcupine.Operation) []porcupine.Operation {
-	all := slices.Clone(ops)
-	for _, op := range ops {
-		in := op.Input.(*operation)
-		if in.forgets || !in.answered {
-			continue
-		}
-		again := *in
-		again.answered = false
-		all = append(all, porcupine.Operation{ClientId: len(all), Input: &again, Call: op.Call, Return: math.MaxInt64})
-	}
-	return all
-}
-
-// operations pairs what was asked with what was answered.
-func (c *check) operations(l *life) []porcupine.Operation {
-	var ops []porcupine.Operation
+// operations are those that were answered, and what the store forgot.
+func (c *check) operations(l *life, resent bool) []porcupine.Operation {
 	type key struct {
 		process uint16
 		op      uint8
 		claim   uint64
 	}
-	open := map[key][]int{}
+	var ops []porcupine.Operation
+	var asked []history.Event // not answered, as far as one knows
+	open := map[key][]history.Event{}
 	for i := range l.events {
 		e := &l.events[i]
 		k := key{e.Process, e.Op, e.Claim}
 		switch e.Kind {
 		case history.Asked:
-			open[k] = append(open[k], len(ops))
-			op := &operation{asked: *e, earliest: rules.Instant(e.At + c.offset - int64(slack))}
-			ops = append(ops, porcupine.Operation{ClientId: len(ops), Input: op, Call: e.At, Return: math.MaxInt64})
+			open[k] = append(open[k], *e)
 		case history.Answered:
 			if len(open[k]) == 0 {
 				continue
 			}
-			at := open[k][0]
+			from := open[k][0]
 			open[k] = open[k][1:]
+			if e.Has(history.Failed) || resent {
+				asked = append(asked, from)
+			}
 			if !e.Has(history.Failed) {
-				op := ops[at].Input.(*operation)
-				op.answered, op.answer = true, *e
-				ops[at].Return = e.At
+				ops = append(ops, porcupine.Operation{Input: &operation{asked: from, answer: *e}, Call: from.At, Return: e.At})
 			}
 		}
+	}
+	for _, left := range open {
+		asked = append(asked, left...)
 	}
 	if len(ops) == 0 {
 		return nil
 	}
 	for _, f := range c.Forgot {
 		if f.Until >= ops[0].Call {
-			op := &operation{forgets: true, all: f.Since == 0}
-			ops = append(ops, porcupine.Operation{ClientId: len(ops), Input: op, Call: f.At, Return: f.Until})
+			ops = append(ops, porcupine.Operation{Input: &operation{forgets: true, all: f.Since == 0}, Call: f.At, Return: f.Until})
 		}
 	}
-	slices.SortStableFunc(ops, func(a, b porcupine.Operation) int { return int(min(max(a.Call-b.Call, -1), 1)) })
+	slices.SortStableFunc(ops, func(a, b porcupine.Operation) int { return cmp.Compare(a.Call, b.Call) })
+	for i := range ops {
+		ops[i].ClientId = i
+		op := ops[i].Input.(*operation)
+		for _, e := range asked {
+			if e.At < ops[i].Return && !op.forgets {
+				op.add(loose{e, rules.Instant(e.At+c.offset) - slack})
+			}
+		}
+	}
 	return ops
 }
 
-// isSequential reports whether all operations were answered, none before the one before
-// it: then there is one order only.
+// add adds what is loose, unless the same was sent before.
+func (op *operation) add(x loose) {
+	for i := range op.loose {
+		if y := &op.loose[i]; y.asked.Claim == x.asked.Claim && y.asked.Op == x.asked.Op && y.asked.Flags == x.asked.Flags {
+			y.earliest = min(y.earliest, x.earliest)
+			return
+		}
+	}
+	op.loose = append(op.loose, x)
+}
+
+// isSequential reports whether no operation was sent before the one before it was
+// answered: then there is one order only.
 func isSequential(ops []porcupine.Operation) bool {
 	for i := range ops {
-		op := ops[i].Input.(*operation)
-		if !op.answered && !op.forgets || i > 0 && ops[i].Call <= ops[i-1].Return {
+		if i > 0 && ops[i].Call <= ops[i-1].Return {
 			return false
 		}
 	}
@@ -194,60 +210,92 @@ func (m model) porcupine() porcupine.Model {
 // step appends the states that the store may be in after op to next, those that do not
 // fit its answer left out.
 func (m model) step(next []state, s state, op *operation) []state {
-	add := func(to state) {
-		if m.remembers && to.record != s.record {
-			to.past = &past{s.record, s.past}
-		}
-		if !slices.Contains(next, to) {
-			next = append(next, to)
-		}
-	}
-	switch {
-	case op.forgets:
-		next = append(next, state{})
+	if op.forgets {
+		next = insert(next, state{})
 		if op.all {
 			return next
 		}
-		add(s)
+		next = insert(next, s)
 		for p := s.past; p != nil; p = p.before {
-			add(state{record: p.record})
-		}
-		return next
-	case !op.answered:
-		add(s) // it was never executed
-		for _, at := range m.turns(&s, op) {
-			if to, _, changed := m.do(s.record, op, at); changed {
-				add(state{record: to, uncertain: to.state == store.Running, clock: at, past: s.past})
-			}
+			next = insert(next, state{record: p.record})
 		}
 		return next
 	}
-	for _, at := range op.times() {
-		if at < s.clock {
-			continue
-		}
-		for _, from := range s.at(at) {
-			to, reply, changed := m.do(from.record, op, at)
-			if uint8(reply.Status) != op.answer.Status || reply.Status == store.Claimed && uint16(reply.Attempt) != op.answer.Attempt {
-				continue
+	for _, now := range op.times() {
+		for _, before := range m.reach(s, op.loose, now) {
+			for _, from := range before.at(now) {
+				to, reply, changed := m.do(from.record, &op.asked, now)
+				if uint8(reply.Status) != op.answer.Status || reply.Status == store.Claimed && uint16(reply.Attempt) != op.answer.Attempt {
+					continue
+				}
+				if !changed {
+					next = insert(next, from)
+					continue
+				}
+				next = insert(next, m.follow(&from, to, false))
 			}
-			if !changed {
-				add(from)
-				continue
-			}
-			add(state{record: to, clock: s.clock, past: s.past})
 		}
 	}
 	return next
 }
 
-// times are those at which an answered operation may have been executed.
+// follow is the state after from in which the record is to.
+func (m model) follow(from *state, to record, uncertain bool) state {
+	s := state{record: to, uncertain: uncertain, past: from.past}
+	if m.remembers && to != from.record {
+		s.past = &past{from.record, from.past}
+	}
+	return s
+}
+
+// reach returns the states that s may have become by what is loose.
+func (m model) reach(s state, all []loose, now rules.Instant) []state {
+	states := []state{s}
+	for i := 0; i < len(states); i++ {
+		from := states[i]
+		for j := range all {
+			x := &all[j]
+			for _, at := range x.times(&from, now) {
+				if to, _, changed := m.do(from.record, &x.asked, at); changed {
+					if to.state == store.Running && from.uncertain && to.claim == from.claim && from.renewed <= to.renewed {
+						continue // that lease may have begun then already
+					}
+					states = insert(states, m.follow(&from, to, to.state == store.Running))
+				}
+			}
+		}
+	}
+	return states
+}
+
+// insert adds a state, unless it is there.
+func insert(all []state, s state) []state {
+	for i := range all {
+		a := &all[i]
+		if a.uncertain && s.uncertain { // the earlier of two beginnings says more
+			later, earlier := s, *a
+			later.renewed, later.past, earlier.renewed, earlier.past = 0, nil, 0, nil
+			if later == earlier && a.renewed <= s.renewed {
+				return all
+			}
+		}
+		if a.record == s.record && a.uncertain == s.uncertain {
+			return all
+		}
+	}
+	return append(all, s)
+}
+
+// times are those at which an operation may have been executed.
 func (op *operation) times() []rules.Instant {
 	now := rules.Instant(op.answer.Store)
-	if now == 0 {
-		now = op.earliest // it does not matter
+	switch {
+	case now == 0: // a completion in a transaction: the time does not matter
+		return []rules.Instant{math.MaxInt64 / 2}
+	case store.Kind(op.asked.Op) != store.Begin:
+		return []rules.Instant{now}
 	}
-	return []rules.Instant{now, now - rules.Instant(slack), now + rules.Instant(slack)}
+	return []rules.Instant{now, now - slack, now + slack}
 }
 
 // at is what s may be at a time: a lease whose beginning is not known may have begun
@@ -261,21 +309,18 @@ func (s state) at(now rules.Instant) []state {
 	return []state{s, late}
 }
 
-// turns are the times at which the outcome of an operation without an answer may change,
-// from when it was sent on.
-func (m model) turns(s *state, op *operation) []rules.Instant {
-	from := max(op.earliest, s.clock)
-	at := []rules.Instant{from}
-	if s.state == store.Running && store.Kind(op.asked.Op) == store.Begin {
+// times are those, until now, at which what becomes of x may change.
+func (x *loose) times(s *state, now rules.Instant) []rules.Instant {
+	at := []rules.Instant{x.earliest}
+	if s.state == store.Running && store.Kind(x.asked.Op) == store.Begin {
 		for _, d := range []time.Duration{store.TakeoverAfter(s.lease) + 1, s.lease} {
-			at = append(at, max(from, s.renewed.Plus(d)))
+			at = append(at, max(x.earliest, s.renewed.Plus(d)))
 		}
 	}
-	return at
+	return slices.DeleteFunc(at, func(t rules.Instant) bool { return t > now+slack })
 }
 
-func (m model) do(r record, op *operation, now rules.Instant) (record, store.Reply, bool) {
-	asked := &op.asked
+func (m model) do(r record, asked *history.Event, now rules.Instant) (record, store.Reply, bool) {
 	x := rules.Execution{
 		Batch: &store.Batch{Lease: m.lease, Retention: time.Hour, Owner: ownerName(asked.Key), Incarnation: uint64(asked.Seq)},
 		Now:   now,
