@@ -3,6 +3,7 @@
 MAKEFLAGS += --no-print-directory
 TESTFLAGS ?= -race -count=1 -timeout=15m
 BENCH     ?= .
+DURATION  ?= 5m
 
 CACHE := $(CURDIR)/.cache
 # The linter's version is the one in tools/go.mod; built by another Go it may refuse the code.
@@ -19,7 +20,7 @@ help: ## list the targets
 .PHONY: test
 test: ## run every test of every module with the race detector; gets and starts the servers they need
 	@rm -rf $(REPORTS) && mkdir -p $(REPORTS)
-	@IDEM_CONFORMANCE=$(REPORTS) .ci/with-servers .ci/each go test $(TESTFLAGS) ./...
+	@IDEM_CONFORMANCE=$(REPORTS) IDEM_TORTURE_DURATION=5m .ci/with-servers .ci/each go test $(TESTFLAGS) ./...
 	@go run ./internal/conformance -reports $(REPORTS) -doc docs/stores.md -check
 
 .PHONY: conformance
@@ -54,6 +55,14 @@ cover: ## measure how much of idem and consumers the tests reach, per package an
 	@.ci/with-servers go test -count=1 -covermode=atomic -coverpkg=./idem/...,./consumers/... -coverprofile=$(CACHE)/cover.out ./idem/... ./consumers/...
 	@.ci/cover $(CACHE)/cover.out
 	@echo "line by line: go tool cover -html=.cache/cover.out"
+
+# SEED, SITE=kafka-*/redis,nats/* and ROUND=20s choose; REPORT=1 also writes docs/faults.md,
+# from all results that are in e2e/.torture.
+.PHONY: torture
+torture: ## run consumers of every broker with every store under faults (DURATION, SEED, SITE, ROUND, REPORT=1)
+	@.ci/with-servers go test -C e2e -count=1 -v -timeout=0 -run='^TestTorture$$' ./torture \
+		-torture.duration=$(DURATION) $(if $(SEED),-torture.seed=$(SEED)) $(if $(SITE),-torture.site='$(SITE)') \
+		$(if $(ROUND),-torture.round=$(ROUND)) $(if $(REPORT),-torture.report=$(CURDIR)/docs/faults.md)
 
 .PHONY: bench
 bench: ## run the benchmarks of every module (BENCH=regexp chooses)

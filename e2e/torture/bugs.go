@@ -1,0 +1,196 @@
+package torture
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/idemq/idemq/e2e/torture/role"
+)
+
+// Bug is a mistake that is planted in the library, to see that a run finds it.
+type Bug struct {
+	Name    string
+	What    string
+	Replace []Replacement
+	Trial   Trial
+}
+
+// Trial is the round that has to find a bug, and has to pass without it. Its seed and
+// its faults fit the bug, so that one short round is enough.
+type Trial struct {
+	Site   string
+	Seed   uint64
+	Length time.Duration
+	Every  time.Duration
+	Rate   int
+	Only   []Kind
+	Config role.Config
+}
+
+var (
+	storeGoes = Trial{
+		Site: "nats/redis", Seed: 11, Length: 5 * time.Second, Every: 700 * time.Millisecond, Rate: 1500,
+		Only: []Kind{StoreReset, StoreBlackHole, StoreSwallow},
+	}
+	// Handlers take their time, so that somebody else has the message when they are back.
+	pauses = Trial{
+		Site: "nats/redis", Seed: 12, Length: 7 * time.Second, Every: time.Second, Rate: 400,
+		Only: []Kind{Pause}, Config: role.Config{Concurrency: 4, Work: 20 * time.Millisecond},
+	}
+	kills = Trial{
+		Site: "amqp-classic/redis", Seed: 13, Length: 5 * time.Second, Every: 700 * time.Millisecond, Rate: 800,
+		Only: []Kind{Kill}, Config: role.Config{Concurrency: 4, Work: 2 * time.Millisecond},
+	}
+	kafkaKills = Trial{
+		Site: "kafka-group/redis", Seed: 14, Length: 6 * time.Second, Every: 700 * time.Millisecond, Rate: 1500,
+		Only: []Kind{Kill}, Config: role.Config{Concurrency: 4, Work: 2 * time.Millisecond},
+	}
+	kafkaStoreGoes = Trial{
+		Site: "kafka-reader/redis", Seed: 15, Length: 6 * time.Second, Every: 700 * time.Millisecond, Rate: 1500,
+		Only: []Kind{StoreBlackHole, Kill},
+	}
+)
+
+// Bugs lists the bugs that are planted.
+func Bugs() []Bug {
+	return []Bug{
+		{
+			Name: "ack before the completion",
+			What: "a message is acked as soon as its handler has returned, before that is recorded",
+			Replace: []Replacement{{
+				File: "consumers/record.go",
+				Old:  "	errs := e.guard.CommitAll(batch[0].l.ph.final, claims)\n",
+				New: `	for _, en := range batch {
+		_ = en.d.Ack(batch[0].l.ph.final)
+	}
+	errs := e.guard.CommitAll(batch[0].l.ph.final, claims)
+`,
+			}},
+			Trial: kafkaStoreGoes,
+		},
+		{
+			Name: "offset n+1 over n",
+			What: "Kafka's offset goes to the last message that is done, over those in work before it",
+			Replace: []Replacement{{
+				File: "consumers/kafka/tracker.go",
+				Old:  "	t.marks.at(int(place - t.first)).done = true\n",
+				New: `	t.marks.at(int(place - t.first)).done = true
+	t.next = max(t.next, t.marks.at(int(place-t.first)).offset+1)
+`,
+			}},
+			Trial: kafkaKills,
+		},
+		{
+			Name: "release without its fence",
+			What: "a claim is given back by whoever had one before",
+			Replace: []Replacement{{
+				File: "idem/store/redisstore/records.lua",
+				Old:  "  elseif not r or r.claim ~= claim then\n    return 'l'\n  elseif r.st == 'r' then\n",
+				New:  "  elseif not r then\n    return 'l'\n  elseif r.st == 'r' then\n",
+			}},
+			Trial: pauses,
+		},
+		{
+			Name: "completion without its fence",
+			What: "a handler whose lease was lost completes the message while somebody else has it",
+			Replace: []Replacement{{
+				File: "idem/store/redisstore/records.lua",
+				Old:  "  elseif not (own and st == 'p') then\n    if st ~= 'r'",
+				New:  "  elseif st ~= 'p' then\n    if st ~= 'r'",
+			}},
+			Trial: pauses,
+		},
+		{
+			Name: "lost reply taken for a duplicate",
+			What: "a request for a claim whose reply was lost counts as refused: somebody must have had the message before",
+			Replace: []Replacement{{
+				File: "idem/batcher.go",
+				Old:  "			b.stall(o, c)\n",
+				New: `			if c.op.Kind == store.Begin {
+				c.reply, c.finished = store.Reply{Status: store.Duplicate, Attempt: 1}, true
+				given = append(given, c)
+			} else {
+				b.stall(o, c)
+			}
+`,
+			}},
+			Trial: storeGoes,
+		},
+		{
+			Name: "in progress taken for done",
+			What: "a message that somebody else has in work is acked like one that is done",
+			Replace: []Replacement{{
+				File: "consumers/life.go",
+				Old:  "		if dup != nil {\n",
+				New: `		if dup == nil {
+			dup = &idem.DuplicateError{}
+		}
+		if dup != nil {
+`,
+			}},
+			Trial: kills,
+		},
+		{
+			Name: "attempts not counted",
+			What: "who takes a claim over gets the attempt's number as well",
+			Replace: []Replacement{{
+				File: "idem/store/redisstore/records.lua",
+				Old:  "  r.claim, r.attempt = claim, r.attempt + 1\n  if fp ~= '' then\n    r.fp = fp\n  end\n  hold(",
+				New:  "  r.claim = claim\n  if fp ~= '' then\n    r.fp = fp\n  end\n  hold(",
+			}},
+			Trial: kills,
+		},
+	}
+}
+
+// name tells trials apart.
+func (t Trial) name() string { return fmt.Sprintf("%s/%d", t.Site, t.Seed) }
+
+// Caught is a planted bug that a round found.
+type Caught struct {
+	Bug     string  `json:"bug"`
+	What    string  `json:"what"`
+	Site    string  `json:"site"`
+	Seed    uint64  `json:"seed"`
+	Words   string  `json:"words"` // the checker's
+	Seconds float64 `json:"seconds"`
+}
+
+// CaughtFile is the name of the file of the planted bugs that were caught.
+const CaughtFile = "caught.json"
+
+// ReadCaught reads that file; nil if there is none.
+func ReadCaught(path string) (all []Caught, err error) {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return all, json.Unmarshal(text, &all)
+}
+
+// WriteCaught writes it.
+func WriteCaught(path string, all []Caught) error {
+	slices.SortFunc(all, func(a, b Caught) int { return strings.Compare(a.Bug, b.Bug) })
+	text, err := json.MarshalIndent(all, "", "\t")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(text, '\n'), 0o644)
+}
+
+// finding is what the checker says first of a round that did not keep the promise; empty
+// if it kept it, as far as the checker sees.
+func (r *Result) finding() string {
+	if len(r.found) == 0 {
+		return ""
+	}
+	return r.found[0]
+}

@@ -1,0 +1,128 @@
+package torture
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Each planted bug is found in one round, and the same round without it passes.
+func TestPlantedBugs(t *testing.T) {
+	if testing.Short() {
+		t.Skip("this builds a consumer for each bug")
+	}
+	bugs := Bugs()
+	b := &bench{lab: newLab(t), trials: map[string]Trial{}}
+	for _, bug := range bugs {
+		b.trials[bug.Trial.name()] = bug.Trial
+	}
+	dir := outDir(t)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+
+	turns := make(chan struct{}, 2)
+	var wg sync.WaitGroup
+	run := func(name string, f func(t *testing.T)) {
+		wg.Go(func() {
+			turns <- struct{}{}
+			defer func() { <-turns }()
+			t.Run(name, f)
+		})
+	}
+	whole := BuildConsumer(t, BuildOptions{})
+	for name, trial := range b.trials {
+		run("without/"+name, func(t *testing.T) {
+			if res := b.round(t, trial, whole); !res.Passed() {
+				t.Errorf("without a bug the round fails:\n%s", strings.Join(res.Failures, "\n\n"))
+			}
+		})
+	}
+	var mu sync.Mutex
+	var found []Caught
+	for _, bug := range bugs {
+		run(bug.Name, func(t *testing.T) {
+			began := time.Now()
+			bin := BuildConsumer(t, BuildOptions{Replace: bug.Replace})
+			res := b.round(t, bug.Trial, bin)
+			words := res.finding()
+			if words == "" {
+				t.Fatalf("%s, seed %d: nothing was found in %d messages with %d effects and these faults: %v", res.Site, res.Seed, res.Messages, res.Effects, res.Faults)
+			}
+			t.Logf("bug: %s\nseed: %d, %s\nfound: %s", bug.What, res.Seed, res.Site, words)
+			mu.Lock()
+			defer mu.Unlock()
+			found = append(found, Caught{Bug: bug.Name, What: bug.What, Site: res.Site, Seed: res.Seed, Words: words, Seconds: time.Since(began).Seconds()})
+		})
+	}
+	wg.Wait()
+	if t.Failed() {
+		return
+	}
+	if err := WriteCaught(filepath.Join(dir, CaughtFile), found); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A replacement that fits nowhere, because the library has changed, is an error.
+func TestBugsFitTheLibrary(t *testing.T) {
+	for _, bug := range Bugs() {
+		for _, r := range bug.Replace {
+			source, err := os.ReadFile(filepath.Join("..", "..", r.File))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := strings.Count(string(source), r.Old); n != 1 {
+				t.Errorf("%s: what is to be replaced is %d times in %s, want once: adapt the bug to the source", bug.Name, n, r.File)
+			}
+			if r.Old == r.New {
+				t.Errorf("%s: nothing is changed", bug.Name)
+			}
+		}
+	}
+}
+
+// bench is where trials happen.
+type bench struct {
+	lab    *lab
+	trials map[string]Trial
+}
+
+func (b *bench) round(t *testing.T, trial Trial, bin string) *Result {
+	t.Helper()
+	all, err := places(trial.Site)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, _ := b.lab.reserve(func(free func(place) bool) (place, bool, bool) { return all[0], free(all[0]), true })
+	defer b.lab.giveBack(p)
+	round := &Round{
+		Seed: trial.Seed, Length: trial.Length, Every: trial.Every, Rate: trial.Rate, Only: trial.Only, Config: trial.Config,
+		Bin: bin, Dir: t.TempDir(),
+	}
+	res, err := round.Run(t.Context(), b.lab.site(t, p))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res
+}
+
+func TestCaughtIsKept(t *testing.T) {
+	want := []Caught{{Bug: "a", What: "b", Site: "nats/redis", Seed: 1, Words: "c\nd", Seconds: 2}}
+	path := filepath.Join(t.TempDir(), "caught.json")
+	if got, err := ReadCaught(path); err != nil || got != nil {
+		t.Errorf("without a file: %v, %v", got, err)
+	}
+	if err := WriteCaught(path, want); err != nil {
+		t.Fatal(err)
+	}
+	got, err := ReadCaught(path)
+	if err != nil || len(got) != 1 || got[0] != want[0] {
+		text, _ := json.Marshal(got)
+		t.Errorf("got %s, %v", text, err)
+	}
+}

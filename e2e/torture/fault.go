@@ -1,0 +1,159 @@
+package torture
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/idemq/idemq/e2e/checker"
+	"github.com/idemq/idemq/e2e/history"
+	"github.com/idemq/idemq/e2e/torture/role"
+)
+
+// Site is where a round happens.
+type Site struct {
+	Broker Broker
+	Store  Store
+}
+
+// String names it as the flag for sites does.
+func (s Site) String() string { return s.Broker.Kind() + "/" + s.Store.Kind() }
+
+// offer is what can be done to the site.
+func (s Site) offer() Offer {
+	_, forgets := s.Store.(Forgetter)
+	_, fills := s.Store.(Filler)
+	return Offer{StoreProxy: s.Store.Proxy() != nil, Forgets: forgets, Fills: fills}
+}
+
+// faults carries out a schedule.
+type faults struct {
+	site   Site
+	fleet  *fleet
+	record func(history.Event)
+
+	broker sync.Mutex // held by whoever calls the broker's methods, but for Publish
+	store  sync.Mutex // likewise
+
+	mu     sync.Mutex
+	done   map[Kind]int
+	forgot []checker.Forgot
+}
+
+// carryOut does one fault, and returns when it is over. The end of ctx ends what lasts.
+func (f *faults) carryOut(ctx context.Context, fault Fault) {
+	f.mu.Lock()
+	f.done[fault.Kind]++
+	f.mu.Unlock()
+	slot := f.fleet.slots[fault.Slot]
+	switch fault.Kind { // these record what they did to which process
+	case Kill:
+		f.fleet.kill(ctx, slot, fault.For)
+		return
+	case Pause:
+		f.fleet.pause(ctx, slot, fault.For)
+		return
+	case Deploy:
+		f.fleet.deploy(ctx, fault.For)
+		return
+	case Rebalance:
+		f.fleet.join(ctx, fault.For)
+		return
+	}
+	e := history.Event{Kind: history.Fault, Op: uint8(fault.Kind), At: history.Now()}
+	switch fault.Kind {
+	case Slow:
+		e.Process = slot.command(role.Slow, fault.Amount)
+		pass(ctx, fault.For)
+		slot.command(role.Slow, 0)
+	case Clock:
+		e.Process = slot.command(role.Clock, fault.Amount)
+	case BrokerRestart:
+		f.broker.Lock()
+		f.site.Broker.Restart()
+		f.broker.Unlock()
+	case StoreRestart, StoreEmpty, StoreFailover, StoreFull:
+		f.store.Lock()
+		f.hitStore(ctx, fault)
+		f.store.Unlock()
+	case BrokerReset, BrokerBlackHole, BrokerSwallow, BrokerLatency, BrokerBandwidth:
+		hitProxy(ctx, f.site.Broker.Proxy(), fault)
+	default:
+		hitProxy(ctx, f.site.Store.Proxy(), fault)
+	}
+	e.Until = history.Now()
+	f.record(e)
+}
+
+func (f *faults) hitStore(ctx context.Context, fault Fault) {
+	began := history.Now()
+	forgets, _ := f.site.Store.(Forgetter)
+	switch fault.Kind {
+	case StoreRestart:
+		f.site.Store.Restart()
+	case StoreEmpty:
+		forgets.RestartEmpty()
+		f.forget(0, began)
+	case StoreFailover:
+		f.forget(forgets.FailOver(), began)
+	case StoreFull:
+		filler := f.site.Store.(Filler)
+		filler.Fill()
+		defer filler.Empty()
+		pass(ctx, fault.For)
+	}
+}
+
+// forget notes that what the store had acknowledged since then may be gone: it went at
+// some time between began and now.
+func (f *faults) forget(since, began int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.forgot = append(f.forgot, checker.Forgot{Since: since, At: began, Until: history.Now()})
+}
+
+// hitProxy does to the connections to a server what the kinds for brokers and stores have
+// in common.
+func hitProxy(ctx context.Context, p *Proxy, fault Fault) {
+	switch fault.Kind {
+	case BrokerReset, StoreReset:
+		p.Reset()
+	case BrokerBlackHole, StoreBlackHole:
+		p.BlackHole(true)
+		defer p.BlackHole(false)
+		pass(ctx, fault.For)
+	case BrokerSwallow, StoreSwallow:
+		p.SwallowReplies(fault.For)
+	case BrokerLatency, StoreLatency:
+		p.Latency(fault.Amount, fault.Amount/2)
+		defer p.Clear()
+		pass(ctx, fault.For)
+	case BrokerBandwidth, StoreBandwidth:
+		p.Bandwidth(fault.Rate)
+		defer p.Clear()
+		pass(ctx, fault.For)
+	default:
+		panic(fmt.Sprintf("%s is no fault of a connection", fault.Kind))
+	}
+}
+
+// run carries out a schedule, and returns when ctx has ended and everything is well
+// again.
+func (f *faults) run(ctx context.Context, plan []Fault) {
+	began := time.Now()
+	var wg sync.WaitGroup
+	for _, fault := range plan {
+		pass(ctx, fault.At-time.Since(began))
+		if ctx.Err() != nil {
+			break
+		}
+		wg.Go(func() { f.carryOut(ctx, fault) })
+	}
+	<-ctx.Done()
+	wg.Wait()
+	f.site.Broker.Proxy().Clear()
+	if p := f.site.Store.Proxy(); p != nil {
+		p.Clear()
+	}
+}

@@ -1,0 +1,422 @@
+package torture
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/idemq/idemq/e2e/checker"
+	"github.com/idemq/idemq/e2e/history"
+	"github.com/idemq/idemq/e2e/torture/role"
+)
+
+// Round is one site under the faults of one seed. What is zero has a default.
+type Round struct {
+	Seed   uint64
+	Length time.Duration // of the faults; what is left is handled in the calm after it
+	Rate   int           // messages a second at most
+	Bin    string        // the consumer program
+	Dir    string        // of the round's files
+	Clock  bool          // the program can step its clock
+	Every  time.Duration // from fault to fault
+	Only   []Kind        // of faults
+	Config role.Config   // what differs from the default
+
+	faults *faults
+	pub    *publisher
+	phases []Phase
+	since  time.Time // the phase before ended
+
+	// The same, for those who look on.
+	faultsNow atomic.Pointer[faults]
+	pubNow    atomic.Pointer[publisher]
+}
+
+// The defaults of a round.
+const (
+	Slots        = 3
+	DefaultLease = 2 * time.Second
+	DefaultEvery = time.Second
+	DefaultRate  = 4000
+
+	minBacklog = 400
+	maxBacklog = 6000
+)
+
+// Result is what became of a round: a line of the results file.
+type Result struct {
+	Time    time.Time `json:"time"`
+	Site    string    `json:"site"`
+	Seed    uint64    `json:"seed"`
+	Length  string    `json:"length"`
+	Seconds float64   `json:"seconds"`
+	Phases  []Phase `json:"phases"`
+	Broker  string    `json:"broker"` // version
+	Store   string    `json:"store"`  // version
+	Library string    `json:"library,omitempty"`
+	Again   string    `json:"again,omitempty"` // the command
+
+	Messages  int            `json:"messages"`
+	Copies    int            `json:"copies"`
+	Faults    map[string]int `json:"faults"`
+	Processes int            `json:"processes"`
+
+	Effects     int            `json:"effects"`
+	DeadLetters int            `json:"dead_letters"`
+	Claims      int            `json:"claims"`
+	Takeovers   int            `json:"takeovers"`
+	Duplicates  int            `json:"duplicates"`
+	Lost        int            `json:"lost"`
+	InWindow    map[string]int `json:"in_window,omitempty"`
+	Elsewhere   int            `json:"elsewhere"`
+
+	Failures []string `json:"failures,omitempty"` // a round without any has passed
+	found    []string // those of them that the checker found
+}
+
+// Phase is a part of a round and how long it took.
+type Phase struct {
+	Name    string  `json:"name"`
+	Seconds float64 `json:"seconds"`
+}
+
+// Passed reports whether the round kept the promise.
+func (r *Result) Passed() bool { return len(r.Failures) == 0 }
+
+// Progress is how many messages and faults there have been so far.
+func (r *Round) Progress() (messages, faults int) {
+	f, pub := r.faultsNow.Load(), r.pubNow.Load()
+	if f == nil || pub == nil {
+		return 0, 0
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, n := range f.done {
+		faults += n
+	}
+	return int(pub.messages.Load()), faults
+}
+
+// phase notes that one has ended.
+func (r *Round) phase(name string) {
+	now := time.Now()
+	r.phases = append(r.phases, Phase{name, math.Round(now.Sub(r.since).Seconds()*100) / 100})
+	r.since = now
+}
+
+// plan is the round's schedule on a site.
+func (r *Round) plan(s Site) []Fault {
+	o := s.offer()
+	o.Slots, o.Lease, o.Every, o.Clock, o.Only = Slots, r.Config.Lease, r.Every, r.Clock, r.Only
+	return Plan(r.Seed, r.Length, o)
+}
+
+// withDefaults fills in what is zero. Half of what a consumer can be told is drawn from
+// the seed.
+func (r *Round) withDefaults() {
+	def := func(d *time.Duration, to time.Duration) {
+		if *d == 0 {
+			*d = to
+		}
+	}
+	def(&r.Every, DefaultEvery)
+	def(&r.Config.Lease, DefaultLease)
+	if r.Rate == 0 {
+		r.Rate = DefaultRate
+	}
+	c := &r.Config
+	if c.Concurrency == 0 {
+		c.Concurrency = 1
+		if r.Seed%2 == 1 {
+			c.Concurrency = 4
+		}
+	}
+	if c.Budget == 0 {
+		c.Budget = 10
+	}
+	if c.FailEvery == 0 {
+		c.FailEvery = 50
+	}
+	if c.PoisonEvery == 0 {
+		c.PoisonEvery = 2000
+	}
+}
+
+// runs makes the names of runs different.
+var runs atomic.Int64
+
+// begin makes everything new for the round.
+func (r *Round) begin(s Site) {
+	r.Config.Run = fmt.Sprintf("run%dx%d", r.Seed, runs.Add(1))
+	s.Broker.Round(r.Config.Run)
+	s.Store.Round(r.Config.Run)
+	r.Config.Broker, r.Config.Store = s.Broker.Role(), s.Store.Role()
+}
+
+// Run has the round happen: it publishes while faults come, lets what is left be
+// handled, and holds the histories to the promise. The error says why there is no
+// verdict.
+func (r *Round) Run(ctx context.Context, s Site) (*Result, error) {
+	r.withDefaults()
+	began := time.Now()
+	r.since = began
+	if err := os.MkdirAll(r.Dir, 0o755); err != nil {
+		return nil, err
+	}
+	plan := r.plan(s)
+	if err := r.writePlan(s, plan); err != nil {
+		return nil, err
+	}
+	recorder, err := history.Create(filepath.Join(r.Dir, "harness.hist"))
+	if err != nil {
+		return nil, err
+	}
+	defer recorder.Close()
+	r.begin(s)
+	fl, err := newFleet(r.Bin, r.Dir, Slots, r.Seed%4 < 2, r.Config, recorder.Add)
+	if err != nil {
+		return nil, err
+	}
+	defer fl.abandon()
+	r.faults = &faults{site: s, fleet: fl, record: recorder.Add, done: map[Kind]int{}}
+	r.pub = newPublisher(s.Broker, r.Seed, r.Rate, recorder.Add)
+	r.faultsNow.Store(r.faults)
+	r.pubNow.Store(r.pub)
+	r.phase("start")
+	stuck, err := r.live(ctx, plan)
+	if err != nil {
+		return nil, err
+	}
+	if stuck != "" {
+		fl.dump()
+	}
+	r.phase("calm")
+	fl.stop()
+	r.phase("stop")
+	if err := r.collect(ctx, s, recorder); err != nil {
+		return nil, err
+	}
+	r.phase("collect")
+	if err := recorder.Close(); err != nil {
+		return nil, err
+	}
+	v, err := r.check(s)
+	if err != nil {
+		return nil, err
+	}
+	r.phase("check")
+	res := r.result(s, v)
+	res.Time, res.Seconds = began.UTC().Truncate(time.Second), time.Since(began).Seconds()
+	if stuck != "" {
+		res.Failures = append(res.Failures, stuck)
+	}
+	res.Failures = append(res.Failures, fl.failed()...)
+	return res, nil
+}
+
+// live is the part of the round in which consumers run.
+func (r *Round) live(ctx context.Context, plan []Fault) (stuck string, err error) {
+	final, cancel := context.WithCancel(ctx)
+	defer cancel()
+	publishing, stop := context.WithCancel(final)
+	defer stop()
+	faulty, calm := context.WithCancel(final)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	defer calm()
+
+	published := make(chan error, 1)
+	wg.Go(func() { published <- r.pub.run(publishing, final) })
+	w := &watcher{round: r}
+	if stuck, err := w.until(final, "nothing is settled, before the first fault", func() bool { return r.pub.settled.Load() > 0 }); stuck != "" || err != nil {
+		return stuck, err
+	}
+	r.phase("first settled")
+	faultsDone := make(chan struct{})
+	wg.Go(func() {
+		defer close(faultsDone)
+		r.faults.run(faulty, plan)
+	})
+	for end := time.Now().Add(r.Length); time.Now().Before(end); {
+		if err := w.look(final); err != nil {
+			return "", err
+		}
+	}
+	calm()
+	<-faultsDone
+	r.phase("faults")
+	stop()
+	if err := <-published; err != nil {
+		return "", fmt.Errorf("publishing: %w", err)
+	}
+	return w.until(final, "what is left is not settled", func() bool { return w.zeros >= 2 })
+}
+
+// watcher keeps an eye on what the broker is owed.
+type watcher struct {
+	round *Round
+	owed  int
+	zeros int     // answers of zero in a row
+	peak  float64 // copies settled in a second, at most
+	last  time.Time
+	count int64
+
+	nudges int
+}
+
+const (
+	lookEvery   = 200 * time.Millisecond
+	lookTimeout = 3 * time.Second
+	stuckAfter  = 60 * time.Second // without progress
+	nudgeAfter  = 8 * time.Second  // likewise
+	maxNudges   = 3
+)
+
+// look asks the broker what it is owed, after a while. A broker that is away does not
+// count.
+func (w *watcher) look(ctx context.Context) error {
+	pass(ctx, lookEvery)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	r := w.round
+	asking, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	confirmed := r.pub.confirmed.Load()
+	r.faults.broker.Lock()
+	owed, err := r.faults.site.Broker.Owed(asking)
+	r.faults.broker.Unlock()
+	if err != nil {
+		w.zeros = 0
+		return nil // it is being restarted, say: whether it comes back is for until
+	}
+	w.owed = owed
+	if owed == 0 {
+		w.zeros++
+	} else {
+		w.zeros = 0
+	}
+	settled := max(confirmed-int64(owed), 0)
+	r.pub.settled.Store(settled)
+	now := time.Now()
+	if !w.last.IsZero() {
+		w.peak = max(w.peak, float64(settled-w.count)/now.Sub(w.last).Seconds())
+	}
+	w.last, w.count = now, settled
+	r.pub.limit.Store(min(max(int64(w.peak*1.5), minBacklog), maxBacklog))
+	return nil
+}
+
+// until looks until done, and says so if there is no progress for long.
+func (w *watcher) until(ctx context.Context, what string, done func() bool) (stuck string, err error) {
+	best, since := -1, time.Now()
+	for !done() {
+		if err := w.look(ctx); err != nil {
+			return "", err
+		}
+		if best < 0 || w.owed < best {
+			best, since = w.owed, time.Now()
+		}
+		// Over a kafka.Reader, a commit of a consumer that was stopped can move the offset of
+		// a partition back that has gone to another one, until the next rebalance. That is
+		// documented, and loses nothing.
+		if moved := w.round.faults.site.Broker.Kind() == "kafka-reader"; moved && time.Since(since) > nudgeAfter && w.nudges < maxNudges {
+			w.nudges++
+			w.round.faults.fleet.deploy(ctx, 0)
+			best, since = -1, time.Now()
+		}
+		if time.Since(since) > stuckAfter {
+			return fmt.Sprintf("stuck: %s: the broker is owed %d messages, and was owed no fewer for %v", what, w.owed, stuckAfter), nil
+		}
+	}
+	return "", nil
+}
+
+// collect records what is in the dead-letter destination and, for a transactional store,
+// in the database.
+func (r *Round) collect(ctx context.Context, s Site, to *history.Recorder) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	dead, err := s.Broker.DeadLetters(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the dead letters: %w", err)
+	}
+	for _, token := range dead {
+		to.Add(history.Event{Kind: history.DeadLettered, Token: token})
+	}
+	store, is := s.Store.(Transactional)
+	if !is {
+		return nil
+	}
+	rows, err := store.Effects(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the effects: %w", err)
+	}
+	for _, row := range rows {
+		to.Add(history.Event{Kind: history.Stored, Token: row.Token, Attempt: row.Attempt, Process: row.Process})
+	}
+	return nil
+}
+
+func (r *Round) check(s Site) (*checker.Verdict, error) {
+	events, err := history.ReadDir(r.Dir)
+	if err != nil {
+		return nil, err
+	}
+	_, transactional := s.Store.(Transactional)
+	v := checker.Check(checker.Run{
+		Events: events, Ordered: s.Broker.Ordered(), Transactional: transactional,
+		Lease: r.Config.Lease, Forgot: r.faults.forgot,
+	})
+	return &v, nil
+}
+
+func (r *Round) result(s Site, v *checker.Verdict) *Result {
+	res := &Result{
+		Phases: r.phases,
+		Site:   s.String(), Seed: r.Seed, Length: r.Length.String(),
+		Broker: s.Broker.Version(), Store: s.Store.Version(),
+		Messages: v.Messages, Copies: v.Published, Faults: map[string]int{}, Processes: int(r.faults.fleet.started),
+		Effects: v.Effects, DeadLetters: v.DeadLetters, Claims: v.Claims, Takeovers: v.Takeovers, Duplicates: v.Duplicates,
+		Lost: v.Lost, InWindow: map[string]int{}, Elsewhere: v.DoubledElsewhere,
+	}
+	for k, n := range r.faults.done {
+		res.Faults[k.String()] = n
+	}
+	for w, n := range v.InWindow {
+		res.InWindow[w.String()] = n
+	}
+	for _, violation := range v.Violations {
+		res.found = append(res.found, violation.String())
+	}
+	for rule, n := range v.Total {
+		if n > checker.MaxViolations {
+			res.found = append(res.found, fmt.Sprintf("%s: %d in all", rule, n))
+		}
+	}
+	res.Failures = slices.Clone(res.found)
+	return res
+}
+
+func (r *Round) writePlan(s Site, plan []Fault) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s, seed %d, %v of faults\n", s, r.Seed, r.Length)
+	for _, f := range plan {
+		fmt.Fprintln(&b, f)
+	}
+	return os.WriteFile(filepath.Join(r.Dir, "schedule.txt"), []byte(b.String()), 0o644)
+}
+
+// writeVerdict leaves what a failed round was found to have done.
+func (r *Round) writeVerdict(res *Result) error {
+	text := strings.Join(slices.Concat([]string{"again: " + res.Again}, res.Failures), "\n\n")
+	return os.WriteFile(filepath.Join(r.Dir, "verdict.txt"), []byte(text+"\n"), 0o644)
+}

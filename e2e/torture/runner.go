@@ -1,0 +1,241 @@
+package torture
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Options say what a run of many rounds is. What is zero has a default.
+type Options struct {
+	Seed     uint64        // of the first round; the next one has the next number
+	Fixed    uint64        // not zero: every other round has its seed counted from here
+	Duration time.Duration // of all rounds; those that run then are finished
+	Round    time.Duration // the faults of one
+	Parallel int           // sites at a time
+	Sites    string        // see places; empty for all
+	Once     bool          // ends when each site has had its round, and not before
+	Rate     int           // messages a second of a site at most
+	Dir      string        // of the results file, and of what rounds that fail leave
+	Bin      string        // the consumer program
+}
+
+const (
+	defaultRound = 20 * time.Second
+	leastRound   = 4 * time.Second
+	roundTakes   = 9 * time.Second // besides its faults: until messages flow, and until all are settled
+)
+
+// ResultsFile is the name of the results file.
+const ResultsFile = "results.jsonl"
+
+// runner runs rounds one after another, some at a time.
+type runner struct {
+	o       Options
+	lab     *lab
+	began   time.Time
+	library string
+
+	mu      sync.Mutex
+	places  []place // all of them
+	queue   []place // that come next
+	rounds  int     // that were begun
+	running map[*Round]bool
+	results []Result
+}
+
+// Run runs rounds until the time is over. Each is a subtest, and what it finds is its
+// failure.
+func Run(t *testing.T, o Options) []Result {
+	t.Helper()
+	all, err := places(o.Sites)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Parallel = max(o.Parallel, 1)
+	if o.Round == 0 {
+		share := o.Duration*time.Duration(o.Parallel)/time.Duration(len(all)) - roundTakes
+		o.Round = min(max(share.Truncate(time.Second), leastRound), defaultRound)
+	}
+	o.Round = min(o.Round, o.Duration)
+	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(o.Dir, ".gitignore"), []byte("*\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r := &runner{o: o, lab: newLab(t), began: time.Now(), places: all, running: map[*Round]bool{}, library: revision()}
+	t.Logf("seed %d: %d sites, %d at a time, %v of faults a round", o.Seed, len(all), o.Parallel, o.Round)
+
+	ended := make(chan struct{})
+	var telling, working sync.WaitGroup
+	telling.Go(func() { r.tell(t, ended) })
+	for range o.Parallel {
+		working.Go(func() {
+			for r.next(t) {
+			}
+		})
+	}
+	working.Wait()
+	close(ended)
+	telling.Wait()
+	if !t.Failed() {
+		t.Log(r.progress())
+	}
+	t.Log("\n" + table(r.results))
+	return r.results
+}
+
+// next has one round happen. It reports false when there are to be no more.
+func (r *runner) next(t *testing.T) bool {
+	p, found := r.lab.reserve(r.draw)
+	if !found {
+		return false
+	}
+	defer r.lab.giveBack(p)
+	seed := r.seed()
+	t.Run(fmt.Sprintf("%s/%d", p, seed), func(t *testing.T) { r.round(t, p, seed) })
+	return true
+}
+
+// draw takes the next place that is free. Sites come in an order that the seed decides;
+// when all have had their turn, they begin anew.
+func (r *runner) draw(free func(place) bool) (p place, found, more bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	over := time.Since(r.began) >= r.o.Duration && r.rounds > 0
+	switch {
+	case r.o.Once && r.rounds >= len(r.places), over && !r.o.Once:
+		return p, false, false
+	case len(r.queue) == 0:
+		r.queue = slices.Clone(r.places)
+		random := rand.New(rand.NewPCG(r.o.Seed, uint64(r.rounds)))
+		random.Shuffle(len(r.queue), func(i, j int) { r.queue[i], r.queue[j] = r.queue[j], r.queue[i] })
+	}
+	for i, p := range r.queue {
+		if free(p) {
+			r.queue = slices.Delete(r.queue, i, i+1)
+			r.rounds++
+			return p, true, true
+		}
+	}
+	return p, false, true
+}
+
+func (r *runner) seed() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := uint64(r.rounds - 1)
+	if r.o.Fixed == 0 {
+		return r.o.Seed + n
+	}
+	if n%2 == 0 {
+		return r.o.Fixed + n/2
+	}
+	return r.o.Seed + n/2
+}
+
+func (r *runner) round(t *testing.T, p place, seed uint64) {
+	site := r.lab.site(t, p)
+	round := &Round{
+		Seed: seed, Length: r.o.Round, Rate: r.o.Rate, Bin: r.o.Bin, Clock: true,
+		Dir: filepath.Join(r.o.Dir, strings.ReplaceAll(fmt.Sprintf("%s-%d", p, seed), "/", "-")),
+	}
+	r.enlist(round, true)
+	defer r.enlist(round, false)
+	again := fmt.Sprintf("make torture SEED=%d SITE=%s DURATION=%v ROUND=%[3]v", seed, p, r.o.Round)
+	if err := os.RemoveAll(round.Dir); err != nil {
+		t.Fatal(err)
+	}
+	res, err := round.Run(t.Context(), site)
+	if err != nil {
+		t.Fatalf("there is no verdict: %v\nagain: %s", err, again)
+	}
+	res.Again, res.Library = again, r.library
+	if err := r.keep(res); err != nil {
+		t.Fatal(err)
+	}
+	if res.Passed() {
+		if err := os.RemoveAll(round.Dir); err != nil {
+			t.Error(err)
+		}
+		return
+	}
+	if err := round.writeVerdict(res); err != nil {
+		t.Error(err)
+	}
+	t.Errorf("%s\nhistories, schedule and logs are in %s\nagain: %s", strings.Join(res.Failures, "\n\n"), round.Dir, again)
+}
+
+func (r *runner) enlist(round *Round, runs bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if runs {
+		r.running[round] = true
+	} else {
+		delete(r.running, round)
+	}
+}
+
+// keep appends a result to the results file.
+func (r *runner) keep(res *Result) error {
+	line, err := json.Marshal(res)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.results = append(r.results, *res)
+	f, err := os.OpenFile(filepath.Join(r.o.Dir, ResultsFile), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	if _, err := f.Write(append(line, '\n')); err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// tell logs the progress every few seconds.
+func (r *runner) tell(t *testing.T, ended <-chan struct{}) {
+	ticker := time.NewTicker(10 * time.Second)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			t.Log(r.progress())
+		case <-ended:
+			return
+		}
+	}
+}
+
+func (r *runner) progress() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	sum := totals(r.results)
+	messages, faults := sum.Messages, sum.faults()
+	for round := range r.running {
+		m, f := round.Progress()
+		messages, faults = messages+m, faults+f
+	}
+	return fmt.Sprintf("%v: %d rounds over, %d running; %d messages, %d faults; of the rounds that are over %d lost, %d doubled in a window, %d elsewhere, %d rounds failed",
+		time.Since(r.began).Round(time.Second), len(r.results), len(r.running), messages, faults, sum.Lost, sum.windows(), sum.Elsewhere, sum.failed)
+}
+
+// revision names the state of the library's source, where git knows it.
+func revision() string {
+	out, err := exec.Command("git", "describe", "--always", "--dirty", "--abbrev=12").Output()
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(out))
+}
