@@ -169,6 +169,26 @@ func TestConcurrentAdds(t *testing.T) {
 	}
 }
 
+// A process that records for long stays as small as it is.
+func TestMapsLittle(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.hist")
+	r, err := history.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for range 200_000 { // several segments
+		r.Add(history.Event{Kind: history.Effect})
+	}
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(maps), path); n != 1 {
+		t.Errorf("%d parts of the file are mapped, want 1", n)
+	}
+}
+
 func TestCreate(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.hist")
 	write(t, path, 1)

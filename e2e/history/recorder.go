@@ -39,13 +39,15 @@ type Recorder struct {
 	file  *os.File
 	mu    sync.RWMutex // held for reading by who writes a slot
 	now   *segment
-	all   [][]byte
+	size  int64 // of the file
 	ended error
 }
 
+// segment is the part of the file that is written now, and the only one that is mapped.
 type segment struct {
-	slots []slot
-	next  atomic.Int64
+	mapped []byte
+	slots  []slot
+	next   atomic.Int64
 }
 
 // ErrClosed is why an event was not recorded.
@@ -71,18 +73,20 @@ func (r *Recorder) grow(full *segment) error {
 	if r.ended != nil || r.now != full {
 		return r.ended
 	}
-	offset := int64(len(r.all)) * segmentSize
-	err := r.file.Truncate(offset + segmentSize)
+	err := r.file.Truncate(r.size + segmentSize)
 	var mapped []byte
 	if err == nil {
-		mapped, err = unix.Mmap(int(r.file.Fd()), offset, segmentSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		mapped, err = unix.Mmap(int(r.file.Fd()), r.size, segmentSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	}
+	if err == nil && full != nil {
+		err = unix.Munmap(full.mapped)
 	}
 	if err != nil {
 		r.ended = fmt.Errorf("history: %s: %w", r.file.Name(), err)
 		return r.ended
 	}
-	r.all = append(r.all, mapped)
-	r.now = &segment{slots: unsafe.Slice((*slot)(unsafe.Pointer(unsafe.SliceData(mapped))), segmentSlots)}
+	r.size += segmentSize
+	r.now = &segment{mapped: mapped, slots: unsafe.Slice((*slot)(unsafe.Pointer(unsafe.SliceData(mapped))), segmentSlots)}
 	return nil
 }
 
@@ -123,12 +127,9 @@ func (r *Recorder) Close() error {
 	if errors.Is(r.ended, ErrClosed) {
 		return nil
 	}
-	err := r.ended
-	for _, mapped := range r.all {
-		err = errors.Join(err, unix.Munmap(mapped))
-	}
-	r.ended, r.all, r.now = ErrClosed, nil, nil
-	return errors.Join(err, r.file.Close())
+	err := errors.Join(r.ended, unix.Munmap(r.now.mapped), r.file.Close())
+	r.ended, r.now = ErrClosed, nil
+	return err
 }
 
 func (s *slot) put(e *Event) {
