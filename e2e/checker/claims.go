@@ -72,7 +72,10 @@ type past struct {
 
 // claims checks the operations on one token.
 func (c *check) claims(l *life, v *Verdict) {
-	m := model{lease: c.Lease, remembers: len(c.Forgot) > 0}
+	m := model{lease: c.Lease}
+	if slices.ContainsFunc(c.Forgot, func(f Forgot) bool { return f.Since != 0 }) {
+		m.pasts = map[past]*past{}
+	}
 	result := porcupine.Illegal
 	// Clients send a command again whose reply was lost, and the first one may come late:
 	// that every operation was executed once more is looked at only where it has to be.
@@ -187,8 +190,8 @@ func isSequential(ops []porcupine.Operation) bool {
 
 // model is how a store answers operations on one token.
 type model struct {
-	lease     time.Duration
-	remembers bool // past states may come back
+	lease time.Duration
+	pasts map[past]*past // where past states may come back: those there are, each once, so that pointers compare
 }
 
 func (m model) porcupine() porcupine.Model {
@@ -242,9 +245,14 @@ func (m model) step(next []state, s state, op *operation) []state {
 // follow is the state after from in which the record is to.
 func (m model) follow(from *state, to record, uncertain bool) state {
 	s := state{record: to, uncertain: uncertain, past: from.past}
-	if m.remembers && to != from.record {
-		s.past = &past{from.record, from.past}
+	if m.pasts == nil || to == from.record {
+		return s
 	}
+	p := past{from.record, from.past}
+	if m.pasts[p] == nil {
+		m.pasts[p] = &p
+	}
+	s.past = m.pasts[p]
 	return s
 }
 
@@ -274,12 +282,12 @@ func insert(all []state, s state) []state {
 		a := &all[i]
 		if a.uncertain && s.uncertain { // the earlier of two beginnings says more
 			later, earlier := s, *a
-			later.renewed, later.past, earlier.renewed, earlier.past = 0, nil, 0, nil
+			later.renewed, earlier.renewed = 0, 0
 			if later == earlier && a.renewed <= s.renewed {
 				return all
 			}
 		}
-		if a.record == s.record && a.uncertain == s.uncertain {
+		if *a == s {
 			return all
 		}
 	}
