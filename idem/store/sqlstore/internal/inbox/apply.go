@@ -60,7 +60,7 @@ func checkOp(op *store.Op) error {
 		return fmt.Errorf("there is no kind %d", op.Kind)
 	case len(op.Token) > 255:
 		return fmt.Errorf("the token has %d bytes; at most 255 are allowed", len(op.Token))
-	case len(op.Claim) > 40 || !plain(op.Claim):
+	case !isClaim(op.Claim):
 		return fmt.Errorf("the claim id %q is none", op.Claim)
 	case len(op.Fingerprint) > 64:
 		return fmt.Errorf("the fingerprint has %d bytes; at most 64 are allowed", len(op.Fingerprint))
@@ -447,12 +447,7 @@ func (x *execution) readIssued(ctx context.Context, c Conn, statement string, ke
 			there = append(there, k)
 			return nil
 		}
-		r := &issuedRow{key: k, stored: true, due: due}
-		if v > version {
-			r.err = fmt.Errorf("the registration of token %q (gid %d): %w; update this program", k.token, gid, store.ErrNewer)
-		}
-		r.issued = rules.Issued{Known: true, CheckBy: fromMicros(checkBy), CheckedBy: checkedBy, Expires: fromMicros(expires)}
-		x.issued[k] = r
+		x.issued[k] = readIssuedRow(k, v, checkBy, checkedBy, expires, due)
 		return nil
 	})
 	if err != nil {

@@ -16,7 +16,7 @@ const version = 1
 
 // Rows hold microseconds since 1970, rules count nanoseconds.
 func fromMicros(n int64) rules.Instant {
-	return rules.Instant(min(n, math.MaxInt64/1000) * 1000)
+	return rules.Instant(max(math.MinInt64/1000, min(n, math.MaxInt64/1000)) * 1000)
 }
 
 // toMicros rounds up: what ends does not end early.
@@ -109,6 +109,15 @@ func (s *scanned) row() *row {
 		r.err = fmt.Errorf("the row of token %q (gid %d) has version %d and state %d: %w; see what wrote it, then delete it",
 			r.key.token, s.gid, s.version, s.state, store.ErrUnreadable)
 		return r
+	case !isClaim(s.claim) || !isClaim(s.forgotBy):
+		r.err = fmt.Errorf("the row of token %q (gid %d) has claims %q and %q: %w; see what wrote it, then delete it",
+			r.key.token, s.gid, s.claim, s.forgotBy, store.ErrUnreadable)
+		return r
+	case min(s.attempt, s.spent, s.expiries, s.redrive, s.fence, s.at, s.renewed, s.lease) < 0 ||
+		max(s.attempt, s.spent, s.expiries, s.fence) >= math.MaxInt32: // more could not be kept
+		r.err = fmt.Errorf("the row of token %q (gid %d) has numbers that were never counted: %w; see what wrote it, then delete it",
+			r.key.token, s.gid, store.ErrUnreadable)
+		return r
 	}
 	r.record = rules.Record{
 		State: store.State(s.state), Claim: s.claim, Attempt: int(s.attempt), Spent: int(s.spent), Expiries: int(s.expiries), Redrive: int(s.redrive),
@@ -148,6 +157,10 @@ func (r *row) values(lease time.Duration) []any {
 	}
 }
 
+// isClaim tells what is a claim id, or none. What is not is never written into a statement
+// again: it may end the literal.
+func isClaim(s string) bool { return len(s) <= 40 && plain(s) }
+
 // small is a count in the room of its column.
 func small(n int) int64 { return int64(min(n, math.MaxInt32)) }
 
@@ -181,6 +194,20 @@ type issuedRow struct {
 	due     int64
 	err     error
 	changed bool
+}
+
+// readIssuedRow is a row of registrations, of these columns.
+func readIssuedRow(k key, v, checkBy int64, checkedBy string, expires, due int64) *issuedRow {
+	r := &issuedRow{key: k, stored: true, due: due}
+	switch {
+	case v > version:
+		r.err = fmt.Errorf("the registration of token %q (gid %d): %w; update this program", k.token, k.gid, store.ErrNewer)
+	case v < 1 || !isClaim(checkedBy):
+		r.err = fmt.Errorf("the registration of token %q (gid %d) has version %d, and was spent by %q: %w; see what wrote it, then delete it",
+			k.token, k.gid, v, checkedBy, store.ErrUnreadable)
+	}
+	r.issued = rules.Issued{Known: true, CheckBy: fromMicros(checkBy), CheckedBy: checkedBy, Expires: fromMicros(expires)}
+	return r
 }
 
 var issuedColumns = []string{"gid", "token", "version", "check_by", "checked_by", "expires", "due"}
