@@ -25,7 +25,7 @@ const slack = rules.Instant(5 * time.Millisecond)
 
 // searchTimeout bounds the search for an order of the operations on one token, which takes
 // exponential time at worst.
-const searchTimeout = 5 * time.Second
+const searchTimeout = 2 * time.Second
 
 // operation is the input of the model: what was asked and answered, or that the store
 // forgot.
