@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -30,8 +31,9 @@ const (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, os.Getenv(role.Env), os.Stdin); err != nil {
+	err := run(ctx, os.Getenv(role.Env), os.Stdin)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -64,6 +66,9 @@ func run(ctx context.Context, config string, commands io.Reader) (err error) {
 		idem.WithStore(history.Store(st, rec, c.Run)), idem.WithPrefix(c.Store.Prefix), idem.WithLease(c.Lease),
 		idem.WithObserver(idem.ObserverFunc(tell)),
 	}
+	if c.Retention > 0 {
+		options = append(options, idem.WithRetention(c.Retention))
+	}
 	if c.Instance != "" {
 		options = append(options, idem.WithInstance(c.Instance))
 	}
@@ -80,6 +85,20 @@ func run(ctx context.Context, config string, commands io.Reader) (err error) {
 			cancel()
 		}
 	}()
+	if c.StatsEvery > 0 {
+		var told sync.WaitGroup
+		told.Go(func() {
+			if err := report(consuming, c); err != nil {
+				select {
+				case wrong <- err:
+				default: // one reason is enough
+				}
+				cancel()
+			}
+		})
+		defer told.Wait()
+		defer cancel()
+	}
 	consumer, closeBroker, err := openBroker(consuming, c, idem.New(options...), h, policies)
 	if err != nil {
 		return err

@@ -1,7 +1,12 @@
 // Package role is what a consumer process of the torture runs is told.
 package role
 
-import "time"
+import (
+	"strings"
+	"time"
+
+	"github.com/idemq/idemq/e2e/history"
+)
 
 // Config is a consumer process. It is handed over as JSON in the environment variable
 // [Env]; on its standard input the process reads commands, a line each: see [Slow] and
@@ -15,6 +20,7 @@ type Config struct {
 	Store  Store
 
 	Lease       time.Duration
+	Retention   time.Duration // zero is the library's default
 	Budget      int
 	Concurrency int    // handlers at a time; in a lane, where the broker has lanes
 	Ahead       int    // claims made ahead; zero is the library's default
@@ -23,6 +29,8 @@ type Config struct {
 	FailEvery   int           // one token in so many fails on its first attempt; zero for none
 	PoisonEvery int           // one token in so many fails always, and is dead-lettered; zero for none
 	Work        time.Duration // what a handler takes
+
+	StatsEvery time.Duration // how often a line of Stats is written; zero for never
 }
 
 // Env names the variable with the Config.
@@ -49,4 +57,19 @@ type Store struct {
 	Addr   string // of the proxy: host and port, URL, DSN, file
 	Bucket string // of NATS
 	Prefix string
+}
+
+// Stats are the figures of a consumer process: a line of JSON in its [StatsFile].
+type Stats struct {
+	At          int64  `json:"at"` // of history.Now
+	Number      uint16 `json:"number"`
+	RSS         int64  `json:"rss"`  // bytes
+	Heap        int64  `json:"heap"` // bytes that were in use when they were last collected
+	Goroutines  int    `json:"goroutines"`
+	Descriptors int    `json:"descriptors"`
+}
+
+// StatsFile is where a process writes its Stats, beside the file that it records in.
+func StatsFile(file string) string {
+	return strings.TrimSuffix(file, history.Suffix) + ".stats"
 }
