@@ -16,28 +16,31 @@ func TestPlantedBugs(t *testing.T) {
 		t.Skip("this builds a consumer for each bug")
 	}
 	bugs := Bugs()
-	b := &bench{lab: newLab(t), trials: map[string]Trial{}}
+	trials := map[string]Trial{}
 	for _, bug := range bugs {
-		b.trials[bug.Trial.name()] = bug.Trial
+		trials[bug.Trial.name()] = bug.Trial
 	}
 	dir := outDir(t)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 
-	turns := make(chan struct{}, 2)
+	labs := make(chan *lab, 2) // two rounds at a time, each with servers of its own
+	for range cap(labs) {
+		labs <- newLab(t)
+	}
 	var wg sync.WaitGroup
-	run := func(name string, f func(t *testing.T)) {
+	run := func(name string, f func(t *testing.T, l *lab)) {
 		wg.Go(func() {
-			turns <- struct{}{}
-			defer func() { <-turns }()
-			t.Run(name, f)
+			l := <-labs
+			defer func() { labs <- l }()
+			t.Run(name, func(t *testing.T) { f(t, l) })
 		})
 	}
 	whole := BuildConsumer(t, BuildOptions{})
-	for name, trial := range b.trials {
-		run("without/"+name, func(t *testing.T) {
-			if res := b.round(t, trial, whole); !res.Passed() {
+	for name, trial := range trials {
+		run("without/"+name, func(t *testing.T, l *lab) {
+			if res := l.try(t, trial, whole); !res.Passed() {
 				t.Errorf("without a bug the round fails:\n%s", strings.Join(res.Failures, "\n\n"))
 			}
 		})
@@ -45,10 +48,10 @@ func TestPlantedBugs(t *testing.T) {
 	var mu sync.Mutex
 	var found []Caught
 	for _, bug := range bugs {
-		run(bug.Name, func(t *testing.T) {
+		run(bug.Name, func(t *testing.T, l *lab) {
 			began := time.Now()
 			bin := BuildConsumer(t, BuildOptions{Replace: bug.Replace})
-			res := b.round(t, bug.Trial, bin)
+			res := l.try(t, bug.Trial, bin)
 			words := res.finding()
 			if words == "" {
 				t.Fatalf("%s, seed %d: nothing was found in %d messages with %d effects and these faults: %v", res.Site, res.Seed, res.Messages, res.Effects, res.Faults)
@@ -86,25 +89,18 @@ func TestBugsFitTheLibrary(t *testing.T) {
 	}
 }
 
-// bench is where trials happen.
-type bench struct {
-	lab    *lab
-	trials map[string]Trial
-}
-
-func (b *bench) round(t *testing.T, trial Trial, bin string) *Result {
+// try has a trial's round happen.
+func (l *lab) try(t *testing.T, trial Trial, bin string) *Result {
 	t.Helper()
 	all, err := places(trial.Site)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, _ := b.lab.reserve(func(free func(place) bool) (place, bool, bool) { return all[0], free(all[0]), true })
-	defer b.lab.giveBack(p)
 	round := &Round{
 		Seed: trial.Seed, Length: trial.Length, Every: trial.Every, Rate: trial.Rate, Only: trial.Only, Config: trial.Config,
 		Bin: bin, Dir: t.TempDir(),
 	}
-	res, err := round.Run(t.Context(), b.lab.site(t, p))
+	res, err := round.Run(t.Context(), l.site(t, all[0]))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -57,7 +57,7 @@ type Result struct {
 	Seed    uint64    `json:"seed"`
 	Length  string    `json:"length"`
 	Seconds float64   `json:"seconds"`
-	Phases  []Phase `json:"phases"`
+	Phases  []Phase   `json:"phases"`
 	Broker  string    `json:"broker"` // version
 	Store   string    `json:"store"`  // version
 	Library string    `json:"library,omitempty"`
