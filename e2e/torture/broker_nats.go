@@ -86,9 +86,11 @@ func (b *natsBroker) Publish(ctx context.Context, msgs []Message) error {
 	for {
 		futures := make([]jetstream.PubAckFuture, 0, len(owed))
 		var again []*nats.Msg
+		var last error
 		for _, msg := range owed {
 			f, err := b.server.js.PublishMsgAsync(msg)
 			if err != nil {
+				last = err
 				again = append(again, msg)
 				continue
 			}
@@ -97,7 +99,7 @@ func (b *natsBroker) Publish(ctx context.Context, msgs []Message) error {
 		for _, f := range futures {
 			select {
 			case <-f.Ok():
-			case <-f.Err():
+			case last = <-f.Err():
 				again = append(again, f.Msg())
 			case <-ctx.Done():
 				return context.Cause(ctx)
@@ -111,7 +113,7 @@ func (b *natsBroker) Publish(ctx context.Context, msgs []Message) error {
 		}
 		owed = again
 		if err := pause(ctx); err != nil {
-			return err
+			return errors.Join(err, last)
 		}
 	}
 }

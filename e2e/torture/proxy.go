@@ -107,7 +107,8 @@ func (p *Proxy) now() weakness {
 	return p.weak
 }
 
-// Reset resets all connections.
+// Reset resets all connections: those on which somebody does not take what is sent to him,
+// as soon as he does.
 func (p *Proxy) Reset() { p.change(func(w *weakness) { w.resets++ }) }
 
 // BlackHole keeps back all that is sent, either way, and lets it pass at the end. No

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	// The drivers.
 	_ "github.com/go-sql-driver/mysql"
 	_ "github.com/jackc/pgx/v5/stdlib"
 	_ "modernc.org/sqlite"

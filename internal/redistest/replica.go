@@ -86,7 +86,7 @@ func (s *Server) Promote(tb testing.TB) {
 	s.Resume()
 	c := redis.NewClient(s.Options())
 	defer c.Close()
-	if err := c.SlaveOf(context.Background(), "NO", "ONE").Err(); err != nil {
+	if err := c.ReplicaOf(context.Background(), "NO", "ONE").Err(); err != nil {
 		tb.Fatalf("promoting a replica: %v", err)
 	}
 	if i := slices.Index(s.args, "--replicaof"); i >= 0 {
