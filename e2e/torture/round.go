@@ -3,6 +3,7 @@ package torture
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -397,12 +398,12 @@ func (r *Round) result(s Site, v *checker.Verdict) *Result {
 	for _, violation := range v.Violations {
 		res.found = append(res.found, violation.String())
 	}
-	for rule, n := range v.Total {
-		if n > checker.MaxViolations {
-			res.found = append(res.found, fmt.Sprintf("%s: %d in all", rule, n))
+	res.Failures = slices.Clone(res.found)
+	for _, rule := range slices.Sorted(maps.Keys(v.Total)) {
+		if n := v.Total[rule]; n > checker.MaxViolations {
+			res.Failures = append(res.Failures, fmt.Sprintf("%s: %d in all", rule, n))
 		}
 	}
-	res.Failures = slices.Clone(res.found)
 	return res
 }
 
