@@ -48,16 +48,12 @@ func (g *gate) pass(stub *toxics.ToxicStub) (interrupted bool) {
 		if dropped {
 			over = time.After(left)
 		}
-		input := stub.Input
-		if w.hole {
-			input = nil
-		}
 		select {
 		case <-stub.Interrupt:
 			return true
 		case <-w.changed:
 		case <-over:
-		case chunk, open := <-input:
+		case chunk, open := <-stub.Input:
 			switch {
 			case !open || chunk == nil:
 				return false
