@@ -330,7 +330,7 @@ func (x *loose) times(s *state, now rules.Instant) []rules.Instant {
 
 func (m model) do(r record, asked *history.Event, now rules.Instant) (record, store.Reply, bool) {
 	x := rules.Execution{
-		Batch: &store.Batch{Lease: m.lease, Retention: time.Hour, Owner: ownerName(asked.Key), Incarnation: uint64(asked.Seq)},
+		Batch: &store.Batch{Lease: m.lease, Retention: time.Hour, Owner: ownerName(asked.Key), Incarnation: uint64(asked.Store)},
 		Now:   now,
 		Time:  func(rules.Instant) time.Time { return time.Time{} },
 	}

@@ -18,7 +18,7 @@ const (
 	Published    Kind = iota + 1 // the broker confirmed a copy: Token, Key, and Seq, the number of the copy within its key
 	DeadLettered                 // a copy was found in the dead-letter destination, at the end: Token
 	Stored                       // an effect was found in a transactional store, at the end: Token, Attempt, Process
-	Asked                        // an operation is about to be sent to the store: Op, Token, Claim, Attempt (of a Commit), Counted; Key, a hash of the owner, Seq, its incarnation, and Until, the MaxExpiries
+	Asked                        // an operation is about to be sent to the store: Op, Token, Claim, Attempt (of a Commit), Counted; Key, a hash of the owner, Store, its incarnation, and Until, the MaxExpiries
 	Answered                     // its answer: Op, Token, Claim, Status, Attempt, Store; Failed: none came, or an error
 	Started                      // a handler was entered: Token, Attempt
 	Effect                       // it took effect: the same
@@ -43,7 +43,7 @@ func (k Kind) String() string {
 // Event is something that happened.
 type Event struct {
 	At    int64  // [Now] of whoever records it
-	Store int64  // the store's clock, nanoseconds since 1970
+	Store int64  // the store's clock, nanoseconds since 1970, but see Asked
 	Until int64  // as At
 	Claim uint64 // [ClaimID]
 

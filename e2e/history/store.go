@@ -31,7 +31,7 @@ func (s *recording) Apply(ctx context.Context, b *store.Batch) error {
 func (s *recording) apply(ctx context.Context, b *store.Batch, apply func(context.Context, *store.Batch) error) error {
 	for i := range b.Ops {
 		if e, ok := s.event(Asked, &b.Ops[i]); ok {
-			e.Key, e.Seq, e.Until = owner(b.Owner), uint32(b.Incarnation), int64(b.Ops[i].MaxExpiries)
+			e.Key, e.Store, e.Until = owner(b.Owner), int64(b.Incarnation), int64(b.Ops[i].MaxExpiries)
 			s.r.Add(e)
 		}
 	}
