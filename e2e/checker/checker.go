@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/idemq/idemq/e2e/history"
@@ -16,12 +17,14 @@ import (
 // Run is the history of a run, and what it is to be held to. Every token was published at
 // least once, by one producer, for one group.
 type Run struct {
-	Events []history.Event // in any order; Check sorts them
+	Events []history.Event // in any order; Check sorts them by their times
 
 	Ordered       bool          // messages of a key are handled in the order of their publishing
 	Transactional bool          // effects are the rows of a database: Stored, not Effect
 	Lease         time.Duration // of every claim
 	Forgot        []Forgot
+
+	FaultName func(op uint8) string // for people; nil: the numbers
 }
 
 // Forgot is a store that lost what it had acknowledged since Since, all for zero. It did
@@ -68,31 +71,47 @@ const MaxViolations = 10
 
 // Check holds a run to the promise.
 func Check(run Run) Verdict {
-	c := &check{Run: &run, offset: clockOffset(run.Events)}
-	faults := c.group()
-	c.faults(faults)
+	c := &check{Run: &run}
+	byTime := func(a, b history.Event) int { return cmp.Compare(a.At, b.At) }
+	if !slices.IsSortedFunc(c.Events, byTime) {
+		slices.SortStableFunc(c.Events, byTime)
+	}
+	c.group()
+	c.findFaults()
+	c.readClocks()
 
-	workers := runtime.GOMAXPROCS(0)
-	verdicts := make([]Verdict, workers)
+	parts := make([]part, runtime.GOMAXPROCS(0))
+	var next atomic.Int64
 	var wg sync.WaitGroup
-	for w := range workers {
-		verdicts[w] = Verdict{InWindow: map[Window]int{}, Total: map[Rule]int{}}
+	for i := range parts {
+		p := &parts[i]
+		p.verdict = Verdict{InWindow: map[Window]int{}, Total: map[Rule]int{}}
 		wg.Go(func() {
-			for i := w; i < len(c.tokens); i += workers {
-				c.token(c.tokens[i], &verdicts[w])
+			var l life
+			for n := int(next.Add(1)) - 1; n < c.tokens(); n = int(next.Add(1)) - 1 {
+				c.live(n, &l)
+				c.token(&l, &p.verdict)
+				if f, is := c.first(n, &l); is {
+					p.firsts = append(p.firsts, f)
+				}
 			}
 		})
 	}
 	wg.Wait()
-	v := verdicts[0]
-	for i := range verdicts[1:] {
-		v.add(&verdicts[1+i])
+	v, firsts := parts[0].verdict, parts[0].firsts
+	for i := range parts[1:] {
+		v.add(&parts[1+i].verdict)
+		firsts = append(firsts, parts[1+i].firsts...)
 	}
-	if run.Ordered {
-		c.order(&v)
-	}
+	c.order(firsts, &v)
 	slices.SortStableFunc(v.Violations, func(a, b Violation) int { return cmp.Compare(a.At, b.At) })
 	return v
+}
+
+// part is what one goroutine found.
+type part struct {
+	verdict Verdict
+	firsts  []first
 }
 
 func (v *Verdict) add(o *Verdict) {
@@ -123,69 +142,129 @@ func (v *Verdict) add(o *Verdict) {
 // check is a Run being checked.
 type check struct {
 	*Run
-	offset int64             // of the store's clock to the histories', at least
-	tokens [][]history.Event // by token, each in the order of their times
+	byToken []uint32 // indexes of events, by token, each token's in the order of their times
+	begins  []int    // in byToken, of each token; and its end
+
+	faults []history.Event
 	died   map[uint16]int64  // since when a process was dead
+	pauses map[uint16][]span // when a process stood still
+
+	behind, ahead int64 // what the store's clock is ahead of the histories', at least and at most
 }
 
-// group sorts the events by token and time, in place, and returns those of no token.
-func (c *check) group() (faults []history.Event) {
-	isFault := func(e *history.Event) int {
-		if e.Kind == history.Fault {
-			return 0
-		}
-		return 1
+// span is a time of [history.Now], and another.
+type span struct{ from, to int64 }
+
+func (c *check) tokens() int { return len(c.begins) - 1 }
+
+// live gathers what is known of a token.
+func (c *check) live(n int, l *life) {
+	l.reset()
+	for _, i := range c.byToken[c.begins[n]:c.begins[n+1]] {
+		l.events = append(l.events, c.Events[i])
 	}
-	slices.SortStableFunc(c.Events, func(a, b history.Event) int {
-		return cmp.Or(cmp.Compare(isFault(&a), isFault(&b)), cmp.Compare(a.Token, b.Token), cmp.Compare(a.At, b.At))
-	})
-	first := 0
-	for first < len(c.Events) && c.Events[first].Kind == history.Fault {
-		first++
-	}
-	rest := c.Events[first:]
-	for len(rest) > 0 {
-		n := 1
-		for n < len(rest) && rest[n].Token == rest[0].Token {
-			n++
-		}
-		c.tokens = append(c.tokens, rest[:n:n])
-		rest = rest[n:]
-	}
-	return c.Events[:first]
+	l.sortOut()
 }
 
-// faults notes when processes died: those are the faults of a process with an end that
-// is not followed by anything that the process did.
-func (c *check) faults(faults []history.Event) {
-	last := map[uint16]int64{}
+// group sorts the events by token, without moving them.
+func (c *check) group() {
+	order := make([]uint32, 0, len(c.Events))
 	for i := range c.Events {
-		if e := &c.Events[i]; e.Kind >= history.Asked && e.Kind <= history.Acked {
-			last[e.Process] = max(last[e.Process], e.At)
+		if c.Events[i].Kind != history.Fault {
+			order = append(order, uint32(i))
 		}
 	}
+	const bits = 16
+	to := make([]uint32, len(order))
+	next := make([]uint32, 1<<bits+1)
+	for shift := 0; shift < 32; shift += bits { // a radix sort: it is stable
+		clear(next)
+		digit := func(i uint32) uint32 { return c.Events[i].Token >> shift & (1<<bits - 1) }
+		for _, i := range order {
+			next[digit(i)+1]++
+		}
+		for d := range next[1:] {
+			next[d+1] += next[d]
+		}
+		for _, i := range order {
+			d := digit(i)
+			to[next[d]] = i
+			next[d]++
+		}
+		order, to = to, order
+	}
+	for n, i := range order {
+		if n == 0 || c.Events[order[n-1]].Token != c.Events[i].Token {
+			c.begins = append(c.begins, n)
+		}
+	}
+	c.byToken, c.begins = order, append(c.begins, len(order))
+}
+
+// findFaults notes when processes died: those are the faults of a process with an end
+// that is not followed by anything that the process did. And when they stood still: they
+// did nothing for the time of a fault.
+func (c *check) findFaults() {
+	const settling = int64(50 * time.Millisecond)
+	last := map[uint16]int64{}
+	still := map[uint16][]span{}
+	for i := range c.Events {
+		if e := &c.Events[i]; e.Kind == history.Fault {
+			c.faults = append(c.faults, *e)
+			if e.Process != 0 && e.Until-e.At > 2*settling {
+				still[e.Process] = append(still[e.Process], span{e.At, e.Until})
+			}
+		}
+	}
+	for i := range c.Events {
+		e := &c.Events[i]
+		if e.Kind < history.Asked || e.Kind > history.Acked {
+			continue
+		}
+		last[e.Process] = max(last[e.Process], e.At)
+		if s := still[e.Process]; len(s) > 0 {
+			still[e.Process] = slices.DeleteFunc(s, func(s span) bool { return s.from+settling < e.At && e.At < s.to })
+		}
+	}
+	c.pauses = still
 	c.died = map[uint16]int64{}
-	for i := range faults {
-		if f := &faults[i]; f.Process != 0 && f.Until >= last[f.Process] {
+	for i := range c.faults {
+		if f := &c.faults[i]; f.Process != 0 && f.Until >= last[f.Process] {
 			c.died[f.Process] = f.Until
 		}
 	}
 }
 
-// clockOffset is a lower bound of what the store's clock is ahead of the histories': each
-// answer's time on the store's clock was before the answer came.
-func clockOffset(events []history.Event) (offset int64) {
-	known := false
-	for i := range events {
-		e := &events[i]
-		if e.Kind != history.Answered || e.Store == 0 || e.Flags&history.Failed != 0 {
-			continue
-		}
-		if o := e.Store - e.At; !known || o > offset {
-			known, offset = true, o
+// readClocks finds how far the store's clock is ahead: what it shows in an answer was
+// between the question and the answer.
+func (c *check) readClocks() {
+	type question struct {
+		process uint16
+		op      uint8
+		claim   uint64
+	}
+	known, asked := false, map[question]int64{}
+	for i := range c.Events {
+		e := &c.Events[i]
+		q := question{e.Process, e.Op, e.Claim}
+		switch {
+		case e.Kind == history.Asked:
+			if _, is := asked[q]; !is {
+				asked[q] = e.At
+			}
+		case e.Kind == history.Answered:
+			from, is := asked[q]
+			delete(asked, q)
+			if !is || e.Has(history.Failed) || e.Store == 0 {
+				continue
+			}
+			behind, ahead := e.Store-e.At, e.Store-from
+			if !known {
+				known, c.behind, c.ahead = true, behind, ahead
+			}
+			c.behind, c.ahead = max(c.behind, behind), min(c.ahead, ahead)
 		}
 	}
-	return offset
 }
 
 // forgetsBetween reports whether what the store acknowledged at a time may have been
@@ -193,6 +272,15 @@ func clockOffset(events []history.Event) (offset int64) {
 func (c *check) forgetsBetween(acknowledged, later int64) bool {
 	return slices.ContainsFunc(c.Forgot, func(f Forgot) bool {
 		return f.Since <= acknowledged && acknowledged <= f.Until && f.At <= later
+	})
+}
+
+// resumed reports whether a process had just gone on at a time after a pause that began
+// before another: what it does then it had decided on before.
+func (c *check) resumed(process uint16, before, at int64) bool {
+	const moment = int64(250 * time.Millisecond)
+	return slices.ContainsFunc(c.pauses[process], func(s span) bool {
+		return s.from <= before && at-moment <= s.to && s.to-int64(time.Millisecond) <= at
 	})
 }
 

@@ -23,47 +23,54 @@ type life struct {
 	events []history.Event
 
 	published, letters int
-	rows               int
+	rows               []history.Event
 	runs               []run
 	acks               []history.Event
-	grants             []history.Event // Begin, answered Claimed
+	grants             []history.Event // Begin and Spend, answered Claimed, each claim's first
 	completions        []history.Event // Commit and Bury, answered OK
 }
 
-// token checks one token, whose events are given.
-func (c *check) token(events []history.Event, v *Verdict) {
-	l := sortOut(events)
+// reset empties l, which keeps its room.
+func (l *life) reset() {
+	*l = life{
+		events: l.events[:0], rows: l.rows[:0], runs: l.runs[:0], acks: l.acks[:0],
+		grants: l.grants[:0], completions: l.completions[:0],
+	}
+}
+
+// token checks one token.
+func (c *check) token(l *life, v *Verdict) {
 	if l.published > 0 {
 		v.Messages++
 	}
 	v.Published += l.published
 	v.DeadLetters += l.letters
-	for i := range events {
-		if answeredAs(&events[i], store.Begin, store.Duplicate) {
+	for i := range l.events {
+		if answeredAs(&l.events[i], store.Begin, store.Duplicate) {
 			v.Duplicates++
 		}
 	}
 	c.lost(l, v)
 	c.afterCompletion(l, v)
+	c.ofClaims(l, v)
 	c.overlaps(l, v)
-	c.acks(l, v)
+	c.acked(l, v)
 	c.attempts(l, v)
 	c.doubles(l, v)
 	c.claims(l, v)
 }
 
-func sortOut(events []history.Event) *life {
-	l := &life{token: events[0].Token, events: events}
-	seen := map[uint64]bool{}
-	for i := range events {
-		e := &events[i]
+func (l *life) sortOut() {
+	l.token = l.events[0].Token
+	for i := range l.events {
+		e := &l.events[i]
 		switch e.Kind {
 		case history.Published:
 			l.published++
 		case history.DeadLettered:
 			l.letters++
 		case history.Stored:
-			l.rows++
+			l.rows = append(l.rows, *e)
 		case history.Started:
 			l.runs = append(l.runs, run{process: e.Process, attempt: e.Attempt, claim: l.claimOf(e), started: e.At})
 		case history.Effect, history.Returned:
@@ -83,9 +90,8 @@ func sortOut(events []history.Event) *life {
 			l.acks = append(l.acks, *e)
 		case history.Answered:
 			switch {
-			case answeredAs(e, store.Begin, store.Claimed):
-				if !seen[e.Claim] { // else it was repeated
-					seen[e.Claim] = true
+			case answeredAs(e, store.Begin, store.Claimed), answeredAs(e, store.Spend, store.Claimed):
+				if l.grantOf(e.Claim) == nil { // else it was repeated
 					l.grants = append(l.grants, *e)
 				}
 			case answeredAs(e, store.Commit, store.OK), answeredAs(e, store.Bury, store.OK):
@@ -93,7 +99,6 @@ func sortOut(events []history.Event) *life {
 			}
 		}
 	}
-	return l
 }
 
 // claimOf is the last claim that was granted to who started a handler.
@@ -106,9 +111,18 @@ func (l *life) claimOf(started *history.Event) uint64 {
 	return 0
 }
 
+func (l *life) grantOf(claim uint64) *history.Event {
+	for i := range l.grants {
+		if l.grants[i].Claim == claim {
+			return &l.grants[i]
+		}
+	}
+	return nil
+}
+
 // effects are the runs that took effect, in the order of their effects.
 func (l *life) effects() []run {
-	var all []run
+	all := make([]run, 0, len(l.runs))
 	for _, r := range l.runs {
 		if r.effect != 0 {
 			all = append(all, r)
@@ -120,62 +134,102 @@ func (l *life) effects() []run {
 
 // lost: every published message has an effect, or is in the dead-letter destination.
 func (c *check) lost(l *life, v *Verdict) {
-	effects := len(l.effects())
-	if c.Transactional {
-		effects = l.rows
+	effects := len(l.rows)
+	if !c.Transactional {
+		effects = len(l.effects())
 	}
 	v.Effects += effects
 	if l.published > 0 && effects == 0 && l.letters == 0 {
 		v.Lost++
-		v.violate(Lost, l, l.events[0].At, "it has neither an effect nor a dead letter")
+		c.violate(v, Lost, l, l.events[0].At, "it has neither an effect nor a dead letter")
 	}
 }
 
 // afterCompletion: no handler starts after the completion of its token was acknowledged.
 func (c *check) afterCompletion(l *life, v *Verdict) {
-	for _, r := range l.runs {
-		for _, done := range l.completions {
-			if done.At < r.started && !c.forgetsBetween(done.At, r.started) {
-				v.violate(StartedAfterCompletion, l, r.started,
-					"process %d started its handler on attempt %d, %s after the store had acknowledged the completion by process %d",
-					r.process, r.attempt, span(r.started-done.At), done.Process)
+	for i := range l.runs {
+		r := &l.runs[i]
+		for j := range l.completions {
+			done := &l.completions[j]
+			if done.At < r.started && !c.forgetsBetween(done.At, r.started) && !c.stoppedBeforeStart(l, r, done.At) {
+				c.violate(v, StartedAfterCompletion, l, r.started,
+					"process %d started its handler on attempt %d, %s after the store had acknowledged the completion of claim %s by process %d",
+					r.process, r.attempt, interval(r.started-done.At), l.name(done.Claim), done.Process)
 				break
 			}
 		}
 	}
 }
 
-// overlaps: a handler runs under a claim, once, and never twice at a time in one process.
-func (c *check) overlaps(l *life, v *Verdict) {
-	for i, a := range l.runs {
+// stoppedBeforeStart reports whether a process was stopped, from before the completion of
+// its token by somebody else on, when it had looked at its clock and was about to call
+// the handler. Nobody can help that: it is as if it had been stopped a moment later.
+func (c *check) stoppedBeforeStart(l *life, r *run, completed int64) bool {
+	g := l.grantOf(r.claim)
+	return g != nil && g.At < completed && c.resumed(r.process, completed, r.started)
+}
+
+// ofClaims: a handler runs under a claim that was granted and is not given back yet, and
+// once under each.
+func (c *check) ofClaims(l *life, v *Verdict) {
+	for i := range l.runs {
+		a := &l.runs[i]
 		if a.claim == 0 {
-			v.violate(StartedUnclaimed, l, a.started, "process %d started its handler on attempt %d, and the store had granted it no such claim", a.process, a.attempt)
+			c.violate(v, StartedUnclaimed, l, a.started, "process %d started its handler on attempt %d, and the store had granted it no such claim", a.process, a.attempt)
+			continue
 		}
-		for _, b := range l.runs[i+1:] {
+		for j := range l.events {
+			e := &l.events[j]
+			if e.Kind != history.Asked || e.Claim != a.claim || store.Kind(e.Op) != store.Release {
+				continue
+			}
 			switch {
-			case a.claim == b.claim && a.claim != 0:
-				v.violate(ClaimRanTwice, l, b.started, "process %d started its handler twice under one claim, attempt %d", b.process, b.attempt)
-			case a.process == b.process && (a.returned == 0 || a.returned > b.started):
-				v.violate(OverlapInProcess, l, b.started, "process %d started its handler on attempt %d while its run on attempt %d had not returned", b.process, b.attempt, a.attempt)
+			case e.At < a.started:
+				c.violate(v, StartedUnclaimed, l, a.started, "process %d started its handler on attempt %d, %s after it had given claim %s back",
+					a.process, a.attempt, interval(a.started-e.At), l.name(a.claim))
+			case a.effect > e.At, a.returned > e.At:
+				c.violate(v, ReleasedWhileRunning, l, e.At, "process %d gave claim %s back while its handler ran under it", a.process, l.name(a.claim))
+			default:
+				continue
+			}
+			break
+		}
+		for j := range l.runs[i+1:] {
+			if b := &l.runs[i+1+j]; a.claim == b.claim {
+				c.violate(v, ClaimRanTwice, l, b.started, "process %d started its handler twice under claim %s, attempt %d", b.process, l.name(b.claim), b.attempt)
 			}
 		}
 	}
 }
 
-// acks: a delivery is acked only by a process that knows of a completion or a burial.
-func (c *check) acks(l *life, v *Verdict) {
-	for _, ack := range l.acks {
+// overlaps: a token's handler never runs twice at a time in one process.
+func (c *check) overlaps(l *life, v *Verdict) {
+	for i := range l.runs {
+		a := &l.runs[i]
+		for j := range l.runs[i+1:] {
+			if b := &l.runs[i+1+j]; a.process == b.process && (a.returned == 0 || a.returned > b.started) {
+				c.violate(v, OverlapInProcess, l, b.started, "process %d started its handler on attempt %d while its run on attempt %d had not returned", b.process, b.attempt, a.attempt)
+			}
+		}
+	}
+}
+
+// acked: a delivery is acked only by a process that knows of a completion or a burial.
+func (c *check) acked(l *life, v *Verdict) {
+	for i := range l.acks {
+		ack := &l.acks[i]
+		// Dead-lettered without a claim: the message's token was of no use.
 		knows := l.letters > 0 && !slices.ContainsFunc(l.runs, func(r run) bool { return r.effect != 0 })
-		for i := range l.events {
-			e := &l.events[i]
-			if e.At > ack.At {
+		for j := range l.events {
+			e := &l.events[j]
+			if knows || e.At > ack.At {
 				break
 			}
-			knows = knows || e.Process == ack.Process &&
-				(answeredAs(e, store.Commit, store.OK) || answeredAs(e, store.Bury, store.OK) || answeredAs(e, store.Begin, store.Duplicate))
+			knows = e.Process == ack.Process && (answeredAs(e, store.Commit, store.OK) || answeredAs(e, store.Bury, store.OK) ||
+				answeredAs(e, store.Begin, store.Duplicate) || answeredAs(e, store.Spend, store.Claimed) || answeredAs(e, store.Spend, store.Duplicate))
 		}
 		if !knows {
-			v.violate(AckedWithoutCause, l, ack.At, "process %d acked it, and had no answer of the store that it is done or dead", ack.Process)
+			c.violate(v, AckedWithoutCause, l, ack.At, "process %d acked it, and had no answer of the store that it is done or dead", ack.Process)
 		}
 	}
 }
@@ -183,10 +237,12 @@ func (c *check) acks(l *life, v *Verdict) {
 // attempts: no two claims have the same number.
 func (c *check) attempts(l *life, v *Verdict) {
 	v.Claims += len(l.grants)
-	for i, a := range l.grants {
-		for _, b := range l.grants[i+1:] {
-			if a.Attempt == b.Attempt && !c.forgetsBetween(a.At, b.At) {
-				v.violate(AttemptRepeated, l, b.At, "attempt %d was given to process %d and to process %d", a.Attempt, a.Process, b.Process)
+	for i := range l.grants {
+		a := &l.grants[i]
+		for j := range l.grants[i+1:] {
+			if b := &l.grants[i+1+j]; a.Attempt == b.Attempt && !c.forgetsBetween(a.At, b.At) {
+				c.violate(v, AttemptRepeated, l, b.At, "attempt %d was given to claim %s of process %d and to claim %s of process %d",
+					a.Attempt, l.name(a.Claim), a.Process, l.name(b.Claim), b.Process)
 			}
 		}
 		if i > 0 && !l.ended(l.grants[i-1].Claim, a.At) {
@@ -197,19 +253,26 @@ func (c *check) attempts(l *life, v *Verdict) {
 
 // ended reports whether the store had acknowledged the end of a claim.
 func (l *life) ended(claim uint64, before int64) bool {
-	return slices.ContainsFunc(l.events, func(e history.Event) bool {
-		return e.At <= before && e.Claim == claim && (answeredAs(&e, store.Release, store.OK) || answeredAs(&e, store.Commit, store.OK) || answeredAs(&e, store.Bury, store.OK))
-	})
+	for i := range l.events {
+		e := &l.events[i]
+		if e.At <= before && e.Claim == claim && (answeredAs(e, store.Release, store.OK) || answeredAs(e, store.Commit, store.OK) || answeredAs(e, store.Bury, store.OK)) {
+			return true
+		}
+	}
+	return false
 }
 
 // doubles: an effect happens again only in the windows that the promise names.
 func (c *check) doubles(l *life, v *Verdict) {
 	if c.Transactional {
-		if l.rows > 1 && !c.forgetsBetween(l.events[0].At, l.events[len(l.events)-1].At) {
-			v.DoubledElsewhere += l.rows - 1
-			v.violate(Doubled, l, l.events[0].At, "%d effects are in the database", l.rows)
-		} else if l.rows > 1 {
-			v.InWindow[Forgotten] += l.rows - 1
+		again := len(l.rows) - 1
+		switch {
+		case again < 1:
+		case c.forgetsBetween(l.events[0].At, l.events[len(l.events)-1].At):
+			v.InWindow[Forgotten] += again
+		default:
+			v.DoubledElsewhere += again
+			c.violate(v, Doubled, l, l.events[0].At, "%d effects are in the database", len(l.rows))
 		}
 		return
 	}
@@ -223,90 +286,38 @@ func (c *check) doubles(l *life, v *Verdict) {
 			v.InWindow[w]++
 		} else {
 			v.DoubledElsewhere++
-			v.violate(Doubled, l, again.effect, "attempt %d of process %d took effect, and attempt %d of process %d again %s later: %s",
-				before.attempt, before.process, again.attempt, again.process, span(again.effect-before.effect), why)
+			c.violate(v, Doubled, l, again.effect, "attempt %d of process %d took effect, and attempt %d of process %d again %s later: %s",
+				before.attempt, before.process, again.attempt, again.process, interval(again.effect-before.effect), why)
 		}
 	}
 }
 
 // window is the one in which an effect happened again, or else why it is in none.
 func (c *check) window(l *life, before, again *run) (w Window, why string) {
-	for _, done := range l.completions {
-		if done.At < again.started {
-			if c.forgetsBetween(done.At, again.started) {
-				return Forgotten, ""
-			}
-			return 0, fmt.Sprintf("the completion by process %d was acknowledged before", done.Process)
+	for i := range l.completions {
+		switch done := &l.completions[i]; {
+		case done.At >= again.started:
+		case c.forgetsBetween(done.At, again.started):
+			return Forgotten, ""
+		case c.stoppedBeforeStart(l, again, done.At):
+			return LeaseLost, ""
+		default:
+			return 0, fmt.Sprintf("the completion of claim %s by process %d was acknowledged before", l.name(done.Claim), done.Process)
 		}
 	}
-	if before.claim == again.claim && again.claim != 0 {
-		return 0, "both under one claim"
+	if before.claim == again.claim || before.claim == 0 || again.claim == 0 {
+		return 0, "not under a claim of each its own"
+	}
+	for i := range l.events {
+		if e := &l.events[i]; e.At < again.started && e.Kind == history.Asked && e.Claim == before.claim && store.Kind(e.Op) == store.Release {
+			return 0, fmt.Sprintf("claim %s, under which it had happened, was given back", l.name(e.Claim))
+		}
 	}
 	if died, is := c.died[before.process]; is && before.effect <= died && died <= again.started+int64(c.Lease) {
 		return Died, ""
 	}
-	for i := range l.events {
-		e := &l.events[i]
-		if e.At > again.started {
-			break
-		}
-		if e.Kind == history.Asked && e.Claim == before.claim && store.Kind(e.Op) == store.Release && e.At > before.effect {
-			return 0, "the first claim was released after its effect"
-		}
-	}
-	if c.forgetsBetween(l.grantOf(before.claim), again.started) {
+	if c.forgetsBetween(l.grantOf(before.claim).At, again.started) {
 		return Forgotten, ""
 	}
 	return LeaseLost, "" // that it had run out when the other was granted is for claims
-}
-
-func (l *life) grantOf(claim uint64) int64 {
-	for _, g := range l.grants {
-		if g.Claim == claim {
-			return g.At
-		}
-	}
-	return l.events[0].At
-}
-
-// order: the first effects of a key's messages are in the order of their publishing.
-// Messages that were published at once may change places.
-func (c *check) order(v *Verdict) {
-	type first struct {
-		l      *life
-		seq    uint32
-		effect int64
-	}
-	keys := map[uint32][]first{}
-	for _, events := range c.tokens {
-		l := sortOut(events)
-		effects := l.effects()
-		if len(effects) == 0 {
-			continue
-		}
-		for i := range events {
-			if e := &events[i]; e.Kind == history.Published {
-				keys[e.Key] = append(keys[e.Key], first{l: l, seq: e.Seq, effect: effects[0].effect})
-				break
-			}
-		}
-	}
-	for key, all := range keys {
-		slices.SortFunc(all, func(a, b first) int { return cmp.Or(cmp.Compare(a.seq, b.seq), cmp.Compare(a.effect, b.effect)) })
-		// The latest first effect of what was published before the present number.
-		var latest, group *first
-		for i := range all {
-			f := &all[i]
-			if group != nil && group.seq != f.seq {
-				if latest == nil || group.effect > latest.effect {
-					latest = group
-				}
-			}
-			if latest != nil && f.effect < latest.effect {
-				v.violate(OutOfOrder, f.l, f.effect, "it took effect %s before token %d, which was published before it under key %d",
-					span(latest.effect-f.effect), latest.l.token, key)
-			}
-			group = f
-		}
-	}
 }

@@ -1,7 +1,9 @@
 package checker
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,6 +20,7 @@ const (
 	Doubled                Rule = "doubled outside the windows"
 	StartedAfterCompletion Rule = "started after its completion was acknowledged"
 	StartedUnclaimed       Rule = "started without a claim"
+	ReleasedWhileRunning   Rule = "released while its handler ran"
 	ClaimRanTwice          Rule = "one claim ran twice"
 	OverlapInProcess       Rule = "two runs at a time in one process"
 	AckedWithoutCause      Rule = "acked without cause"
@@ -32,7 +35,7 @@ type Violation struct {
 	Token   uint32
 	At      int64 // of history.Now
 	Text    string
-	History []string // of the token, a line each
+	History []string // of the token, a line each; times count from its first event
 }
 
 // String is the whole of it, on several lines.
@@ -40,64 +43,34 @@ func (x Violation) String() string {
 	return fmt.Sprintf("%s: token %d: %s\n\t%s", x.Rule, x.Token, x.Text, strings.Join(x.History, "\n\t"))
 }
 
-func (v *Verdict) violate(rule Rule, l *life, at int64, format string, args ...any) {
+func (c *check) violate(v *Verdict, rule Rule, l *life, at int64, format string, args ...any) {
 	v.Total[rule]++
 	if v.Total[rule] > MaxViolations {
 		return
 	}
-	v.Violations = append(v.Violations, Violation{Rule: rule, Token: l.token, At: at, Text: fmt.Sprintf(format, args...), History: l.lines()})
+	v.Violations = append(v.Violations, Violation{Rule: rule, Token: l.token, At: at, Text: fmt.Sprintf(format, args...), History: c.lines(l)})
 }
 
-func span(ns int64) string { return time.Duration(ns).Round(time.Microsecond).String() }
+func interval(ns int64) string { return time.Duration(ns).Round(time.Microsecond).String() }
 
-// lines are a token's history in words; times count from its first event, claims are
-// lettered in the order of their appearance.
-func (l *life) lines() []string {
-	names := map[uint64]string{}
-	claim := func(id uint64) string {
-		if id == 0 {
-			return ""
-		}
-		if names[id] == "" {
-			names[id] = letters(len(names))
-		}
-		return " claim " + names[id]
-	}
-	out := make([]string, len(l.events))
+// clock is a time as the lines show it.
+func (l *life) clock(at int64) string {
+	return fmt.Sprintf("%.6f s", time.Duration(at-l.events[0].At).Seconds())
+}
+
+// name letters the claims in the order of their appearance.
+func (l *life) name(claim uint64) string {
+	var seen []uint64
 	for i := range l.events {
-		e := &l.events[i]
-		var b strings.Builder
-		fmt.Fprintf(&b, "%12.6f s  ", time.Duration(e.At-l.events[0].At).Seconds())
-		switch e.Kind {
-		case history.Published:
-			fmt.Fprintf(&b, "published, key %d, number %d", e.Key, e.Seq)
-		case history.DeadLettered:
-			b.WriteString("found in the dead-letter destination, at the end")
-		case history.Stored:
-			fmt.Fprintf(&b, "found in the database, at the end: attempt %d of process %d", e.Attempt, e.Process)
-		case history.Asked:
-			fmt.Fprintf(&b, "process %d asks: %s%s", e.Process, opName(e.Op), claim(e.Claim))
-		case history.Answered:
-			fmt.Fprintf(&b, "process %d is answered: %s%s: ", e.Process, opName(e.Op), claim(e.Claim))
-			if e.Has(history.Failed) {
-				b.WriteString("an error")
+		id := l.events[i].Claim
+		if id != 0 && !slices.Contains(seen, id) {
+			if id == claim {
 				break
 			}
-			b.WriteString(statusName(e.Status))
-			if e.Attempt > 0 {
-				fmt.Fprintf(&b, ", attempt %d", e.Attempt)
-			}
-		case history.Acked:
-			fmt.Fprintf(&b, "process %d acks", e.Process)
-		default:
-			fmt.Fprintf(&b, "process %d: handler %s, attempt %d", e.Process, e.Kind, e.Attempt)
-			if e.Has(history.Failed) {
-				b.WriteString(", an error")
-			}
+			seen = append(seen, id)
 		}
-		out[i] = b.String()
 	}
-	return out
+	return letters(len(seen))
 }
 
 func letters(n int) string {
@@ -105,6 +78,109 @@ func letters(n int) string {
 		return string(rune('A' + n))
 	}
 	return letters(n/26-1) + string(rune('A'+n%26))
+}
+
+// lines are a token's history in words, with the faults that happened meanwhile.
+func (c *check) lines(l *life) []string {
+	events := slices.Clone(l.events)
+	from, to := events[0].At, events[len(events)-1].At
+	for _, f := range c.faults {
+		if f.At <= to && f.Until >= from {
+			events = append(events, f)
+		}
+	}
+	slices.SortStableFunc(events, func(a, b history.Event) int { return cmp.Compare(a.At, b.At) })
+	out := make([]string, len(events))
+	for i := range events {
+		out[i] = fmt.Sprintf("%14s  %s", l.clock(events[i].At), c.line(l, &events[i]))
+	}
+	return out
+}
+
+func (c *check) line(l *life, e *history.Event) string {
+	failed := e.Has(history.Failed)
+	switch e.Kind {
+	case history.Published:
+		return fmt.Sprintf("published, key %d, number %d", e.Key, e.Seq)
+	case history.DeadLettered:
+		return "found in the dead-letter destination, at the end"
+	case history.Stored:
+		return fmt.Sprintf("found in the database, at the end: attempt %d of process %d", e.Attempt, e.Process)
+	case history.Asked:
+		return fmt.Sprintf("process %d asks: %s, claim %s", e.Process, opName(e.Op), l.name(e.Claim))
+	case history.Answered:
+		said := "an error, or nothing"
+		if !failed {
+			said = answerName(e.Status, e.Attempt)
+		}
+		return fmt.Sprintf("process %d is answered: %s, claim %s: %s", e.Process, opName(e.Op), l.name(e.Claim), said)
+	case history.Acked:
+		return fmt.Sprintf("process %d acks", e.Process)
+	case history.Fault:
+		name := fmt.Sprintf("fault %d", e.Op)
+		if c.FaultName != nil {
+			name = c.FaultName(e.Op)
+		}
+		if e.Process != 0 {
+			name += fmt.Sprintf(" of process %d", e.Process)
+		}
+		if died, is := c.died[e.Process]; is && died == e.Until {
+			name += ", which ends it"
+		}
+		return fmt.Sprintf("-- %s, until %s", name, l.clock(e.Until))
+	default:
+		ending := ""
+		if failed {
+			ending = ", an error"
+		}
+		return fmt.Sprintf("process %d: handler %s, attempt %d%s", e.Process, e.Kind, e.Attempt, ending)
+	}
+}
+
+// explain says which answer fits no order of the operations, and what it had to be.
+func (c *check) explain(l *life, m *model) (at int64, text string) {
+	before, odd := m.oddOne()
+	if odd == nil {
+		return l.events[0].At, "no order of its operations explains all answers"
+	}
+	answer := odd.answer
+	did := fmt.Sprintf("process %d was answered %q when it asked for %s of claim %s", odd.process, answerName(answer.Status, answer.Attempt), opName(answer.Op), l.name(odd.claim))
+	var because []string
+	for _, s := range before {
+		holder, process := m.holder(s.claim)
+		live := l.clock(int64(s.renewed.Plus(m.lease)) - c.behind)
+		_, reply, _ := m.do(s, odd.request, odd.latest)
+		had := answerName(uint8(reply.Status), uint16(reply.Attempt))
+		var why string
+		switch s.state {
+		case store.Running:
+			why = fmt.Sprintf("while claim %s of process %d was in progress, live until %s at least", l.name(holder), process, live)
+			if s.claim == odd.id {
+				why = fmt.Sprintf("while that was in progress, attempt %d", s.attempt)
+			}
+		case store.Absent:
+			why = "when there was no record of it"
+		default:
+			why = fmt.Sprintf("when it was %s under claim %s of process %d, attempt %d", s.state, l.name(holder), process, s.attempt)
+		}
+		because = append(because, fmt.Sprintf("%s: it had to be %q", why, had))
+		if len(because) == 3 {
+			break
+		}
+	}
+	if answer.Status == uint8(store.Claimed) {
+		did = fmt.Sprintf("claim %s was granted to process %d at %s, as attempt %d,", l.name(odd.claim), odd.process, l.clock(answer.At), answer.Attempt)
+	}
+	return answer.At, did + " " + strings.Join(because, "; or ")
+}
+
+func (m *model) holder(id int32) (claim uint64, process uint16) {
+	for _, r := range m.sent {
+		if r.id == id {
+			return r.claim, r.process
+		}
+	}
+	return 0, 0
 }
 
 func opName(op uint8) string {
@@ -118,13 +194,17 @@ func opName(op uint8) string {
 	return fmt.Sprintf("operation %d", op)
 }
 
-func statusName(status uint8) string {
+func answerName(status uint8, attempt uint16) string {
 	names := [...]string{
 		store.OK: "ok", store.Claimed: "claimed", store.Duplicate: "done or dead", store.InProgress: "in progress elsewhere", store.NeedAlone: "to be claimed alone",
 		store.Superseded: "superseded", store.Unknown: "unknown", store.Conflict: "conflict", store.Lost: "the claim is lost",
 	}
+	name := fmt.Sprintf("status %d", status)
 	if int(status) < len(names) && names[status] != "" {
-		return names[status]
+		name = names[status]
 	}
-	return fmt.Sprintf("status %d", status)
+	if attempt > 0 && store.Status(status) == store.Claimed {
+		name += fmt.Sprintf(", attempt %d", attempt)
+	}
+	return name
 }
