@@ -34,6 +34,8 @@ type kafkaBroker struct {
 	admin  *kafka.Client
 	writer *kgo.Client
 
+	size int // partitions of the source, from the next round on
+
 	run                 string
 	topic, group, dead  string
 	partitions, letters []int
@@ -44,7 +46,7 @@ type kafkaBroker struct {
 // server.
 func NewKafka(tb testing.TB, owns bool) Broker {
 	tb.Helper()
-	b := &kafkaBroker{tb: tb, kind: "kafka-reader"}
+	b := &kafkaBroker{tb: tb, kind: "kafka-reader", size: kafkaPartitions}
 	if owns {
 		b.kind = "kafka-group"
 	}
@@ -102,9 +104,9 @@ func (b *kafkaBroker) Round(run string) {
 	// A run that is repeated has topics of its own: the old ones may be there for a moment.
 	name := fmt.Sprintf("%s.%08x", run, rand.Uint32())
 	b.run, b.topic, b.group, b.dead = run, name, name+".group", name+".dead"
-	b.server.CreateTopic(b.tb, b.topic, kafkaPartitions)
+	b.server.CreateTopic(b.tb, b.topic, b.size)
 	b.server.CreateTopic(b.tb, b.dead, 1)
-	b.partitions, b.letters = make([]int, kafkaPartitions), []int{0}
+	b.partitions, b.letters = make([]int, b.size), []int{0}
 	for i := range b.partitions {
 		b.partitions[i] = i
 	}

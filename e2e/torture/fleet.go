@@ -32,6 +32,7 @@ type fleet struct {
 	dir    string // of histories and logs
 	config role.Config
 	named  bool // processes of a slot share the name of an instance
+	spared int  // slots, from the first on, that a deploy leaves alone
 	record func(history.Event)
 	slots  []*slot
 	wg     sync.WaitGroup
@@ -207,7 +208,7 @@ func (f *fleet) pause(ctx context.Context, s *slot, d time.Duration) {
 
 // deploy replaces the processes, one after another.
 func (f *fleet) deploy(ctx context.Context, between time.Duration) {
-	for _, s := range f.slots[:len(f.slots)-1] {
+	for _, s := range f.slots[f.spared : len(f.slots)-1] {
 		s.mu.Lock()
 		if s.now != nil {
 			f.end(s.now, Deploy)
