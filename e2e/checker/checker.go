@@ -247,12 +247,12 @@ func (c *check) readClocks() {
 	for i := range c.Events {
 		e := &c.Events[i]
 		q := question{e.Process, e.Op, e.Claim}
-		switch {
-		case e.Kind == history.Asked:
+		switch e.Kind {
+		case history.Asked:
 			if _, is := asked[q]; !is {
 				asked[q] = e.At
 			}
-		case e.Kind == history.Answered:
+		case history.Answered:
 			from, is := asked[q]
 			delete(asked, q)
 			if !is || e.Has(history.Failed) || e.Store == 0 {
@@ -267,11 +267,11 @@ func (c *check) readClocks() {
 	}
 }
 
-// forgetsBetween reports whether what the store acknowledged at a time may have been
+// forgets reports whether what was asked for and acknowledged in a time may have been
 // forgotten before a later one.
-func (c *check) forgetsBetween(acknowledged, later int64) bool {
+func (c *check) forgets(acknowledged span, later int64) bool {
 	return slices.ContainsFunc(c.Forgot, func(f Forgot) bool {
-		return f.Since <= acknowledged && acknowledged <= f.Until && f.At <= later
+		return f.Since <= acknowledged.to && acknowledged.from <= f.Until && f.At <= later
 	})
 }
 

@@ -22,8 +22,8 @@ type model struct {
 	// No answer tells of more attempts and expiries than these: beyond them all are the same.
 	attempts, expiries int
 
-	ids    map[uint64]int32
-	names  []string
+	hashes []uint64 // of names
+	names  []string // of claims and owners; the first is none
 	gaveUp bool
 
 	moments [3]rules.Instant // what times returns
@@ -182,14 +182,13 @@ func (m *model) do(r record, req *request, now rules.Instant) (record, store.Rep
 
 // intern gives what is hashed a number, and a name that is as long.
 func (m *model) intern(hash uint64) int32 {
-	if m.ids == nil {
-		m.ids, m.names = map[uint64]int32{}, []string{""}
+	if len(m.names) == 0 {
+		m.hashes, m.names = []uint64{0}, []string{""}
 	}
-	id, is := m.ids[hash]
-	if !is {
-		id = int32(len(m.names))
-		m.ids[hash] = id
-		m.names = append(m.names, string(binary.BigEndian.AppendUint64(nil, hash)))
+	if i := slices.Index(m.hashes[1:], hash); i >= 0 {
+		return int32(i + 1)
 	}
-	return id
+	m.hashes = append(m.hashes, hash)
+	m.names = append(m.names, string(binary.BigEndian.AppendUint64(nil, hash)))
+	return int32(len(m.names) - 1)
 }

@@ -120,6 +120,21 @@ func (l *life) grantOf(claim uint64) *history.Event {
 	return nil
 }
 
+// took is when an answer was asked for, at first, until it was there: the store was done
+// with it some time between.
+func (l *life) took(answer *history.Event) span {
+	for i := range l.events {
+		e := &l.events[i]
+		if e.At > answer.At {
+			break
+		}
+		if e.Kind == history.Asked && e.Claim == answer.Claim && e.Op == answer.Op && e.Process == answer.Process {
+			return span{e.At, answer.At}
+		}
+	}
+	return span{answer.At, answer.At}
+}
+
 // effects are the runs that took effect, in the order of their effects.
 func (l *life) effects() []run {
 	all := make([]run, 0, len(l.runs))
@@ -151,7 +166,7 @@ func (c *check) afterCompletion(l *life, v *Verdict) {
 		r := &l.runs[i]
 		for j := range l.completions {
 			done := &l.completions[j]
-			if done.At < r.started && !c.forgetsBetween(done.At, r.started) && !c.stoppedBeforeStart(l, r, done.At) {
+			if done.At < r.started && !c.forgotten(l, r, done) && !c.stoppedBeforeStart(l, r, done.At) {
 				c.violate(v, StartedAfterCompletion, l, r.started,
 					"process %d started its handler on attempt %d, %s after the store had acknowledged the completion of claim %s by process %d",
 					r.process, r.attempt, interval(r.started-done.At), l.name(done.Claim), done.Process)
@@ -159,6 +174,13 @@ func (c *check) afterCompletion(l *life, v *Verdict) {
 			}
 		}
 	}
+}
+
+// forgotten reports whether the store may have forgotten, before a run started, the
+// completion that came before it, or before that the claim which the run is under.
+func (c *check) forgotten(l *life, r *run, done *history.Event) bool {
+	g := l.grantOf(r.claim)
+	return c.forgets(l.took(done), r.started) || g != nil && c.forgets(l.took(g), done.At)
 }
 
 // stoppedBeforeStart reports whether a process was stopped, from before the completion of
@@ -240,7 +262,7 @@ func (c *check) attempts(l *life, v *Verdict) {
 	for i := range l.grants {
 		a := &l.grants[i]
 		for j := range l.grants[i+1:] {
-			if b := &l.grants[i+1+j]; a.Attempt == b.Attempt && !c.forgetsBetween(a.At, b.At) {
+			if b := &l.grants[i+1+j]; a.Attempt == b.Attempt && !c.forgets(l.took(a), b.At) && !c.forgets(l.took(b), a.At) {
 				c.violate(v, AttemptRepeated, l, b.At, "attempt %d was given to claim %s of process %d and to claim %s of process %d",
 					a.Attempt, l.name(a.Claim), a.Process, l.name(b.Claim), b.Process)
 			}
@@ -268,7 +290,7 @@ func (c *check) doubles(l *life, v *Verdict) {
 		again := len(l.rows) - 1
 		switch {
 		case again < 1:
-		case c.forgetsBetween(l.events[0].At, l.events[len(l.events)-1].At):
+		case c.forgets(span{l.events[0].At, l.events[len(l.events)-1].At}, l.events[len(l.events)-1].At):
 			v.InWindow[Forgotten] += again
 		default:
 			v.DoubledElsewhere += again
@@ -297,7 +319,7 @@ func (c *check) window(l *life, before, again *run) (w Window, why string) {
 	for i := range l.completions {
 		switch done := &l.completions[i]; {
 		case done.At >= again.started:
-		case c.forgetsBetween(done.At, again.started):
+		case c.forgotten(l, again, done):
 			return Forgotten, ""
 		case c.stoppedBeforeStart(l, again, done.At):
 			return LeaseLost, ""
@@ -316,7 +338,7 @@ func (c *check) window(l *life, before, again *run) (w Window, why string) {
 	if died, is := c.died[before.process]; is && before.effect <= died && died <= again.started+int64(c.Lease) {
 		return Died, ""
 	}
-	if c.forgetsBetween(l.grantOf(before.claim).At, again.started) {
+	if c.forgets(l.took(l.grantOf(before.claim)), again.started) {
 		return Forgotten, ""
 	}
 	return LeaseLost, "" // that it had run out when the other was granted is for claims
