@@ -155,6 +155,9 @@ type check struct {
 // span is a time of [history.Now], and another.
 type span struct{ from, to int64 }
 
+// settling is how long a stop may take to show.
+const settling = int64(50 * time.Millisecond)
+
 func (c *check) tokens() int { return len(c.begins) - 1 }
 
 // live gathers what is known of a token.
@@ -205,13 +208,12 @@ func (c *check) group() {
 // that is not followed by anything that the process did. And when they stood still: they
 // did nothing for the time of a fault.
 func (c *check) findFaults() {
-	const settling = int64(50 * time.Millisecond)
 	last := map[uint16]int64{}
 	still := map[uint16][]span{}
 	for i := range c.Events {
 		if e := &c.Events[i]; e.Kind == history.Fault {
 			c.faults = append(c.faults, *e)
-			if e.Process != 0 && e.Until-e.At > 2*settling {
+			if e.Process != 0 && e.Until-e.At > 3*settling {
 				still[e.Process] = append(still[e.Process], span{e.At, e.Until})
 			}
 		}
@@ -223,7 +225,7 @@ func (c *check) findFaults() {
 		}
 		last[e.Process] = max(last[e.Process], e.At)
 		if s := still[e.Process]; len(s) > 0 {
-			still[e.Process] = slices.DeleteFunc(s, func(s span) bool { return s.from+settling < e.At && e.At < s.to })
+			still[e.Process] = slices.DeleteFunc(s, func(s span) bool { return s.from+settling < e.At && e.At < s.to-settling })
 		}
 	}
 	c.pauses = still
@@ -272,15 +274,6 @@ func (c *check) readClocks() {
 func (c *check) forgets(acknowledged span, later int64) bool {
 	return slices.ContainsFunc(c.Forgot, func(f Forgot) bool {
 		return f.Since <= acknowledged.to && acknowledged.from <= f.Until && f.At <= later
-	})
-}
-
-// resumed reports whether a process had just gone on at a time after a pause that began
-// before another: what it does then it had decided on before.
-func (c *check) resumed(process uint16, before, at int64) bool {
-	const moment = int64(250 * time.Millisecond)
-	return slices.ContainsFunc(c.pauses[process], func(s span) bool {
-		return s.from <= before && at-moment <= s.to && s.to-int64(time.Millisecond) <= at
 	})
 }
 

@@ -80,6 +80,21 @@ func TestPlanted(t *testing.T) {
 			c.run()
 			c.commit(arrives)
 		}, nil},
+		{"a claim that is given back while its handler runs", checker.ReleasedWhileRunning, func(w *world) {
+			c, _ := w.begin(1, 1)
+			c.start()
+			c.release(false)
+			c.effect()
+			c.event(history.Returned, 0)
+		}, nil},
+		{"a run under a claim that was given back", checker.StartedUnclaimed, func(w *world) {
+			c, _ := w.begin(1, 1)
+			c.release(false)
+			c.run()
+		}, nil},
+		{"handled again after it was done, long after a pause", checker.StartedAfterCompletion, func(w *world) {
+			resumed(w, time.Second)
+		}, nil},
 		{"one claim, two runs", checker.ClaimRanTwice, func(w *world) {
 			c, _ := w.begin(1, 1)
 			c.run()
@@ -184,6 +199,16 @@ func TestPlanted(t *testing.T) {
 			stories["handled"](w, 2)
 			stories["handled"](w, 1)
 		}, nil},
+		{"out of order: what took effect first was rolled back", checker.OutOfOrder, func(w *world) {
+			w.publish(2, 1)
+			c, _ := w.begin(1, 1)
+			c.run()
+			c.release(false)
+			stories["handled"](w, 2)
+			stories["handled"](w, 1)
+			w.add(history.Event{Kind: history.Stored, Token: 1, Attempt: 2, Process: 1})
+			w.add(history.Event{Kind: history.Stored, Token: 2, Attempt: 1, Process: 1})
+		}, func(r *checker.Run) { r.Transactional = true }},
 		{"two rows", checker.Doubled, func(w *world) {
 			w.add(history.Event{Kind: history.Stored, Token: 1, Attempt: 1})
 			w.add(history.Event{Kind: history.Stored, Token: 1, Attempt: 2})
@@ -208,6 +233,88 @@ func TestPlanted(t *testing.T) {
 				t.Errorf("its words: %s", text)
 			}
 		})
+	}
+}
+
+// resumed is a process that is stopped when it is about to call the handler, until
+// somebody else is done with the message; it calls it some time after it goes on.
+func resumed(w *world, after time.Duration) {
+	c, _ := w.begin(1, 1)
+	stopped := int64(w.now)
+	w.now += lease
+	other, _ := w.begin(2, 1)
+	other.run()
+	other.commit(arrives)
+	other.ack()
+	w.now += time.Second
+	w.events = append(w.events, history.Event{Kind: history.Fault, Op: 2, Process: 1, At: stopped, Until: int64(w.now)})
+	w.now += after
+	c.run()
+	c.commit(arrives) // lost
+	c.begin(arrives)  // a duplicate
+	c.ack()
+}
+
+// Between the last look at the clock and the call of the handler a process may be stopped:
+// that is a lost lease like any other.
+func TestStoppedBeforeStart(t *testing.T) {
+	w := newWorld()
+	w.publish(1, 1)
+	resumed(w, 0)
+	if v := w.check(); len(v.Violations) > 0 || v.InWindow[checker.LeaseLost] != 1 {
+		t.Errorf("%v in windows, %v", v.InWindow, v.Violations)
+	}
+}
+
+// At most once: a token that was spent is handled once, and acked whatever comes of it.
+func TestSpent(t *testing.T) {
+	w := newWorld()
+	w.publish(1, 1)
+	c, again := claim{w: w, process: 1, token: 1, id: 1}, claim{w: w, process: 2, token: 1, id: 2}
+	c.attempt = w.ask(1, store.Op{Kind: store.Spend}, 1, c.id, arrives).Attempt
+	c.run()
+	c.ack()
+	w.ask(2, store.Op{Kind: store.Spend}, 1, again.id, arrives)
+	again.ack()
+	if v := w.check(); len(v.Violations) > 0 || v.Effects != 1 {
+		t.Errorf("%d effects, %v", v.Effects, v.Violations)
+	}
+}
+
+// The words are for people who do not know the checker.
+func TestWords(t *testing.T) {
+	w := newWorld()
+	w.publish(1, 1)
+	c, _ := w.begin(3, 1)
+	c.start()
+	w.records[1].Lease = 0
+	other, _ := w.begin(4, 1)
+	other.run()
+	w.kill(3)
+	other.commit(arrives)
+	other.ack()
+	v := w.check(func(r *checker.Run) {
+		r.FaultName = func(op uint8) string { return map[uint8]string{1: "kill"}[op] }
+	})
+	if len(v.Violations) != 1 {
+		t.Fatal(v.Violations)
+	}
+	const want = `the store's answers fit no order of its operations: token 1: claim B was granted to process 4 at 0.005000 s, as attempt 2, while claim A of process 3 was in progress, live until 1.996000 s at least: it had to be "in progress elsewhere"
+	    0.000000 s  published, key 1, number 1
+	    0.001000 s  process 3 asks: Begin, claim A
+	    0.002000 s  process 3 is answered: Begin, claim A: claimed, attempt 1
+	    0.003000 s  process 3: handler started, attempt 1
+	    0.004000 s  process 4 asks: Begin, claim B
+	    0.005000 s  process 4 is answered: Begin, claim B: claimed, attempt 2
+	    0.006000 s  process 4: handler started, attempt 2
+	    0.007000 s  process 4: handler effect, attempt 2
+	    0.008000 s  process 4: handler returned, attempt 2
+	    0.009000 s  -- kill of process 3, which ends it, until 0.009000 s
+	    0.010000 s  process 4 asks: Commit, claim B
+	    0.011000 s  process 4 is answered: Commit, claim B: ok
+	    0.012000 s  process 4 acks`
+	if got := v.Violations[0].String(); got != want {
+		t.Errorf("got:\n%s\nwant:\n%s", got, want)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/idemq/idemq/e2e/history"
 	"github.com/idemq/idemq/idem/store"
@@ -183,12 +184,15 @@ func (c *check) forgotten(l *life, r *run, done *history.Event) bool {
 	return c.forgets(l.took(done), r.started) || g != nil && c.forgets(l.took(g), done.At)
 }
 
-// stoppedBeforeStart reports whether a process was stopped, from before the completion of
-// its token by somebody else on, when it had looked at its clock and was about to call
-// the handler. Nobody can help that: it is as if it had been stopped a moment later.
+// stoppedBeforeStart reports whether a process was stopped when it had looked at its clock
+// and was about to call the handler, and went on when somebody else had completed the
+// token. Nobody can help that: it is as if it had been stopped a moment later.
 func (c *check) stoppedBeforeStart(l *life, r *run, completed int64) bool {
+	const moment = int64(250 * time.Millisecond)
 	g := l.grantOf(r.claim)
-	return g != nil && g.At < completed && c.resumed(r.process, completed, r.started)
+	return g != nil && slices.ContainsFunc(c.pauses[r.process], func(s span) bool {
+		return g.At <= s.from+settling && s.from <= completed && s.to-settling <= r.started && r.started <= s.to+moment
+	})
 }
 
 // ofClaims: a handler runs under a claim that was granted and is not given back yet, and
