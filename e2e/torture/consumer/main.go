@@ -141,7 +141,8 @@ func obey(commands io.Reader, h *handler) error {
 // tell prints what somebody who looks into a run that failed would want to know.
 func tell(e idem.Event) {
 	switch e.Kind {
-	case idem.EventRefused, idem.EventStuck, idem.EventStoreNotice, idem.EventUnrecorded, idem.EventDropped, idem.EventUnguarded:
-		fmt.Fprintf(os.Stderr, "%s %v: token %q, attempt %d: %s%v\n", time.Now().Format(time.StampMilli), e.Kind, e.Token, e.Attempt, e.Text, e.Err)
+	case idem.EventRefused, idem.EventStuck, idem.EventStoreDown, idem.EventStoreUp, idem.EventStoreNotice, idem.EventWaiting,
+		idem.EventUnrecorded, idem.EventDropped, idem.EventUnguarded, idem.EventSettleFailed:
+		fmt.Fprintf(os.Stderr, "%s %v: token %q, attempt %d, wait %v: %s%v\n", time.Now().Format(time.StampMilli), e.Kind, e.Token, e.Attempt, e.Wait, e.Text, e.Err)
 	}
 }
