@@ -166,7 +166,7 @@ func TestMutations(t *testing.T) {
 						continue
 					}
 					planted++
-					s.events = append(others, its...)
+					s.events = slices.Concat(others, its)
 					v := s.check()
 					if v.Total[tt.rule] == 0 {
 						t.Errorf("seed %d, token %d: found %v of %v", seed, n+1, v.Total, its)

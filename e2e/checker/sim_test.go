@@ -97,7 +97,7 @@ func simulate(t *testing.T, seed uint64, b bug, forgets bool) *sim {
 		messages.Wait()
 		close(done)
 		faults.Wait()
-		time.Sleep(time.Minute) // what is still under way
+		pass(time.Minute) // what is still under way
 	})
 	slices.SortStableFunc(s.events, func(a, b history.Event) int { return cmp.Compare(a.At, b.At) })
 	return s
@@ -109,6 +109,9 @@ func (s *sim) check() checker.Verdict {
 
 func (s *sim) now() int64 { return int64(time.Since(s.began) + time.Second) }
 
+// pass lets virtual time pass.
+func pass(d time.Duration) { <-time.After(d) }
+
 // upTo draws a time.
 func (s *sim) upTo(d time.Duration) time.Duration {
 	s.mu.Lock()
@@ -116,7 +119,7 @@ func (s *sim) upTo(d time.Duration) time.Duration {
 	return time.Duration(s.r.Int64N(int64(d)))
 }
 
-func (s *sim) sleep(most time.Duration) { time.Sleep(s.upTo(most)) }
+func (s *sim) sleep(most time.Duration) { pass(s.upTo(most)) }
 
 // one draws: true one time in so many.
 func (s *sim) one(in int) bool {
@@ -155,7 +158,7 @@ func (s *sim) breakProcesses(done <-chan struct{}) {
 			s.mu.Lock()
 			p.dead = true
 			s.mu.Unlock()
-			time.Sleep(time.Millisecond)
+			pass(time.Millisecond)
 			next := s.newProc(p.instance)
 			s.mu.Lock()
 			s.procs[i] = next
@@ -166,7 +169,7 @@ func (s *sim) breakProcesses(done <-chan struct{}) {
 			s.mu.Lock()
 			p.until = at + int64(d)
 			s.mu.Unlock()
-			time.Sleep(d)
+			pass(d)
 			s.add(history.Event{Kind: history.Fault, Op: 2, Process: p.number, At: at, Until: s.now()})
 		}
 	}
@@ -175,7 +178,7 @@ func (s *sim) breakProcesses(done <-chan struct{}) {
 // forget has the store lose what it acknowledged, all or some, twice.
 func (s *sim) forget() {
 	for range 2 {
-		time.Sleep(time.Second)
+		pass(time.Second)
 		saved, since := map[uint32]rules.Record{}, int64(0)
 		if s.one(2) {
 			s.mu.Lock()
@@ -211,7 +214,7 @@ func (p *proc) step() {
 		case wait <= 0:
 			return
 		}
-		time.Sleep(time.Duration(wait))
+		pass(time.Duration(wait))
 	}
 }
 
@@ -271,7 +274,7 @@ func (h *handling) event(k history.Kind, f history.Flags) {
 func (h *handling) handle() {
 	s := h.s
 	for !h.alone() {
-		time.Sleep(50 * time.Millisecond)
+		pass(50 * time.Millisecond)
 		h.step()
 	}
 	defer func() {
@@ -307,7 +310,7 @@ func (h *handling) handle() {
 				h.attempt = 77
 				h.run()
 			}
-			time.Sleep(min(reply.RetryAfter, 300*time.Millisecond))
+			pass(min(reply.RetryAfter, 300*time.Millisecond))
 			h.step()
 			fallthrough
 		default:
@@ -390,7 +393,7 @@ func (h *handling) run() bool {
 	fails, deaf := s.one(5), s.one(10)
 	for end := s.now() + int64(work); s.now() < end; h.step() {
 		wait := min(time.Duration(end-s.now()), lease/3)
-		time.Sleep(wait)
+		pass(wait)
 		if wait == lease/3 {
 			h.step()
 			asked := s.now()
@@ -448,14 +451,14 @@ func (h *handling) ask(op store.Op) (store.Reply, bool) {
 		lostThere, lostBack := s.one(20), s.one(20)
 		shown := s.upTo(back + 1)
 		go func() {
-			time.Sleep(there)
+			pass(there)
 			if lostThere {
 				return
 			}
 			s.mu.Lock()
 			r, now := s.execute(h, op, claim)
 			s.mu.Unlock()
-			time.Sleep(back)
+			pass(back)
 			if lostBack {
 				return
 			}
