@@ -95,7 +95,7 @@ type Offer struct {
 	Lease      time.Duration // pauses are longer
 	Every      time.Duration // from one fault to the next, on average
 	Clock      bool          // consumers' clocks can be stepped
-	StoreProxy bool          // the store is behind one
+	StoreProxy bool          // the store is behind one, and has a clock of its own
 	Forgets    bool          // the store is a Forgetter
 	Fills      bool          // the store is a Filler
 	Only       []Kind        // nothing else; empty for all that the site offers
@@ -152,7 +152,7 @@ var traits = [kindsEnd]trait{
 	},
 	Clock: {
 		name: "clock step", what: "the wall clock of a consumer process jumps, by a second up to a day, forward or back", weight: 3, hits: hitsSlot,
-		needs: func(o *Offer) bool { return o.Clock },
+		needs: func(o *Offer) bool { return o.Clock && o.StoreProxy }, // SQLite's clock is the machine's, which all processes share
 		draw: func(r *rand.Rand, _ *Offer, f *Fault) {
 			f.Amount = time.Duration(float64(time.Second) * math.Exp(r.Float64()*math.Log(86_400))).Round(time.Millisecond)
 			if r.IntN(2) == 0 {
