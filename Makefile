@@ -4,6 +4,7 @@ MAKEFLAGS += --no-print-directory
 TESTFLAGS ?= -race -count=1 -timeout=15m
 BENCH     ?= .
 DURATION  ?= 5m
+FUZZTIME  ?= 20
 
 CACHE := $(CURDIR)/.cache
 # The linter's version is the one in tools/go.mod; built by another Go it may refuse the code.
@@ -63,6 +64,15 @@ torture: ## run consumers of every broker with every store under faults (DURATIO
 	@.ci/with-servers go test -C e2e -count=1 -v -timeout=0 -run='^TestTorture$$' ./torture \
 		-torture.duration=$(DURATION) $(if $(SEED),-torture.seed=$(SEED)) $(if $(SITE),-torture.site='$(SITE)') \
 		$(if $(ROUND),-torture.round=$(ROUND)) $(if $(REPORT),-torture.report=$(CURDIR)/docs/faults.md)
+
+.PHONY: fuzz
+fuzz: ## fuzz what reads bytes from outside, FUZZTIME=20 seconds each target
+	@.ci/with-servers .ci/fuzz $(FUZZTIME)
+
+.PHONY: audit
+audit: ## look for known vulnerabilities, and for licences that are not allowed
+	@.ci/vulncheck
+	@.ci/licences
 
 .PHONY: bench
 bench: ## run the benchmarks of every module (BENCH=regexp chooses)
