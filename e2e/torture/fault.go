@@ -70,13 +70,9 @@ func (f *faults) carryOut(ctx context.Context, fault Fault) {
 	case Clock:
 		e.Process = slot.command(role.Clock, fault.Amount)
 	case BrokerRestart:
-		f.broker.Lock()
-		f.site.Broker.Restart()
-		f.broker.Unlock()
+		f.restartBroker()
 	case StoreRestart, StoreEmpty, StoreFailover, StoreFull:
-		f.store.Lock()
 		f.hitStore(ctx, fault)
-		f.store.Unlock()
 	case BrokerReset, BrokerBlackHole, BrokerSwallow, BrokerLatency, BrokerBandwidth:
 		hitProxy(ctx, f.site.Broker.Proxy(), fault)
 	default:
@@ -86,7 +82,17 @@ func (f *faults) carryOut(ctx context.Context, fault Fault) {
 	f.record(e)
 }
 
+// restartBroker leaves the broker to others even where the test ends in it, as one does
+// whose server does not come back.
+func (f *faults) restartBroker() {
+	f.broker.Lock()
+	defer f.broker.Unlock()
+	f.site.Broker.Restart()
+}
+
 func (f *faults) hitStore(ctx context.Context, fault Fault) {
+	f.store.Lock()
+	defer f.store.Unlock()
 	began := history.Now()
 	forgets, _ := f.site.Store.(Forgetter)
 	switch fault.Kind {
