@@ -1,5 +1,5 @@
 // Package history keeps what happened in a run of consumer processes, in files that
-// survive a SIGKILL of whoever writes them.
+// survive a SIGKILL of whoever writes them. It needs a Unix that maps files.
 package history
 
 import (

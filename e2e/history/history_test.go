@@ -41,6 +41,7 @@ func record(path string) {
 
 func TestSurvivesKill(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "child.hist")
+	began := history.Now()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childEnv+"="+path)
 	out, err := cmd.StdoutPipe()
@@ -68,6 +69,9 @@ func TestSurvivesKill(t *testing.T) {
 		}
 		if e.Token != next || e.Kind != history.Effect {
 			t.Fatalf("event %d is %+v", next, e)
+		}
+		if now := history.Now(); e.At < began || e.At > now {
+			t.Fatalf("event %d was at %d by the child's clock, between %d and %d by ours", next, e.At, began, now)
 		}
 		next++
 	}

@@ -73,7 +73,7 @@ func (r *Recorder) grow(full *segment) error {
 	if r.ended != nil || r.now != full {
 		return r.ended
 	}
-	err := r.file.Truncate(r.size + segmentSize)
+	err := reserve(r.file, r.size, segmentSize)
 	var mapped []byte
 	if err == nil {
 		mapped, err = unix.Mmap(int(r.file.Fd()), r.size, segmentSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
@@ -147,14 +147,4 @@ func (s *slot) event() (e Event, ok bool) {
 		Process: uint16(w >> 32), Attempt: uint16(w >> 48),
 		Kind: Kind(w), Op: uint8(w >> 8), Status: uint8(w >> 16), Flags: Flags(w >> 24),
 	}, w != 0
-}
-
-// Now is a clock that all processes of the machine share, in nanoseconds, and that no
-// step of the wall clock moves.
-func Now() int64 {
-	var t unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &t); err != nil {
-		panic(err) // Linux has it
-	}
-	return t.Nano()
 }
