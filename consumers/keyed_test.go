@@ -136,3 +136,37 @@ func TestKeyedTokensStamp(t *testing.T) {
 		t.Errorf("a handler's token: %v", err)
 	}
 }
+
+// A redrive number that nobody exceeds can be forged: copies of the message cannot be moved
+// back by it any more. Forget, and a copy without it, can.
+func TestHighestRedrive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{DeadLetters: true})
+		r.b.add(&message{headers: map[string][]string{idem.Header: {"t"}, idem.RedriveHeader: {"9007199254740992"}}})
+		broken := true
+		stop := r.start(func(context.Context, *delivery) error {
+			if broken {
+				return idem.Permanent(errBoom)
+			}
+			return nil
+		})
+		synctest.Wait()
+		broken = false
+		r.b.moveBack(r.b.posted()[0])
+		synctest.Wait()
+		letters := r.b.posted()
+		if len(letters) != 2 || letters[1].Reason != consumers.ReasonToken {
+			t.Fatalf("dead letters: %v, want the copy refused for its number", letters)
+		}
+		if err := r.guard.Forget(t.Context(), "t"); err != nil {
+			t.Fatal(err)
+		}
+		r.b.publish("t")
+		synctest.Wait()
+		r.mustStop(stop)
+		r.wantHandled("t", "t")
+		if n := r.count(idem.EventCommitted); n != 1 {
+			t.Errorf("%d completions, want 1", n)
+		}
+	})
+}
