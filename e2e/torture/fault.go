@@ -24,8 +24,17 @@ func (s Site) String() string { return s.Broker.Kind() + "/" + s.Store.Kind() }
 func (s Site) offer() Offer {
 	_, forgets := s.Store.(Forgetter)
 	_, fills := s.Store.(Filler)
-	return Offer{StoreProxy: s.Store.Proxy() != nil, Forgets: forgets, Fills: fills}
+	o := Offer{StoreProxy: s.Store.Proxy() != nil, Forgets: forgets, Fills: fills}
+	if s.Broker.Kind() == "amqp-quorum" {
+		o.RestartAfter = quorumSettles
+	}
+	return o
 }
+
+// quorumSettles is how long a quorum queue is left alone at first: of one that was
+// declared less than a few seconds before its only node was killed, RabbitMQ 3.10 finds no
+// leader any more, and nothing can be said about it.
+const quorumSettles = 5 * time.Second
 
 // faults carries out a schedule.
 type faults struct {

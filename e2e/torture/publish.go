@@ -14,6 +14,10 @@ const (
 	batchSize   = 256 // messages that are published together
 	againEvery  = 10  // one message in so many is published again
 	publishTick = 20 * time.Millisecond
+
+	// publishTimeout is after what a batch is published again: a client may wait for ever
+	// for the confirmation of what it sent while its connection went.
+	publishTimeout = 20 * time.Second
 )
 
 // When messages are published again: while the first copy is in work, or when it is done.
@@ -117,8 +121,17 @@ func (p *publisher) publish(ctx context.Context, msgs []Message) (int, error) {
 	if len(msgs) == 0 {
 		return 1, nil
 	}
-	if err := p.broker.Publish(ctx, msgs); err != nil {
-		return 0, err
+	for {
+		trying, cancel := context.WithTimeout(ctx, publishTimeout)
+		err := p.broker.Publish(trying, msgs)
+		timedOut := trying.Err() != nil && ctx.Err() == nil
+		cancel()
+		if err == nil {
+			break
+		}
+		if !timedOut {
+			return 0, err
+		}
 	}
 	at := history.Now()
 	for _, m := range msgs {

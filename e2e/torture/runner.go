@@ -1,6 +1,7 @@
 package torture
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -31,7 +32,8 @@ type Options struct {
 const (
 	defaultRound = 20 * time.Second
 	leastRound   = 4 * time.Second
-	roundTakes   = 9 * time.Second // besides its faults: until messages flow, and until all are settled
+	roundTakes   = 9 * time.Second  // besides its faults: until messages flow, and until all are settled
+	roundLimit   = 10 * time.Minute // the same, at most
 )
 
 // ResultsFile is the name of the results file.
@@ -155,7 +157,9 @@ func (r *runner) round(t *testing.T, p place, seed uint64) {
 	if err := os.RemoveAll(round.Dir); err != nil {
 		t.Fatal(err)
 	}
-	res, err := round.Run(t.Context(), site)
+	ctx, cancel := context.WithTimeout(t.Context(), r.o.Round+roundLimit)
+	defer cancel()
+	res, err := round.Run(ctx, site)
 	if err != nil {
 		t.Fatalf("there is no verdict: %v\nagain: %s", err, again)
 	}

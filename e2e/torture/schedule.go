@@ -99,6 +99,8 @@ type Offer struct {
 	Forgets    bool          // the store is a Forgetter
 	Fills      bool          // the store is a Filler
 	Only       []Kind        // nothing else; empty for all that the site offers
+
+	RestartAfter time.Duration // since the beginning, before which the broker is not restarted
 }
 
 // What a fault has for itself while it lasts.
@@ -253,7 +255,7 @@ func Plan(seed uint64, length time.Duration, o Offer) []Fault {
 		}
 		for i, k := range deck {
 			f := Fault{At: at.Round(time.Millisecond), Kind: k}
-			if !b.free(r, &f) {
+			if k == BrokerRestart && at < o.RestartAfter || !b.free(r, &f) {
 				continue
 			}
 			traits[k].draw(r, &o, &f)

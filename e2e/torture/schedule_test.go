@@ -70,6 +70,13 @@ func TestPlanKeepsToTheOffer(t *testing.T) {
 			t.Fatalf("%s: there is one slot", f)
 		}
 	}
+	late := everything
+	late.RestartAfter = 30 * time.Minute
+	for _, f := range Plan(1, time.Hour, late) {
+		if f.Kind == BrokerRestart && f.At < late.RestartAfter {
+			t.Fatalf("%s: the broker is not to be restarted before %v", f, late.RestartAfter)
+		}
+	}
 	only := everything
 	only.Only = []Kind{Kill, StoreSwallow}
 	drawn := map[Kind]int{}
