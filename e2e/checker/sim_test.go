@@ -332,8 +332,8 @@ func (h *handling) handle() {
 		}
 		if !h.run() {
 			if h.attempt >= simAttempts {
+				s.add(history.Event{Kind: history.DeadLettered, Token: h.token})
 				if h.untilAnswered(store.Op{Kind: store.Bury}).Status == store.OK {
-					s.add(history.Event{Kind: history.DeadLettered, Token: h.token})
 					h.event(history.Acked, 0)
 					return
 				}
@@ -433,8 +433,11 @@ func (h *handling) ask(op store.Op) (store.Reply, bool) {
 		Kind: history.Asked, Op: uint8(op.Kind), Token: h.token, Claim: h.claim, Attempt: uint16(op.Attempt),
 		Key: h.instance, Store: int64(h.number),
 	})
-	answers := make(chan history.Event, 2)
-	var reply store.Reply
+	type answer struct {
+		history.Event
+		reply store.Reply
+	}
+	answers := make(chan answer, 2)
 	copies := 1
 	if s.one(10) {
 		copies = 2
@@ -462,25 +465,17 @@ func (h *handling) ask(op store.Op) (store.Reply, bool) {
 			if lostBack {
 				return
 			}
-			a := history.Event{Status: uint8(r.Status), Attempt: uint16(r.Attempt), Store: (now + int64(shown)) / 1e6 * 1e6}
-			s.mu.Lock()
-			if len(answers) == 0 {
-				reply = r
-				answers <- a
-			}
-			s.mu.Unlock()
+			answers <- answer{history.Event{Status: uint8(r.Status), Attempt: uint16(r.Attempt), Store: (now + int64(shown)) / 1e6 * 1e6}, r}
 		}()
 	}
-	a := history.Event{Flags: history.Failed}
+	a := answer{Event: history.Event{Flags: history.Failed}}
 	select {
 	case a = <-answers:
 	case <-time.After(simTimeout):
 	}
 	a.Kind, a.Op, a.Token, a.Claim = history.Answered, uint8(op.Kind), h.token, claim
-	h.add(a)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return reply, !a.Has(history.Failed)
+	h.add(a.Event)
+	return a.reply, !a.Has(history.Failed)
 }
 
 // execute executes an operation, with mu held, and returns the store's clock.
