@@ -122,9 +122,9 @@ func (s *State) room(c *Config, p, part int) bool {
 }
 
 // add puts a delivery at the end of its lane.
-func (n *State) add(c *Config, p int, sl slot) {
-	n.arrange(c)
-	all := &n.P[p].S
+func (s *State) add(c *Config, p int, sl slot) {
+	s.arrange(c)
+	all := &s.P[p].S
 	free := -1
 	for i := range all {
 		x := &all[i]
@@ -134,7 +134,7 @@ func (n *State) add(c *Config, p int, sl slot) {
 			}
 			continue
 		}
-		if n.laneOf(c, x) == n.laneOf(c, &sl) && c.token(n, x) == c.token(n, &sl) && x.Ph != marked {
+		if s.laneOf(c, x) == s.laneOf(c, &sl) && c.token(s, x) == c.token(s, &sl) && x.Ph != marked {
 			sl.F |= fPrev
 		}
 	}
@@ -154,7 +154,7 @@ func (w *world) kafka(s *State, p, part int) {
 			n.Owner[g][part] = me
 			n.P[p].Pos[part] = n.Offset[g][part]
 			if c.Broker == KafkaGroup {
-				n.dropAssignment(c, p, part)
+				n.dropAssignment(p, part)
 				n.P[p].Last[part] = 0
 			}
 		})
@@ -162,21 +162,21 @@ func (w *world) kafka(s *State, p, part int) {
 	if owner == me {
 		l.what = "loses the partition"
 		w.fault(Rebalance, s, l, func(n *State) { n.Owner[g][part] = 0 })
-		if m := s.nextIn(c, part, pr.Pos[part]); m < s.NM && !pr.Stop && s.room(c, p, part) {
+		if m := s.nextIn(part, pr.Pos[part]); m < s.NM && !pr.Stop && s.room(c, p, part) {
 			l.msg, l.what = m+1, "fetched"
 			w.step(s, l, func(n *State) {
 				q := &n.P[p]
 				if m+1 <= q.Last[part] {
-					n.dropAssignment(c, p, part)
+					n.dropAssignment(p, part)
 				}
 				q.Last[part], q.Pos[part] = m+1, m+1
 				n.add(c, p, slot{Msg: m + 1, Ph: queued})
 			})
 			l.msg = 0
 		}
-	} else if c.Broker == KafkaGroup && s.anyOf(c, p, part) {
+	} else if c.Broker == KafkaGroup && s.anyOf(p, part) {
 		l.what = "learns that the partition is lost"
-		w.step(s, l, func(n *State) { n.dropAssignment(c, p, part) })
+		w.step(s, l, func(n *State) { n.dropAssignment(p, part) })
 	}
 	if next := pr.Next[part]; next > 0 {
 		if c.Broker == KafkaGroup && owner != me && c.Bug != CommitsAnyGeneration {
@@ -199,7 +199,7 @@ func (w *world) kafka(s *State, p, part int) {
 }
 
 // nextIn is the first message of a partition from an offset on.
-func (s *State) nextIn(c *Config, part int, from uint8) uint8 {
+func (s *State) nextIn(part int, from uint8) uint8 {
 	for m := from; m < s.NM; m++ {
 		if int(s.M[m].Part) == part {
 			return m
@@ -208,7 +208,7 @@ func (s *State) nextIn(c *Config, part int, from uint8) uint8 {
 	return s.NM
 }
 
-func (s *State) anyOf(c *Config, p, part int) bool {
+func (s *State) anyOf(p, part int) bool {
 	for i := range s.P[p].S {
 		if sl := &s.P[p].S[i]; sl.Ph != none && !sl.is(fGone) && int(s.M[sl.Msg-1].Part) == part {
 			return true
@@ -218,10 +218,10 @@ func (s *State) anyOf(c *Config, p, part int) bool {
 }
 
 // dropAssignment ends the lanes of a partition: what is done of it later changes nothing.
-func (n *State) dropAssignment(c *Config, p, part int) {
-	for i := range n.P[p].S {
-		sl := &n.P[p].S[i]
-		if sl.Ph == none || int(n.M[sl.Msg-1].Part) != part {
+func (s *State) dropAssignment(p, part int) {
+	for i := range s.P[p].S {
+		sl := &s.P[p].S[i]
+		if sl.Ph == none || int(s.M[sl.Msg-1].Part) != part {
 			continue
 		}
 		if sl.Ph == marked {
@@ -230,17 +230,17 @@ func (n *State) dropAssignment(c *Config, p, part int) {
 		}
 		sl.F |= fGone
 	}
-	n.P[p].Next[part] = 0
+	s.P[p].Next[part] = 0
 }
 
 // markDone marks a message, and moves what is to be committed over the prefix of what is
 // done.
-func (n *State) markDone(c *Config, p, i int) {
-	all := &n.P[p].S
-	part := int(n.M[all[i].Msg-1].Part)
+func (s *State) markDone(c *Config, p, i int) {
+	all := &s.P[p].S
+	part := int(s.M[all[i].Msg-1].Part)
 	all[i] = slot{Msg: all[i].Msg, Ph: marked}
 	if c.Bug == CommitsOverGap {
-		n.P[p].Next[part] = max(n.P[p].Next[part], all[i].Msg)
+		s.P[p].Next[part] = max(s.P[p].Next[part], all[i].Msg)
 		all[i] = slot{}
 		return
 	}
@@ -248,14 +248,14 @@ func (n *State) markDone(c *Config, p, i int) {
 		first := -1
 		for k := range all {
 			x := &all[k]
-			if x.Ph != none && !x.is(fGone) && int(n.M[x.Msg-1].Part) == part && (first < 0 || x.Msg < all[first].Msg) {
+			if x.Ph != none && !x.is(fGone) && int(s.M[x.Msg-1].Part) == part && (first < 0 || x.Msg < all[first].Msg) {
 				first = k
 			}
 		}
 		if first < 0 || all[first].Ph != marked {
 			return
 		}
-		n.P[p].Next[part] = all[first].Msg
+		s.P[p].Next[part] = all[first].Msg
 		all[first] = slot{}
 	}
 }

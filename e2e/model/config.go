@@ -220,4 +220,6 @@ const (
 	FailOpenAcksUnhandled     // FailOpen acks what it did not handle
 	EffectOutside             // the effect is not in the transaction of its completion
 	AckBeforePost             // a message is acked before its dead-letter copy is confirmed
+
+	bugs
 )

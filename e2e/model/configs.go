@@ -55,7 +55,7 @@ func Configs() []Config {
 		c.May |= Permanent
 		c.Redrives = 2
 	})
-	add("forget", "An operator has tokens forgotten.", func(c *Config) { c.Forgets, c.May = 1, c.May|Delay })
+	add("forget", "An operator has tokens forgotten.", func(c *Config) { c.Forgets = 1 })
 	add("groups", "Two groups read the same messages; dead letters of each are moved back.", func(c *Config) {
 		c.Procs = []int{0, 1}
 		c.May = (usual | Permanent) &^ HandlerErr
@@ -76,6 +76,7 @@ func Configs() []Config {
 	})
 	add("once-redrive", "At most once, and dead letters are moved back: they are handled again, once.", func(c *Config) {
 		c.Policy, c.May, c.Redrives = AtMostOnce, LostReply|AckLost|ConfirmLost|HandlerErr, 2
+		c.Procs = []int{0}
 	})
 	add("empty", "The store loses everything, once.", func(c *Config) { c.Failovers = 1; c.May |= Delay })
 	add("lagging", "The store fails over to a replica that lags.", func(c *Config) {
@@ -171,6 +172,11 @@ func Holes() []Config {
 			c.Faults, c.May = 1, Lapse|HandlerErr
 		})
 	}
+	for _, b := range brokers {
+		add(b, "forget-late-begin", "A Begin that comes late once more, after its token was forgotten, revives the claim from before.", "a completion was taken of a claim from before Forget", func(c *Config) {
+			c.Forgets, c.May = 1, Lapse|Delay
+		})
+	}
 	add(JetStream, "once-shared-outcome", "At most once: a moved-back dead letter is taken for a repeat of a duplicate that waits to be acked in the same lane.", lost, func(c *Config) {
 		c.Policy, c.May, c.Redrives = AtMostOnce, AckWait|HandlerErr, 1
 	})
@@ -218,31 +224,40 @@ func Bugs() []Config {
 		add(CommitUnfenced, "commit-unfenced", "one"+n, "A Commit ends whoever's claim.", []string{"a Commit was taken while another held the claim"}, nil)
 		add(RepeatRefused, "spend-repeat-refused", "once-calm"+n, "The answer to a repeated Spend is that it was spent.", []string{lost}, nil)
 		add(BuryBeforePost, "bury-before-post", "one"+n, "Dead is recorded before the copy is confirmed.", []string{lost, cause}, nil)
-		add(NoClock, "no-clock", "one"+n, "A handler starts though its lease has run out.", []string{again}, nil)
-		add(HeaderRedrive, "header-redrive", "redrive"+n, "The copy's redrive number does not come from the record.", []string{lost, cause}, func(c *Config) {
-			c.May, c.Faults, c.Publish, c.Redrives, c.Procs, c.Hold = Permanent, 0, []int{0, 0}, 3, []int{0}, 2
-		})
 		add(AttemptRestarts, "attempt-restarts", "one"+n, "A release sets the attempt number back.", []string{"an attempt number was given again, or a lower one"}, nil)
 		add(ReleaseCountsTwice, "release-counts-twice", "one"+n, "A repeated Release spends twice.", []string{overdone}, func(c *Config) { c.Budget = 3 })
 		add(ForgetUnfenced, "forget-unfenced", "forget"+n, "Forget does not fence the claims from before.", []string{"a completion was taken of a claim from before Forget"}, nil)
 		add(ConflictIsDone, "conflict-is-done", "conflict"+n, "Another payload under the same token is taken for a repeat.", []string{lost, cause}, nil)
 		add(UnknownIsDropped, "unknown-is-dropped", "issued"+n, "A token that was not issued is acked.", []string{lost, cause}, nil)
-		add(SolitudeIgnored, "solitude-ignored", "poison2"+n, "A token that killed its processes is claimed beside others.", []string{"an innocent message was dead-lettered"}, nil)
 		add(FailOpenAcksUnhandled, "failopen-unhandled", "failopen"+n, "FailOpen acks without handling.", []string{cause, lost}, nil)
 		add(EffectOutside, "effect-outside", "sql"+n, "The effect is not in the transaction of its completion.", []string{"an effect landed again where none may: " + winDied}, nil)
 	}
 	for _, b := range []Broker{Kafka, KafkaGroup, RabbitMQ} {
 		add(NoRunSet, "no-run-set", "one-"+string(b), "A guard starts a token beside its own earlier run.", []string{"one process ran a token twice at a time"}, func(c *Config) {
-			c.Procs, c.May = []int{0}, Rebalance|ChanLoss|Lapse
+			c.Procs, c.May, c.Budget = []int{0}, Rebalance|ChanLoss|Lapse, 3
+		})
+	}
+	for _, b := range []Broker{Kafka, KafkaGroup} {
+		add(SolitudeIgnored, "solitude-ignored", "poison2-"+string(b), "A token that killed its processes is claimed beside others.", []string{"an innocent message was dead-lettered"}, nil)
+	}
+	for _, b := range []Broker{Kafka, KafkaGroup, JetStream} {
+		add(NoClock, "no-clock", "one-"+string(b), "A handler starts though its lease has run out.", []string{again}, nil)
+	}
+	for _, b := range []Broker{JetStream, RabbitMQ} {
+		add(HeaderRedrive, "header-redrive", "redrive-"+string(b), "The copy's redrive number does not come from the record.", []string{lost}, func(c *Config) {
+			c.May, c.Faults = Permanent|HandlerErr|AckLost, 1
 		})
 	}
 	add(RepeatRefused, "begin-repeat-refused", "outage-K", "A repeated Begin meets its own claim.", []string{spent}, nil)
 	add(RepeatRefused, "check-repeat-refused", "check-K", "A repeated Check is refused.", []string{"no Check passed: the first was taken for a duplicate"}, nil)
 	add(CommitsOverGap, "gap", "lanes-K", "The offset passes a message that is not done.", []string{cause}, nil)
 	add(CommitsOverGap, "gap", "lanes-G", "The offset passes a message that is not done.", []string{cause}, nil)
-	add(CommitsAnyGeneration, "any-generation", "one-G", "A late commit of another generation is taken.", []string{"a late commit moved the offset back"}, func(c *Config) { c.Items = []Item{{}, {Token: 1}} })
+	add(CommitsAnyGeneration, "any-generation", "one-G", "A late commit of another generation is taken.", []string{"a late commit moved the offset back"}, func(c *Config) {
+		c.Items = []Item{{}, {Token: 1}}
+		c.May, c.Faults = Rebalance, 1
+	})
 	add(SettlesAnywhere, "settles-anywhere", "ahead-R", "A late ack is sent over a new channel.", []string{cause, lost}, nil)
 	add(SharedOutcome, "shared-outcome", "redrive-K", "A repeat is acked with the first, whatever became of it.", []string{lost, cause}, nil)
-	add(NoGiveBack, "no-give-back", "crossed-K", "Claims made ahead are kept while the lane waits.", []string{stuck}, nil)
+	add(NoGiveBack, "no-give-back", "crossed-K", "Claims made ahead are kept while the lane waits.", []string{stuck}, func(c *Config) { c.May, c.Faults, c.Window = 0, 0, 2 })
 	return slices.Clip(all)
 }

@@ -10,8 +10,9 @@ import (
 // Limits bound an exploration. Zero values are no bound, and as many workers as there are
 // processors.
 type Limits struct {
-	States  int
-	Workers int
+	States   int
+	Workers  int
+	AtBreach bool // stop at the depth where something is found that the promise does not allow
 }
 
 // Finding is something that the promise does not allow, or a window that it names.
@@ -95,22 +96,19 @@ func Explore(c *Config, limits Limits, progress func(states, depth int)) *Result
 	e.number(e.h.key(c, first), -1)
 	r := &Result{Name: c.Name, Complete: true}
 	frontier := []State{*first}
-	base := int32(0)
-	for len(frontier) > 0 {
-		if limits.States > 0 && len(e.keys) >= limits.States {
-			r.Complete = false
-			break
-		}
+	for len(frontier) > 0 && r.Complete {
 		r.Depth++
-		next := e.level(frontier, base, limits)
-		base += int32(len(frontier)) //nolint:gosec // far fewer
-		frontier = next
+		frontier, r.Complete = e.level(frontier, limits)
+		if limits.AtBreach && len(e.breaches) > 0 {
+			r.Complete = false
+		}
 		if progress != nil {
 			progress(len(e.keys), r.Depth)
 		}
 	}
+	explored := len(e.calmFrom)
 	e.calmFrom = append(e.calmFrom, len(e.calm))
-	e.stuck(int(base))
+	e.stuck(explored)
 	r.States, r.Steps = len(e.keys), e.steps
 	r.Breaches, r.Windows = e.report(e.breaches), e.report(e.windows)
 	r.Took = time.Since(began)
@@ -121,20 +119,24 @@ func (e *explorer) number(k key, parent int32) (id int32, isNew bool) {
 	if id, known := e.ids[k]; known {
 		return id, false
 	}
-	id = int32(len(e.keys)) //nolint:gosec // far fewer
+	id = int32(len(e.keys))
 	e.ids[k] = id
 	e.keys = append(e.keys, k)
 	e.parent = append(e.parent, parent)
 	return id, true
 }
 
-// level expands a frontier, whose first state has the number base.
-func (e *explorer) level(frontier []State, base int32, limits Limits) (next []State) {
+// level expands a frontier; not complete if it came to the limit.
+func (e *explorer) level(frontier []State, limits Limits) (next []State, complete bool) {
 	workers := limits.Workers
 	if workers == 0 {
 		workers = runtime.GOMAXPROCS(0)
 	}
+	base := int32(len(e.calmFrom))
 	for len(frontier) > 0 {
+		if limits.States > 0 && len(e.keys) >= limits.States {
+			return nil, false
+		}
 		var chunks []*chunk
 		for range workers {
 			if n := min(chunkSize, len(frontier)); n > 0 {
@@ -151,7 +153,7 @@ func (e *explorer) level(frontier []State, base int32, limits Limits) (next []St
 			next = e.merge(ch, next)
 		}
 	}
-	return next
+	return next, true
 }
 
 // expand makes the steps of a chunk. What is known is only read meanwhile.
@@ -182,7 +184,7 @@ func (w *world) noted() noted {
 func (e *explorer) merge(ch *chunk, next []State) []State {
 	begin := 0
 	for i, end := range ch.ends {
-		from := ch.first + int32(i) //nolint:gosec // far fewer
+		from := ch.first + int32(i)
 		e.calmFrom = append(e.calmFrom, len(e.calm))
 		e.note(&ch.own[i], from, label{}, true)
 		if ch.drain[i] {
@@ -238,14 +240,14 @@ func (e *explorer) stuck(explored int) {
 	steps := make([]int32, len(e.calm))
 	for i := range explored {
 		for _, to := range e.calm[e.calmFrom[i]:e.calmFrom[i+1]] {
-			steps[from[to+1]] = int32(i) //nolint:gosec // far fewer
+			steps[from[to+1]] = int32(i)
 			from[to+1]++
 		}
 	}
 	good := make([]bool, n)
 	todo := slices.Clone(e.drained)
 	for i := explored; i < n; i++ {
-		todo = append(todo, int32(i)) //nolint:gosec // far fewer
+		todo = append(todo, int32(i))
 	}
 	for _, id := range todo {
 		good[id] = true
@@ -262,7 +264,7 @@ func (e *explorer) stuck(explored int) {
 	}
 	for i := range explored {
 		if !good[i] {
-			e.note(&noted{breaches: []string{stuck}}, int32(i), label{}, true) //nolint:gosec // far fewer
+			e.note(&noted{breaches: []string{stuck}}, int32(i), label{}, true)
 		}
 	}
 }

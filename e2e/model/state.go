@@ -154,8 +154,8 @@ type State struct {
 	Cause  [maxGroups][maxItems]bool   // an ack is justified
 	Effect [maxGroups][maxItems]uint8
 	Starts [maxGroups][maxItems]uint8
-	Gave   bool // a Check was given up
-	Passed uint8
+	Gave   bool  // a Check was given up
+	Passed uint8 // how many Checks passed
 }
 
 // What a broker other than Kafka has of a message, besides who it is with.
@@ -189,8 +189,11 @@ func (s *State) renumber(c *Config) {
 	}
 }
 
-// arrange orders slots by lane; within one the order stays. Free ones go last.
+// arrange orders slots by lane; within one the order stays. What is free goes last.
 func (s *State) arrange(c *Config) {
+	slices.SortFunc(s.Late[:], func(a, b late) int {
+		return cmp.Or(cmp.Compare(b.Op, a.Op), cmp.Compare(a.G, b.G), cmp.Compare(a.T, b.T))
+	})
 	for p := range c.Procs {
 		slices.SortStableFunc(s.P[p].S[:], func(a, b slot) int { return cmp.Compare(s.rank(c, &a), s.rank(c, &b)) })
 	}

@@ -53,7 +53,7 @@ func (r *record) rules() rules.Record {
 // take is the other way. Counts beyond what anything depends on are cut off.
 func (r *record) take(x *rules.Record, c *Config) {
 	*r = record{
-		St: uint8(x.State), Claim: number(x.Claim), Attempt: uint8(x.Attempt), //nolint:gosec // small, as the next
+		St: uint8(x.State), Claim: number(x.Claim), Attempt: uint8(x.Attempt),
 		Spent:    uint8(min(x.Spent, int(c.Budget)+1)),
 		Expiries: uint8(min(x.Expiries, int(c.maxExpiries()))),
 		Redrive:  uint8(x.Redrive), Fence: uint8(x.Fence), ForgotBy: number(x.ForgotBy), BySpend: x.BySpend,

@@ -2,6 +2,7 @@ package model
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -299,16 +300,18 @@ var verbs = map[store.Kind]string{
 }
 
 // delay leaves a command on its way, where there is room for one more.
-func (n *State) delay(l late) {
-	for i := range n.Late {
-		if n.Late[i].Op == 0 {
-			n.Late[i] = l
+func (s *State) delay(l late) {
+	for i := range s.Late {
+		if s.Late[i].Op == 0 {
+			s.Late[i] = l
 			return
 		}
 	}
 }
 
-func (s *State) mayDelay() bool { return s.Late[len(s.Late)-1].Op == 0 }
+func (s *State) mayDelay() bool {
+	return slices.ContainsFunc(s.Late[:], func(l late) bool { return l.Op == 0 })
+}
 
 // winPhantom: the store remembers the last claim only, so it may grant an earlier one
 // again. Nobody knows of it: it expires, or is released again, and that spends budget.
