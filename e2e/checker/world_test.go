@@ -114,6 +114,13 @@ func (c *claim) bury() store.Reply {
 	return c.w.ask(c.process, store.Op{Kind: store.Bury}, c.token, c.id, arrives)
 }
 
+// again has the store execute a copy of an operation that came late: nobody sees it.
+func (c *claim) again(op store.Op) {
+	seen := len(c.w.events)
+	c.w.ask(c.process, op, c.token, c.id, arrives)
+	c.w.events = c.w.events[:seen]
+}
+
 func (c *claim) event(k history.Kind, f history.Flags) {
 	c.w.add(history.Event{Kind: k, Process: c.process, Token: c.token, Attempt: uint16(c.attempt), Flags: f})
 }
@@ -217,6 +224,17 @@ var stories = map[string]func(w *world, token uint32){
 		other, _ := w.begin(2, token)
 		other.release(false)
 		c.commit(arrives)
+		c.ack()
+	},
+	"a completion that was refused arrives again, when who took over gave back": func(w *world, token uint32) {
+		c, _ := w.begin(1, token)
+		c.run()
+		w.now += lease
+		other, _ := w.begin(2, token)
+		c.commit(arrives)
+		other.release(false)
+		c.again(store.Op{Kind: store.Commit, Attempt: c.attempt})
+		c, _ = w.begin(1, token) // a duplicate
 		c.ack()
 	},
 	"the reply to Begin is lost, and asked for again": func(w *world, token uint32) {
