@@ -220,6 +220,7 @@ const (
 	FailOpenAcksUnhandled     // FailOpen acks what it did not handle
 	EffectOutside             // the effect is not in the transaction of its completion
 	AckBeforePost             // a message is acked before its dead-letter copy is confirmed
+	CheckTwice                // a Check passes though another has
 
 	bugs
 )

@@ -250,6 +250,7 @@ func Bugs() []Config {
 	}
 	add(RepeatRefused, "begin-repeat-refused", "outage-K", "A repeated Begin meets its own claim.", []string{spent}, nil)
 	add(RepeatRefused, "check-repeat-refused", "check-K", "A repeated Check is refused.", []string{"no Check passed: the first was taken for a duplicate"}, nil)
+	add(CheckTwice, "check-twice", "check-K", "Check passes though another has.", []string{"Check passed twice"}, nil)
 	add(CommitsOverGap, "gap", "lanes-K", "The offset passes a message that is not done.", []string{cause}, nil)
 	add(CommitsOverGap, "gap", "lanes-G", "The offset passes a message that is not done.", []string{cause}, nil)
 	add(CommitsAnyGeneration, "any-generation", "one-G", "A late commit of another generation is taken.", []string{"a late commit moved the offset back"}, func(c *Config) {

@@ -213,6 +213,10 @@ func (w *world) wrong(s *State, g, t int, op *store.Op) (store.Reply, bool) {
 		if op.Kind == store.Commit && r.St == uint8(store.Forgotten) {
 			r.St, r.Fence = uint8(store.Absent), 0
 		}
+	case CheckTwice:
+		if op.Kind == store.Check {
+			s.Issued[t].CheckedBy = 0
+		}
 	case SolitudeIgnored:
 		op.MaxExpiries = 0
 	}
