@@ -45,24 +45,19 @@ func TestSites(t *testing.T) {
 	}
 }
 
-const siteLease = time.Second
+// siteLease is long for a test: the guard gives a call to the store a third of it, in which
+// a busy machine has to connect.
+const siteLease = 2 * time.Second
 
 // trySite has two consumers handle what is published, kills one, starts another, and holds
-// what they did to the promise. It does so twice, as the servers of a site are used again.
+// what they did to the promise.
 func trySite(t *testing.T, b Broker, s Store) {
 	t.Helper()
-	for round := range 2 {
-		run := fmt.Sprint("try", round)
-		b.Round(run)
-		s.Round(run)
-		tryRound(t, run, b, s)
-	}
-}
-
-func tryRound(t *testing.T, run string, b Broker, s Store) {
-	t.Helper()
-	const messages, doubled = 250, 25
+	const messages, doubled = 500, 50
+	const run = "try"
 	dir := t.TempDir()
+	b.Round(run)
+	s.Round(run)
 	rec, err := history.Create(filepath.Join(dir, "harness"+history.Suffix))
 	if err != nil {
 		t.Fatal(err)
