@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -44,6 +45,8 @@ const (
 	soakSample    = 10 * time.Second
 	soakFault     = time.Minute
 	soakLease     = 5 * time.Second
+
+	leastFault = 2 * time.Second
 
 	// soakPartitions are as many for each consumer when two, three or four share them: what a
 	// consumer uses depends on how many it has.
@@ -185,7 +188,7 @@ func newSoak(t *testing.T, o SoakOptions) *soak {
 		Time: time.Now().UTC().Truncate(time.Second), Seed: o.Seed, Duration: o.Duration, Rate: o.Rate,
 		Command:   fmt.Sprintf("make soak DURATION=%v SEED=%d", o.Duration, o.Seed),
 		Retention: min(soakRetention, max(o.Duration/6, leastRetention)), Judged: min(soakJudged, o.Duration/2),
-		Sampled: min(soakSample, o.Duration/60), FaultsAt: min(soakFault, o.Duration/12),
+		Sampled: min(soakSample, o.Duration/60), FaultsAt: min(soakFault, max(o.Duration/12, leastFault)),
 		Library: revision(), Go: runtime.Version(), CPUs: runtime.NumCPU(), Memory: memory.Total, Handled: map[string]int{},
 	}}
 }
@@ -312,6 +315,8 @@ func (s *soak) live(t *testing.T) error {
 		return err
 	}
 	defer out.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	began := time.Now()
 	s.began = history.Now()
 	var wg sync.WaitGroup
@@ -322,21 +327,25 @@ func (s *soak) live(t *testing.T) error {
 		wg.Go(func() {
 			r := site.round
 			r.since = began
-			site.stuck, site.err = r.live(t.Context(), site.plan)
+			site.stuck, site.err = r.live(ctx, site.plan)
 			if site.stuck != "" {
 				r.faults.fleet.dump()
 			}
 			r.faults.fleet.stop()
 		})
 	}
-	err = s.sample(t, began, out)
+	if err := s.sample(t, began, out); err != nil {
+		cancel()
+		wg.Wait()
+		return err
+	}
 	wg.Wait()
 	for _, site := range s.sites {
 		if site.err != nil {
 			return fmt.Errorf("%s: %w", site, site.err)
 		}
 	}
-	return err
+	return nil
 }
 
 // sample takes samples until the time is over.
@@ -350,6 +359,9 @@ func (s *soak) sample(t *testing.T, began time.Time, out *os.File) error {
 		case <-ticker.C:
 		case <-t.Context().Done():
 			return context.Cause(t.Context())
+		}
+		if t.Failed() {
+			return errors.New("a server did not do what it was told to")
 		}
 		x := Sample{Seconds: time.Since(began).Seconds(), Redis: s.lookAtRedis(t.Context())}
 		for _, site := range s.sites {

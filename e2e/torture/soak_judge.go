@@ -36,7 +36,7 @@ var (
 		of func(*role.Stats) float64
 	}{
 		{measure{"resident memory", "MB", mega, allowance{0.1, 5 * mega}}, func(s *role.Stats) float64 { return float64(s.RSS) }},
-		{measure{"live heap", "MB", mega, allowance{0.1, 1 * mega}}, func(s *role.Stats) float64 { return float64(s.Heap) }},
+		{measure{"live heap", "MB", mega, allowance{0.1, 2 * mega}}, func(s *role.Stats) float64 { return float64(s.Heap) }},
 		{measure{"goroutines", "", 1, allowance{0.1, 5}}, func(s *role.Stats) float64 { return float64(s.Goroutines) }},
 		{measure{"file descriptors", "", 1, allowance{0.1, 3}}, func(s *role.Stats) float64 { return float64(s.Descriptors) }},
 	}

@@ -22,10 +22,10 @@ func SoakPage(r *SoakResult) string {
 
 	say("# Soak\n\n")
 	say("<!-- Written by the program, from its records: make soak DURATION=1h REPORT=1 -->\n\n")
-	say("%d brokers at once, with one Redis, for %s: %s messages, published %s times, %s a second and %s copies of them, under %s faults, one a site each %s. **%s lost, %s doubled outside the named windows**, %s doubled in them. %s\n\n",
-		len(r.Sites), words(r.Duration), grouped(sum.Messages), grouped(sum.Copies),
+	say("%s, with one Redis, for %s: %s messages, published %s times, %s a second and %s copies of them, under %s faults, one a site each %s. **%s lost, %s doubled outside the named windows**, %s doubled in them. %s\n\n",
+		brokersAtOnce(len(r.Sites)), words(r.Duration), grouped(sum.Messages), grouped(sum.Copies),
 		grouped(int(float64(sum.Messages)/r.Duration.Seconds())), grouped(int(float64(sum.Copies)/r.Duration.Seconds())),
-		grouped(sum.faults()), words(r.FaultsAt), grouped(sum.Lost), grouped(sum.Elsewhere), grouped(sum.windows()), r.flatness())
+		grouped(sum.faults()), strings.TrimPrefix(words(r.FaultsAt), "one "), grouped(sum.Lost), grouped(sum.Elsewhere), grouped(sum.windows()), r.flatness())
 
 	say("![Resident memory, live heap, goroutines and file descriptors of consumers; keys and memory of Redis](%s)\n\n", SoakPlotFile)
 	say("Blue is the consumer process of each site that lives from the beginning to the end, grey are those that come and go. Red ticks are faults, and from the dashed line on it is judged.\n\n")
@@ -59,6 +59,13 @@ func SoakPage(r *SoakResult) string {
 		}
 	}
 	return b.String()
+}
+
+func brokersAtOnce(n int) string {
+	if n == 1 {
+		return "one broker"
+	}
+	return fmt.Sprintf("%d brokers at once", n)
 }
 
 // words writes a duration for people.
