@@ -134,7 +134,7 @@ func (s *State) add(c *Config, p int, sl slot) {
 			}
 			continue
 		}
-		if s.laneOf(c, x) == s.laneOf(c, &sl) && c.token(s, x) == c.token(s, &sl) && x.Ph != marked {
+		if s.laneOf(c, x) == s.laneOf(c, &sl) && c.token(s, x) == c.token(s, &sl) && x.Ph != marked && x.Ph != left {
 			sl.F |= fPrev
 		}
 	}
@@ -224,7 +224,7 @@ func (s *State) dropAssignment(p, part int) {
 		if sl.Ph == none || int(s.M[sl.Msg-1].Part) != part {
 			continue
 		}
-		if sl.Ph == marked {
+		if sl.Ph == marked || sl.Ph == left {
 			*sl = slot{}
 			continue
 		}
@@ -316,6 +316,10 @@ func (w *world) outcome(n *State, p, i int) {
 func (w *world) leave(n *State, p, i int) {
 	sl := &n.P[p].S[i]
 	g, m := w.c.Procs[p], int(sl.Msg)-1
+	if w.c.Broker.isKafka() && !sl.is(fGone) {
+		*sl = slot{Msg: sl.Msg, Ph: left}
+		return
+	}
 	if !w.c.Broker.isKafka() && !sl.is(fGone) {
 		switch b := n.B[g][m]; {
 		case w.c.Broker == JetStream && b != acked && b != dropped:

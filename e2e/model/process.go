@@ -44,7 +44,7 @@ func (w *world) process(s *State, p int) {
 func (s *State) isDrained(p int) bool {
 	for i := range s.P[p].S {
 		switch s.P[p].S[i].Ph {
-		case none, queued, marked:
+		case none, queued, marked, left:
 		default:
 			return false
 		}
@@ -193,7 +193,7 @@ func (d *delivery) behind() bool {
 	lane := d.s.laneOf(d.c, d.slot())
 	for k := range d.i {
 		x := &d.s.P[d.p].S[k]
-		if x.Ph != none && x.Ph != marked && !x.is(fEnded) && d.s.laneOf(d.c, x) == lane && d.c.token(d.s, x) == d.t {
+		if x.Ph != none && x.Ph != marked && x.Ph != left && !x.is(fEnded) && d.s.laneOf(d.c, x) == lane && d.c.token(d.s, x) == d.t {
 			return true
 		}
 	}

@@ -63,7 +63,8 @@ const (
 	waiting         // somebody else has it in progress
 	unguarded       // in the handler, without a claim
 	settling        // to be acked
-	marked          // Kafka: behind a message that is not done
+	marked          // Kafka: done, behind a message that is not
+	left            // Kafka: not done, and nobody works on it: no offset passes it
 )
 
 // Flags of a slot.
