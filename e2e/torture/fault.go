@@ -154,8 +154,8 @@ func hitProxy(ctx context.Context, p *Proxy, fault Fault) {
 }
 
 // run carries out a schedule, and returns when ctx has ended and everything is well
-// again.
-func (f *faults) run(ctx context.Context, plan []Fault) {
+// again. It calls giveUp when that cannot be.
+func (f *faults) run(ctx context.Context, plan []Fault, giveUp context.CancelCauseFunc) {
 	began := time.Now()
 	var wg sync.WaitGroup
 	for _, fault := range plan {
@@ -163,7 +163,16 @@ func (f *faults) run(ctx context.Context, plan []Fault) {
 		if ctx.Err() != nil {
 			break
 		}
-		wg.Go(func() { f.carryOut(ctx, fault) })
+		wg.Go(func() {
+			over := false
+			defer func() {
+				if !over { // the test has failed, which ends this goroutine only
+					giveUp(fmt.Errorf("%s: the server did not do what it was told", fault))
+				}
+			}()
+			f.carryOut(ctx, fault)
+			over = true
+		})
 	}
 	<-ctx.Done()
 	wg.Wait()

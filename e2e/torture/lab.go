@@ -126,6 +126,15 @@ func (l *lab) site(tb testing.TB, p place) Site {
 	return Site{obtain(l, l.brokers, p.broker, tb), obtain(l, l.stores, p.store, tb)}
 }
 
+// drop has the servers of a place started anew when they are needed: something is wrong
+// with them.
+func (l *lab) drop(p place) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.brokers, p.broker.kind)
+	delete(l.stores, p.store.kind)
+}
+
 func obtain[T any](l *lab, had map[string]*tenant[T], m maker[T], tb testing.TB) T {
 	l.mu.Lock()
 	t := had[m.kind]

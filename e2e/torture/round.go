@@ -224,14 +224,14 @@ func (r *Round) Run(ctx context.Context, s Site) (*Result, error) {
 
 // live is the part of the round in which consumers run.
 func (r *Round) live(ctx context.Context, plan []Fault) (stuck string, err error) {
-	final, cancel := context.WithCancel(ctx)
-	defer cancel()
+	final, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
 	publishing, stop := context.WithCancel(final)
 	defer stop()
 	faulty, calm := context.WithCancel(final)
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	defer cancel()
+	defer giveUp(nil)
 	defer calm()
 
 	published := make(chan error, 1)
@@ -244,7 +244,7 @@ func (r *Round) live(ctx context.Context, plan []Fault) (stuck string, err error
 	faultsDone := make(chan struct{})
 	wg.Go(func() {
 		defer close(faultsDone)
-		r.faults.run(faulty, plan)
+		r.faults.run(faulty, plan, giveUp)
 	})
 	for end := time.Now().Add(r.Length); time.Now().Before(end); {
 		if err := w.look(final); err != nil {

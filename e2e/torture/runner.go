@@ -161,6 +161,7 @@ func (r *runner) round(t *testing.T, p place, seed uint64) {
 	defer cancel()
 	res, err := round.Run(ctx, site)
 	if err != nil {
+		r.lab.drop(p)
 		t.Fatalf("there is no verdict: %v\nagain: %s", err, again)
 	}
 	res.Again, res.Library = again, r.library
