@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/url"
 	"strings"
 	"sync"
@@ -94,7 +95,7 @@ func (c *cage) opened(t *testing.T, secrets map[string]string, wants ...string) 
 		}
 	}
 	for name, secret := range secrets {
-		for _, form := range []string{secret, url.QueryEscape(secret), hex.EncodeToString([]byte(secret)), base64.StdEncoding.EncodeToString([]byte(secret)), strings.Trim(fmt.Sprint([]byte(secret)), "[]")} {
+		for _, form := range []string{secret, url.QueryEscape(secret), hex.EncodeToString([]byte(secret)), base64.StdEncoding.EncodeToString([]byte(secret)), strings.Trim(fmt.Sprintf("%d", []byte(secret)), "[]")} {
 			if i := strings.Index(out, form); i >= 0 {
 				t.Errorf("%s got out: …%s", name, out[max(i-200, 0):min(i+len(form)+50, len(out))])
 				break
@@ -120,9 +121,7 @@ func TestSecretsOfMessages(t *testing.T) {
 		secrets["the signature of "+token] = signed[len(token)+1:]
 		return signed
 	}
-	for name, canary := range canaries {
-		secrets[name] = canary
-	}
+	maps.Copy(secrets, canaries)
 	send := func(token, payload string, headers ...string) {
 		msg := nats.NewMsg(subject)
 		msg.Data = []byte(payload + canaries["the payload"])
