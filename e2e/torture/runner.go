@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/idemq/idemq/e2e/torture/role"
 )
 
 // Options say what a run of many rounds is. What is zero has a default.
@@ -35,6 +37,11 @@ const (
 	roundTakes   = 9 * time.Second  // besides its faults: until messages flow, and until all are settled
 	roundLimit   = 10 * time.Minute // the same, at most
 )
+
+// roundLease is longer than DefaultLease: one call of the store may take a third of it, and
+// where that is not enough to connect, as on a machine with many times more to do than it
+// has cores, consumers stand still.
+const roundLease = 4 * time.Second
 
 // ResultsFile is the name of the results file.
 const ResultsFile = "results.jsonl"
@@ -148,7 +155,7 @@ func (r *runner) seed() uint64 {
 func (r *runner) round(t *testing.T, p place, seed uint64) {
 	site := r.lab.site(t, p)
 	round := &Round{
-		Seed: seed, Length: r.o.Round, Rate: r.o.Rate, Bin: r.o.Bin, Clock: true,
+		Seed: seed, Length: r.o.Round, Rate: r.o.Rate, Bin: r.o.Bin, Clock: true, Config: role.Config{Lease: roundLease},
 		Dir: filepath.Join(r.o.Dir, strings.ReplaceAll(fmt.Sprintf("%s-%d", p, seed), "/", "-")),
 	}
 	r.enlist(round, true)
