@@ -122,6 +122,9 @@ func (m *model) reach(ctx context.Context, s states, loose []*request, until rul
 			return nil
 		}
 		for _, r := range loose {
+			if from := &todo[0]; from.state == store.Running && from.claim == r.id && (r.op.Kind == store.Begin || r.op.Kind == store.Renew) {
+				continue // a lease that begins later only makes less possible
+			}
 			for _, at := range m.times(&todo[0], r, until) {
 				if to, _, changed := m.do(todo[0], r, at); changed {
 					if all.insert(to) {

@@ -390,7 +390,7 @@ func (h *handling) run() bool {
 	if s.one(6) {
 		work = s.upTo(2 * lease)
 	}
-	fails, deaf := s.one(5), s.one(10)
+	fails, deaf := s.one(5), s.one(2)
 	for end := s.now() + int64(work); s.now() < end; h.step() {
 		wait := min(time.Duration(end-s.now()), lease/3)
 		pass(wait)

@@ -167,7 +167,7 @@ func (c *check) afterCompletion(l *life, v *Verdict) {
 		r := &l.runs[i]
 		for j := range l.completions {
 			done := &l.completions[j]
-			if done.At < r.started && !c.forgotten(l, r, done) && !c.stoppedBeforeStart(l, r, done.At) {
+			if done.At < r.started && !c.forgotten(l, r, done) && !c.stoppedBeforeStart(l, r, done) {
 				c.violate(v, StartedAfterCompletion, l, r.started,
 					"process %d started its handler on attempt %d, %s after the store had acknowledged the completion of claim %s by process %d",
 					r.process, r.attempt, interval(r.started-done.At), l.name(done.Claim), done.Process)
@@ -187,11 +187,11 @@ func (c *check) forgotten(l *life, r *run, done *history.Event) bool {
 // stoppedBeforeStart reports whether a process was stopped when it had looked at its clock
 // and was about to call the handler, and went on when somebody else had completed the
 // token. Nobody can help that: it is as if it had been stopped a moment later.
-func (c *check) stoppedBeforeStart(l *life, r *run, completed int64) bool {
+func (c *check) stoppedBeforeStart(l *life, r *run, done *history.Event) bool {
 	const moment = int64(250 * time.Millisecond)
 	g := l.grantOf(r.claim)
-	return g != nil && slices.ContainsFunc(c.pauses[r.process], func(s span) bool {
-		return g.At <= s.from+settling && s.from <= completed && s.to-settling <= r.started && r.started <= s.to+moment
+	return g != nil && done.Claim != r.claim && slices.ContainsFunc(c.pauses[r.process], func(s span) bool {
+		return g.At <= s.from+settling && s.from <= done.At && s.to-settling <= r.started && r.started <= s.to+moment
 	})
 }
 
@@ -325,7 +325,7 @@ func (c *check) window(l *life, before, again *run) (w Window, why string) {
 		case done.At >= again.started:
 		case c.forgotten(l, again, done):
 			return Forgotten, ""
-		case c.stoppedBeforeStart(l, again, done.At):
+		case c.stoppedBeforeStart(l, again, done):
 			return LeaseLost, ""
 		default:
 			return 0, fmt.Sprintf("the completion of claim %s by process %d was acknowledged before", l.name(done.Claim), done.Process)
