@@ -65,6 +65,10 @@ torture: ## run consumers of every broker with every store under faults (DURATIO
 		-torture.duration=$(DURATION) $(if $(SEED),-torture.seed=$(SEED)) $(if $(SITE),-torture.site='$(SITE)') \
 		$(if $(ROUND),-torture.round=$(ROUND)) $(if $(REPORT),-torture.report=$(CURDIR)/docs/faults.md)
 
+.PHONY: model
+model: ## explore the model of a token's states whole, which takes hours, or STATES of each; CONFIG=beginnings of names
+	@go run -C e2e ./model/cmd/explore $(if $(STATES),-states $(STATES)) $(CONFIG)
+
 .PHONY: fuzz
 fuzz: ## fuzz what reads bytes from outside, FUZZTIME=20 seconds each target
 	@.ci/with-servers .ci/fuzz $(FUZZTIME)

@@ -376,6 +376,7 @@ func (r *Round) check(s Site) (*checker.Verdict, error) {
 	v := checker.Check(checker.Run{
 		Events: events, Ordered: s.Broker.Ordered(), Transactional: transactional,
 		Lease: r.Config.Lease, Forgot: r.faults.forgot,
+		FaultName: func(op uint8) string { return Kind(op).String() },
 	})
 	return &v, nil
 }
@@ -403,6 +404,9 @@ func (r *Round) result(s Site, v *checker.Verdict) *Result {
 		if n := v.Total[rule]; n > checker.MaxViolations {
 			res.Failures = append(res.Failures, fmt.Sprintf("%s: %d in all", rule, n))
 		}
+	}
+	if v.Undecided > 0 {
+		res.Failures = append(res.Failures, fmt.Sprintf("undecided: of %d messages it was not found out whether the store's answers fit", v.Undecided))
 	}
 	return res
 }
