@@ -65,6 +65,11 @@ torture: ## run consumers of every broker with every store under faults (DURATIO
 		-torture.duration=$(DURATION) $(if $(SEED),-torture.seed=$(SEED)) $(if $(SITE),-torture.site='$(SITE)') \
 		$(if $(ROUND),-torture.round=$(ROUND)) $(if $(REPORT),-torture.report=$(CURDIR)/docs/faults.md)
 
+.PHONY: soak
+soak: ## run consumers of all brokers under faults, and look whether they grow (DURATION, SEED, REPORT=1)
+	@.ci/with-servers go test -C e2e -count=1 -v -timeout=0 -run='^TestSoak$$' ./torture \
+		-torture.soak=$(DURATION) $(if $(SEED),-torture.seed=$(SEED)) $(if $(REPORT),-torture.soakdocs=$(CURDIR)/docs)
+
 .PHONY: model
 model: ## explore the model of a token's states whole, which takes hours, or STATES of each; CONFIG=beginnings of names
 	@go run -C e2e ./model/cmd/explore $(if $(STATES),-states $(STATES)) $(CONFIG)
