@@ -54,7 +54,7 @@ const (
 
 	// leastRetention is longer than a message can be on its way: what comes again after
 	// that is handled again, rightly.
-	leastRetention = 30 * time.Second
+	leastRetention = 2 * time.Minute
 )
 
 // The files of a soak, in its folder.
@@ -140,8 +140,9 @@ type soakSite struct {
 	err      error
 }
 
-// Soak runs one. What it finds is in the result, in the files of its folder, and no
-// failure of the test: that is for whoever called it to judge.
+// Soak runs one. What it finds is in the result, which is also in a file of its folder, and
+// no failure of the test: that is for whoever called it to judge. The histories of sites
+// that failed are left there.
 func Soak(t *testing.T, o SoakOptions) *SoakResult {
 	t.Helper()
 	s := newSoak(t, o)
@@ -186,17 +187,31 @@ func newSoak(t *testing.T, o SoakOptions) *soak {
 	}
 	return &soak{o: o, res: &SoakResult{
 		Time: time.Now().UTC().Truncate(time.Second), Seed: o.Seed, Duration: o.Duration, Rate: o.Rate,
-		Command:   fmt.Sprintf("make soak DURATION=%v SEED=%d", o.Duration, o.Seed),
+		Command:   fmt.Sprintf("make soak DURATION=%s SEED=%d", brief(o.Duration), o.Seed),
 		Retention: min(soakRetention, max(o.Duration/6, leastRetention)), Judged: min(soakJudged, o.Duration/2),
 		Sampled: min(soakSample, o.Duration/60), FaultsAt: min(soakFault, max(o.Duration/12, leastFault)),
 		Library: revision(), Go: runtime.Version(), CPUs: runtime.NumCPU(), Memory: memory.Total, Handled: map[string]int{},
 	}}
 }
 
+// brief writes a duration as people do on a command line.
+func brief(d time.Duration) string {
+	s := d.String()
+	for _, none := range []string{"m0s", "h0m"} {
+		if strings.HasSuffix(s, none) {
+			s = s[:len(s)-2]
+		}
+	}
+	return s
+}
+
 // open starts the servers and makes the sites.
 func (s *soak) open(t *testing.T) error {
 	t.Helper()
 	if err := os.MkdirAll(s.o.Dir, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(s.o.Dir, ".gitignore"), []byte("*\n"), 0o644); err != nil {
 		return err
 	}
 	server := redistest.Start(t, redisArgs...)
@@ -494,7 +509,10 @@ func (s *soak) verdict(t *testing.T, site *soakSite) error {
 		}
 	}
 	began := time.Now()
-	v := checker.Check(checker.Run{Events: events, Ordered: site.Broker.Ordered(), Lease: r.Config.Lease})
+	v := checker.Check(checker.Run{
+		Events: events, Ordered: site.Broker.Ordered(), Lease: r.Config.Lease,
+		FaultName: func(op uint8) string { return Kind(op).String() },
+	})
 	t.Logf("%s: %d events checked in %v", site, len(events), time.Since(began).Round(time.Millisecond))
 	res := r.result(site.Site, &v)
 	res.Time, res.Seconds = s.res.Time, s.o.Duration.Seconds()
@@ -506,7 +524,10 @@ func (s *soak) verdict(t *testing.T, site *soakSite) error {
 		s.res.Failures = append(s.res.Failures, fmt.Sprintf("%s: %s", site, f))
 	}
 	s.res.Sites = append(s.res.Sites, *res)
-	return nil
+	if !res.Passed() {
+		return nil
+	}
+	return os.RemoveAll(r.Dir) // some gigabytes an hour
 }
 
 // readAll returns the events of a folder's files in no order: sorting is the checker's.

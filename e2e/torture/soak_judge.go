@@ -44,8 +44,8 @@ var (
 		measure
 		of func(*RedisSample) float64
 	}{
-		{measure{"Redis keys", "thousand", 1e3, allowance{0.05, 0}}, func(r *RedisSample) float64 { return float64(r.Keys) }},
-		{measure{"Redis memory", "MB", mega, allowance{0.05, 0}}, func(r *RedisSample) float64 { return float64(r.Memory) }},
+		{measure{"Redis keys", "thousand", 1e3, allowance{0.1, 0}}, func(r *RedisSample) float64 { return float64(r.Keys) }},
+		{measure{"Redis memory", "MB", mega, allowance{0.1, 0}}, func(r *RedisSample) float64 { return float64(r.Memory) }},
 	}
 )
 

@@ -144,7 +144,7 @@ func (r *SoakResult) sensitivity() string {
 	if bytes == 0 || goroutines == 0 {
 		return ""
 	}
-	return fmt.Sprintf("How small a leak is seen: from what that process handled while it was judged, a leak of %.1f bytes of heap a message, or of a goroutine in %s messages, is more than is allowed, on every site.",
+	return fmt.Sprintf("How small a leak is seen: from what that process handled while it was judged, one of %.1f bytes of heap a message, or of a goroutine in %s messages, is more than is allowed, on every site.",
 		bytes, grouped(int(1/goroutines)))
 }
 

@@ -104,6 +104,16 @@ func TestSoakOfSeconds(t *testing.T) {
 	}
 }
 
+func TestBrief(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		time.Hour: "1h", 90 * time.Minute: "1h30m", 10 * time.Minute: "10m", 10 * time.Second: "10s", time.Hour + 10*time.Second: "1h0m10s",
+	} {
+		if got := brief(d); got != want {
+			t.Errorf("%v is %s, want %s", d, got, want)
+		}
+	}
+}
+
 func TestSoakPlan(t *testing.T) {
 	const every = time.Minute
 	plan := soakPlan(7, 0, time.Hour, every)
@@ -166,7 +176,7 @@ func TestSoakPage(t *testing.T) {
 		"2 brokers at once, with one Redis, for one hour: 4,800,000 messages, published 5,280,000 times, 1,333 a second and 1,466 copies of them, under 7 faults, one a site each minute.",
 		"**0 lost, 0 doubled outside the named windows**, 2 doubled in them.",
 		"Memory, goroutines, file descriptors, and the keys and memory of Redis are flat from 10 minutes on.",
-		"a leak of 3.1 bytes of heap a message, or of a goroutine in 130,000 messages,",
+		"one of 3.1 bytes of heap a message, or of a goroutine in 130,000 messages,",
 		"make soak DURATION=1h SEED=7 REPORT=1",
 		"2 CPUs, 25 GB of memory",
 		"kill 4, pause 3",
