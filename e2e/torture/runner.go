@@ -34,7 +34,7 @@ type Options struct {
 const (
 	defaultRound = 20 * time.Second
 	leastRound   = 4 * time.Second
-	roundTakes   = 9 * time.Second  // besides its faults: until messages flow, and until all are settled
+	roundTakes   = 12 * time.Second // besides its faults: until messages flow, and until all are settled
 	roundLimit   = 10 * time.Minute // the same, at most
 )
 
