@@ -23,7 +23,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const shortAckWait = 300 * time.Millisecond
+const shortAckWait = 700 * time.Millisecond
 
 // env is a server with the stream ORDERS, its consumer "billing", and the stream DEAD.
 type env struct {
