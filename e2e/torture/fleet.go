@@ -199,11 +199,14 @@ func (f *fleet) pause(ctx context.Context, s *slot, d time.Duration) {
 	if s.now == nil {
 		return
 	}
-	began := history.Now()
 	_ = s.now.Signal(syscall.SIGSTOP) // of one that ended, watch tells
+	// What the process does is before or after this span, however busy the machine is: it
+	// is stopped during all of it.
+	stopped := history.Now()
 	pass(ctx, d)
+	until := history.Now()
 	_ = s.now.Signal(syscall.SIGCONT)
-	f.record(history.Event{Kind: history.Fault, Op: uint8(Pause), Process: s.now.number, At: began, Until: history.Now()})
+	f.record(history.Event{Kind: history.Fault, Op: uint8(Pause), Process: s.now.number, At: stopped, Until: until})
 }
 
 // deploy replaces the processes, one after another.

@@ -143,10 +143,10 @@ func (r *Round) withDefaults() {
 		c.Budget = 10
 	}
 	if c.FailEvery == 0 {
-		c.FailEvery = 50
+		c.FailEvery = 100
 	}
 	if c.PoisonEvery == 0 {
-		c.PoisonEvery = 2000
+		c.PoisonEvery = 10_000
 	}
 }
 
