@@ -1,7 +1,7 @@
 # Long work is cached in .cache, which git ignores and make clean removes.
 
 MAKEFLAGS += --no-print-directory
-TESTFLAGS ?= -race -count=1 -timeout=15m
+TESTFLAGS ?= -race -count=1 -timeout=30m
 BENCH     ?= .
 DURATION  ?= 5m
 FUZZTIME  ?= 20
