@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 
 	"github.com/idemq/idemq/idem"
 	"github.com/idemq/idemq/idem/store"
@@ -266,9 +268,14 @@ func TestTokenKeysLimits(t *testing.T) {
 }
 
 // Neither keys nor signatures show in what is printed: of guards, options, errors, events.
-func TestTokenKeysShowNowhere(t *testing.T) {
+func TestTokenKeysShowNowhere(t *testing.T) { synctest.Test(t, showNowhere) }
+
+func showNowhere(t *testing.T) {
+	var mu sync.Mutex
 	var seen strings.Builder
 	see := func(v ...any) {
+		mu.Lock()
+		defer mu.Unlock()
 		for _, x := range v {
 			fmt.Fprintf(&seen, "%v %+v %#v %s %q %x\n", x, x, x, x, x, x)
 			if text, err := json.Marshal(x); err == nil {
@@ -278,6 +285,11 @@ func TestTokenKeysShowNowhere(t *testing.T) {
 	}
 	watch := idem.WithObserver(idem.ObserverFunc(func(e idem.Event) { see(e, e.Err) }))
 	peek := func(o *idem.Options) { see(*o, o) }
+	// A guard is looked at while it does nothing: printing takes no locks.
+	idle := func(v ...any) {
+		synctest.Wait()
+		see(v...)
+	}
 	keys := idem.WithTokenKeys(keyA, keyB)
 	g := idem.New(keys, watch, peek, idem.WithStore(memstore.New()))
 	bad := idem.New(idem.WithTokenKeys([]byte("short secret"), keyA))
@@ -285,14 +297,14 @@ func TestTokenKeysShowNowhere(t *testing.T) {
 	stranger := signed(t, idem.New(idem.WithTokenKeys([]byte("a key that the guard does not have"))), "t")
 	_ = g.Do(t.Context(), good, func(ctx context.Context) error {
 		c, _ := idem.FromContext(ctx)
-		see(c, c.Token(), g.Do(ctx, good, nil))
+		idle(c, c.Token(), g.Do(ctx, good, nil))
 		return errors.New("the handler's own")
 	})
 	_, err := g.Begin(t.Context(), stranger)
-	see(g, *g, bad, bad.Err(), g.Settings(), err)
+	idle(g, *g, bad, bad.Err(), g.Settings(), err)
 	c, err := g.Begin(t.Context(), good)
-	see(c, err, c.Commit(t.Context()), c.Commit(t.Context()))
-	see(g.Do(t.Context(), good, nil))
+	idle(c, err, c.Commit(t.Context()), c.Commit(t.Context()))
+	idle(g.Do(t.Context(), good, nil))
 	if !strings.Contains(seen.String(), `"t"`) {
 		t.Fatal("nothing was seen that names the token: the test looks at nothing")
 	}
