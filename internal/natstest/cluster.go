@@ -45,18 +45,20 @@ func StartCluster(tb testing.TB, n int, edit ...func(*server.Options)) *Cluster 
 	return c
 }
 
-// Await returns when the cluster has a leader and the servers that run are current.
+// Await returns when the cluster has a leader that has heard of all servers that run, and
+// those are current.
 func (c *Cluster) Await() {
 	c.tb.Helper()
-	testenv.Await(c.tb, "the JetStream cluster to have a leader", func() bool {
-		leader, current := false, true
+	testenv.Await(c.tb, "the JetStream cluster to be whole", func() bool {
+		running, known, current := 0, 0, true
 		for _, s := range c.Servers {
 			if s.srv != nil {
-				leader = leader || s.srv.JetStreamIsLeader()
+				running++
+				known = max(known, len(s.srv.JetStreamClusterPeers())) // the leader's; others have none
 				current = current && s.srv.JetStreamIsCurrent()
 			}
 		}
-		return leader && current
+		return known >= running && current
 	})
 }
 

@@ -82,9 +82,15 @@ var troubles = []trouble{
 				t.Fatal(err)
 			}
 			set(t, admin, "dir", dir) // what it stood in is gone
-			testenv.Await(t, "a snapshot", func() bool {
+			testenv.Await(t, "a snapshot", func() bool { // and that none is being written: its process would outlive the server
+				if infoOf(t, admin, "rdb_bgsave_in_progress") != "0" {
+					return false
+				}
+				if infoOf(t, admin, "rdb_last_bgsave_status") == "ok" {
+					return true
+				}
 				_ = admin.BgSave(context.Background())
-				return infoOf(t, admin, "rdb_last_bgsave_status") == "ok"
+				return false
 			})
 		}
 	}, false, []string{"MISCONF", "whether its disk is full"}, false},
