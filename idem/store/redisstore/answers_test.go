@@ -81,7 +81,7 @@ var troubles = []trouble{
 			if err := os.MkdirAll(dir, 0o700); err != nil {
 				t.Fatal(err)
 			}
-			set(t, admin, "dir", dir) // what it stood in is gone
+			set(t, admin, "dir", dir)                    // what it stood in is gone
 			testenv.Await(t, "a snapshot", func() bool { // and that none is being written: its process would outlive the server
 				if infoOf(t, admin, "rdb_bgsave_in_progress") != "0" {
 					return false
