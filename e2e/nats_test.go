@@ -83,7 +83,7 @@ func (s *site) publish(tokens ...string) {
 		msg := nats.NewMsg(subject)
 		msg.Data = []byte("order " + token)
 		idemnats.SetToken(msg, token)
-		if _, err := s.js.PublishMsgAsync(msg); err != nil {
+		if _, err := s.js.PublishMsgAsync(msg, jetstream.WithStallWait(time.Minute)); err != nil {
 			s.t.Fatal(err)
 		}
 	}

