@@ -153,7 +153,7 @@ func FuzzRecord(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, value []byte, fp string, redrive, attempt int, flags uint8) {
 		v := string(value)
-		if strings.Contains(v, "999999999999") {
+		if strings.Contains(v, "9999999999999") {
 			t.Skip("a count at its end, where the next has no room: no record comes so far by itself")
 		}
 		if len(fp) > 64 || strings.Contains(fp, "|") {
