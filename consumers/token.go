@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"strings"
 
 	"github.com/idemq/idemq/idem"
 )
@@ -96,3 +97,8 @@ func redrive(m Message) (int, error) {
 	}
 	return int(n), nil
 }
+
+// SameHeader is for adapters: it tells whether two names of headers differ in the case of
+// ASCII letters at most. Others, of more bytes, have letters of ASCII for their other case
+// too.
+func SameHeader(a, b string) bool { return len(a) == len(b) && strings.EqualFold(a, b) }

@@ -12,6 +12,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/idemq/idemq/consumers"
 	"github.com/idemq/idemq/idem"
 )
 
@@ -88,17 +89,13 @@ func spellings(h amqp.Table, name string) []string {
 	}
 	var keys []string
 	for k := range h {
-		if sameName(k, name) {
+		if consumers.SameHeader(k, name) {
 			keys = append(keys, k)
 		}
 	}
 	slices.Sort(keys)
 	return keys
 }
-
-// sameName tells whether two names differ in the case of ASCII letters at most. Others,
-// of more bytes, have letters of ASCII for their other case too.
-func sameName(a, b string) bool { return len(a) == len(b) && strings.EqualFold(a, b) }
 
 // values are the texts of a header's value: one, or those of an array. As a token only
 // strings, bytes and integers will do: a bool, read as "true", would make one message of
@@ -175,6 +172,6 @@ func (m message) String() string {
 // set gives a table a header, in the place of every spelling that it has. The table is
 // the caller's own.
 func set(h amqp.Table, name string, value string) {
-	maps.DeleteFunc(h, func(k string, _ any) bool { return sameName(k, name) })
+	maps.DeleteFunc(h, func(k string, _ any) bool { return consumers.SameHeader(k, name) })
 	h[name] = value
 }

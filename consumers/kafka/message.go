@@ -4,10 +4,11 @@ import (
 	"context"
 	"fmt"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/segmentio/kafka-go"
+
+	"github.com/idemq/idemq/consumers"
 )
 
 // Handler handles one message. Nil says that its effect is done; see idem.Permanent
@@ -26,23 +27,19 @@ func (m message) Header(name string) []string { return header(m.msg.Headers, nam
 func header(headers []kafka.Header, name string) []string {
 	var all []string
 	for _, h := range headers {
-		if sameName(h.Key, name) {
+		if consumers.SameHeader(h.Key, name) {
 			all = append(all, string(h.Value))
 		}
 	}
 	return all
 }
 
-// sameName tells whether two names differ in the case of ASCII letters at most. Others,
-// of more bytes, have letters of ASCII for their other case too.
-func sameName(a, b string) bool { return len(a) == len(b) && strings.EqualFold(a, b) }
-
 // set replaces every spelling of a header. The slice is not shared with the caller's
 // other messages afterwards.
 func set(headers []kafka.Header, name, value string) []kafka.Header {
 	out := make([]kafka.Header, 0, len(headers)+1)
 	for _, h := range headers {
-		if !sameName(h.Key, name) {
+		if !consumers.SameHeader(h.Key, name) {
 			out = append(out, h)
 		}
 	}

@@ -7,11 +7,12 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/idemq/idemq/consumers"
 )
 
 // Handler handles one message. Nil says that its effect is done; see idem.Permanent
@@ -68,17 +69,13 @@ func header(h nats.Header, name string) []string {
 func spellings(h nats.Header, name string) []string {
 	var names []string
 	for k := range h {
-		if sameName(k, name) {
+		if consumers.SameHeader(k, name) {
 			names = append(names, k)
 		}
 	}
 	slices.Sort(names)
 	return names
 }
-
-// sameName tells whether two names differ in the case of ASCII letters at most. Others,
-// of more bytes, have letters of ASCII for their other case too.
-func sameName(a, b string) bool { return len(a) == len(b) && strings.EqualFold(a, b) }
 
 func (m message) Body() []byte { return m.msg.Data() }
 
