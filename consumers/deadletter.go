@@ -24,11 +24,11 @@ func (en *entry) deadLetter(reason string, cause error) (again bool) {
 	}
 	en.leaveGate() // nothing is started any more that could end the process
 	l := Letter{Token: en.token, Reason: reason, Err: cause, Attempt: c.Attempt(), Redrive: c.Redrive() + 1}
-	if !en.post(l) {
+	if !en.post(en.waits, l) {
 		en.giveBack(false)
 		return true
 	}
-	if !en.bury() {
+	if en.bury() != nil {
 		return true
 	}
 	en.settle(en.d.Terminate, settled)
@@ -47,10 +47,13 @@ func (en *entry) failedOnce(cause error) (again bool) {
 	}
 	// Dead before it is published, so that a redrive can spend the token anew.
 	redrive := c.Redrive() + 1
-	if !en.bury() {
+	if err := en.bury(); err != nil {
+		if !errors.Is(err, idem.ErrLeaseLost) {
+			e.emit(en, idem.Event{Kind: idem.EventDropped, Attempt: c.Attempt(), Err: errors.Join(cause, err)})
+		}
 		return true
 	}
-	if !en.post(Letter{Token: en.token, Reason: ReasonFailed, Err: cause, Attempt: c.Attempt(), Redrive: redrive}) {
+	if !en.post(en.l.ph.final, Letter{Token: en.token, Reason: ReasonFailed, Err: cause, Attempt: c.Attempt(), Redrive: redrive}) {
 		// The next delivery is a duplicate of what is recorded as dead.
 		e.emit(en, idem.Event{Kind: idem.EventDropped, Attempt: c.Attempt(), Err: cause})
 		return true
@@ -61,7 +64,7 @@ func (en *entry) failedOnce(cause error) (again bool) {
 
 // bury records the claimed message as dead. If that is refused, because somebody took
 // over, or the store is away to the end, the token has to be asked for again.
-func (en *entry) bury() bool {
+func (en *entry) bury() error {
 	c := en.claim
 	err := c.Bury(en.l.ph.final)
 	if err != nil {
@@ -72,7 +75,7 @@ func (en *entry) bury() bool {
 	if err != nil {
 		sleep(en.waits, jitter(askAgain))
 	}
-	return err == nil
+	return err
 }
 
 // refuse dead-letters a message for which there is no claim, so there is nothing to
@@ -87,16 +90,15 @@ func (en *entry) refuse(reason string, cause error) (again bool) {
 	if en.invalid == nil {
 		l.Redrive = en.redrive + 1
 	}
-	if !en.post(l) {
+	if !en.post(en.waits, l) {
 		return true
 	}
 	en.settle(en.d.Terminate, settled)
 	return false
 }
 
-// post publishes the copy until the destination confirms it; false if the consumer
-// ends before.
-func (en *entry) post(l Letter) bool {
+// post publishes the copy until the destination confirms it; false if ctx ends before.
+func (en *entry) post(ctx context.Context, l Letter) bool {
 	e := en.l.e
 	l.Group = en.l.guard.Settings().Group
 	if l.Token != "" {
@@ -114,8 +116,8 @@ func (en *entry) post(l Letter) bool {
 		}
 		wait := e.policy.backoff(n)
 		e.emit(en, idem.Event{Kind: idem.EventWaiting, Err: fmt.Errorf("dead-letter destination: %w", err), Wait: wait})
-		sleep(en.waits, wait)
-		if en.over() || context.Cause(en.l.ph.final) != nil {
+		sleep(ctx, wait)
+		if ctx.Err() != nil {
 			return false
 		}
 	}

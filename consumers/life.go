@@ -56,7 +56,7 @@ func (en *entry) awaitPrevious() (isSettled bool) {
 		return false
 	}
 	e := en.l.e
-	if !en.l.isCompleted(prev) || e.policy.fingerprints || e.policy.shadow {
+	if !en.l.isCompleted(prev) || en.redrive > prev.redrive || e.policy.fingerprints || e.policy.shadow {
 		return false
 	}
 	e.emit(en, idem.Event{Kind: idem.EventDuplicate})
@@ -77,7 +77,7 @@ func (en *entry) next() (again bool) {
 		if claimed, again := en.obtain(); !claimed {
 			return again
 		}
-		if en.over() {
+		if en.over() && !en.l.e.policy.atMostOnce {
 			return true // the answer took long: it is given back
 		}
 	}
@@ -98,13 +98,22 @@ func (en *entry) obtain() (claimed, again bool) {
 		return false, true // it is over
 	}
 	en.shared, en.solo = true, en.alone
-	var b idem.Begun
 	if e.policy.atMostOnce {
-		b = l.guard.SpendAll(en.ask, []idem.Request{en.request()})[0]
-	} else {
-		b = l.guard.BeginAll(en.ask, []idem.Request{en.request()})[0]
+		return en.judge(en.spend())
 	}
-	return en.judge(b)
+	return en.judge(l.guard.BeginAll(en.ask, []idem.Request{en.request()})[0])
+}
+
+// spend is for at most once. A token that was asked for may be spent, whether the answer
+// came or not, and nobody else will ever start its handler: the answer is waited for to the
+// very end.
+func (en *entry) spend() idem.Begun {
+	l := en.l
+	b := l.guard.SpendAll(l.ph.final, []idem.Request{en.request()})[0]
+	if errors.Is(b.Err, ErrDraining) {
+		l.e.emit(en, idem.Event{Kind: idem.EventDropped, Err: fmt.Errorf("it may be spent, and its handler was not started: %w", b.Err)})
+	}
+	return b
 }
 
 // judge acts on the answer to a request for a claim.
@@ -159,6 +168,8 @@ func (en *entry) admitted() (done, again bool) {
 	switch {
 	case e.policy.atMostOnce && en.d.Final():
 		return true, en.failedOnce(errFinal)
+	case e.policy.atMostOnce && en.l.ctx.Err() != nil && !e.broker.KeepHandlers:
+		return true, en.failedOnce(fmt.Errorf("its handler was not started: %w", context.Cause(en.l.ctx)))
 	case e.policy.atMostOnce && c.Spent() > 0:
 		return true, en.failedOnce(fmt.Errorf("attempt %d may have started before", c.Attempt()-1))
 	case !e.policy.atMostOnce && c.Spent() >= e.policy.budget:

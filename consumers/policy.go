@@ -145,7 +145,9 @@ func FailOpen(after time.Duration) Option {
 
 // AtMostOnce spends a token before the handler runs: never twice, and lost where
 // the process dies in between. A handler is never retried: its message is
-// dead-lettered, or, without a destination, acked and reported.
+// dead-lettered, or, without a destination, acked and reported. So is one whose token
+// was spent when its partition had gone. A consumer that stops waits for the store's
+// answer as long as for a handler, and reports as dropped what it had none about.
 func AtMostOnce() Option {
 	return Option{name: "AtMostOnce", policy: func(p *Policy) error { p.atMostOnce = true; return nil }}
 }

@@ -335,6 +335,144 @@ func TestAtMostOnceAtTheDrain(t *testing.T) {
 	})
 }
 
+// At most once, a token is spent when it is asked for: nobody else starts its handler any
+// more, so that its message is handled, or dead-lettered, also where the answer comes when
+// nothing new is started.
+func TestAtMostOnceAnsweredLate(t *testing.T) {
+	kept := deadLetters
+	kept.KeepHandlers = true
+	held := deadLetters
+	held.HoldLimit = time.Second
+	for _, tc := range []struct {
+		name    string
+		shape   consumers.Broker
+		fault   storefault.Fault // of the first request
+		stop    bool             // the consumer; else its lane is lost
+		handled int
+		letters int
+		settled []string
+	}{
+		{"the consumer stops", deadLetters, storefault.Late, true, 1, 0, []string{"ack 1"}},
+		{"the consumer stops, and the answer is lost", deadLetters, storefault.Swallow, true, 1, 0, []string{"ack 1"}},
+		{"the lane is lost", deadLetters, storefault.Late, false, 0, 1, []string{"term 1"}},
+		{"the lane is lost, and the answer", deadLetters, storefault.Swallow, false, 0, 1, []string{"term 1"}},
+		{"the lane is lost, and its handlers are kept", kept, storefault.Late, false, 1, 0, []string{"ack 1"}},
+		{"the message was held for long", held, storefault.Late, true, 1, 0, []string{"ack 1"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, tc.shape)
+				r.store.Once(store.Spend, tc.fault)
+				ours, lose := context.WithCancel(t.Context())
+				handled := 0
+				e := r.engine(r.guard, consumers.AtMostOnce())
+				ctx, stop := context.WithCancel(t.Context())
+				done := make(chan error, 1)
+				go func() {
+					done <- e.Run(ctx, func(ctx context.Context) error {
+						e.Lane(ours).Add(r.delivery(1, "a", func(ctx context.Context, _ *delivery) error {
+							handled++
+							return ctx.Err()
+						}))
+						<-ctx.Done()
+						return ctx.Err()
+					})
+				}()
+				time.Sleep(time.Millisecond)
+				if tc.stop {
+					stop()
+				} else {
+					lose()
+				}
+				time.Sleep(time.Minute)
+				stop()
+				if err := <-done; err != nil {
+					t.Errorf("Run: %v", err)
+				}
+				lose()
+				if letters := len(r.b.posted()); handled != tc.handled || letters != tc.letters {
+					t.Errorf("handled %d times, %d dead letters, want %d and %d", handled, letters, tc.handled, tc.letters)
+				}
+				r.wantSettled(tc.settled...)
+			})
+		})
+	}
+}
+
+// Where the store does not answer to the very end, nobody knows whether the token is spent:
+// that is reported.
+func TestAtMostOnceNotAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, deadLetters)
+		r.b.publish("a")
+		r.store.Set(storefault.Away)
+		stop := r.start(fine, consumers.AtMostOnce())
+		time.Sleep(time.Second)
+		r.mustStop(stop)
+		if n := r.count(idem.EventDropped); n != 1 {
+			t.Errorf("%d messages reported as dropped, want 1", n)
+		}
+		r.wantSettled("redeliver 1")
+		r.wantHandled()
+		time.Sleep(time.Minute)
+	})
+}
+
+// At most once, a failed message whose death could not be recorded is reported: its
+// redelivery is dropped.
+func TestAtMostOnceNotBuried(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, deadLetters)
+		r.b.publish("a")
+		stop := r.start(func(context.Context, *delivery) error {
+			r.store.Set(storefault.Away)
+			return errBoom
+		}, consumers.AtMostOnce())
+		time.Sleep(time.Second)
+		r.mustStop(stop)
+		if n := r.count(idem.EventDropped); n != 1 {
+			t.Errorf("%d messages reported as dropped, want 1", n)
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+// A dead letter that is moved back asks the store, also where it stands behind a delivery
+// of its token that was a duplicate of what has failed since.
+func TestRedriveBehindADuplicate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, deadLetters)
+		elsewhere(r, store.Op{Kind: store.Spend, Group: "billing", Token: "a", Claim: "other"})
+		e := r.engine(r.guard, consumers.AtMostOnce())
+		handled := 0
+		handle := func(context.Context, *delivery) error { handled++; return nil }
+		r.within(e, func(ctx context.Context) {
+			lane := e.Lane(context.WithoutCancel(ctx))
+			lane.Add(acking{r.delivery(1, "a", handle), func() {
+				elsewhere(r, store.Op{Kind: store.Bury, Group: "billing", Token: "a", Claim: "other"})
+			}})
+			back := r.delivery(2, "a", handle)
+			back.headers[idem.RedriveHeader] = []string{"1"}
+			lane.Add(back)
+		})
+		r.wantSettled("ack 1", "ack 2")
+		if handled != 1 {
+			t.Errorf("handled %d times, want once: what was moved back", handled)
+		}
+	})
+}
+
+// acking is a delivery whose ack takes long enough for something to happen.
+type acking struct {
+	*delivery
+	during func()
+}
+
+func (a acking) Ack(ctx context.Context) error {
+	a.during()
+	return a.delivery.Ack(ctx)
+}
+
 // A redrive number that cannot be used is not read as none: that would drop a message
 // that was moved back.
 func TestBadRedriveNumber(t *testing.T) {

@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -35,16 +36,17 @@ type kafkaRole struct {
 	Budget         int
 	Concurrency    int
 	Instance       string
-	Poison         []string             // tokens whose handler kills the process
-	Hold           string               // the token whose handler waits for its end
-	FailUntil      map[string]time.Time // tokens that fail until then
-	FailFirst      int                  // one token in so many fails on its first attempt
+	Poison         []string // tokens whose handler kills the process
+	Hold           string   // the token whose handler waits for its end
+	Failing        string   // the token that fails until its failing is ended
+	FailFirst      int      // one token in so many fails on its first attempt
 }
 
 // What is noted in the journal.
 const (
 	noteFetch  = "fetch"  // a message came from the broker
 	noteStart  = "start"  // its handler started: for poison and held messages
+	noteFail   = "fail"   // its handler failed: for the one that fails for long
 	noteEffect = "effect" // its handler took effect
 	noteCommit = "commit" // its completion was recorded
 	noteLost   = "lost"   // its lease was lost
@@ -61,6 +63,9 @@ type note struct {
 }
 
 func journalKey(prefix string) string { return prefix + "-journal" }
+
+// mendedKey ends the failing of what fails for long.
+func mendedKey(prefix string) string { return prefix + "-mended" }
 
 // onceKey is a hash that a token is put into by HSETNX: an effect that may be repeated.
 func onceKey(prefix string) string { return prefix + "-once" }
@@ -173,8 +178,14 @@ func (r kafkaRole) handle(ctx context.Context, rdb *redis.Client, _ kafka.Messag
 		<-ctx.Done()
 		return context.Cause(ctx)
 	}
-	if until, ok := r.FailUntil[token]; ok && time.Now().Before(until) {
-		return errors.New("not yet")
+	if token == r.Failing {
+		mended, err := rdb.Exists(ctx, mendedKey(r.Prefix)).Result()
+		if err != nil {
+			return err
+		}
+		if mended == 0 {
+			return cmp.Or(r.note(ctx, rdb, noteFail, token, attempt), errors.New("not yet"))
+		}
 	}
 	if r.FailFirst > 0 && attempt == 1 && failsFirst(token, r.FailFirst) {
 		return errors.New("the first time it fails")

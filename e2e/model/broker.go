@@ -306,7 +306,9 @@ func (w *world) outcome(n *State, p, i int) {
 	for k := i + 1; k < len(all); k++ {
 		x := &all[k]
 		if x.Ph != none && x.is(fPrev) && n.laneOf(w.c, x) == n.laneOf(w.c, sl) && w.c.token(n, x) == w.c.token(n, sl) {
-			x.F |= fPrevDone
+			if n.M[x.Msg-1].N <= n.M[sl.Msg-1].N || w.c.Bug == SharedOutcome {
+				x.F |= fPrevDone
+			}
 			return
 		}
 	}

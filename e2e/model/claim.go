@@ -35,7 +35,7 @@ func (d *delivery) ask() {
 		return
 	}
 	before, _ := d.place()
-	if before < d.c.Window && !sl.is(fTried|fAlone|fPrev) && !d.laneWaits() && !d.shut() {
+	if before < d.c.Window && d.c.Policy != AtMostOnce && !sl.is(fTried|fAlone|fPrev) && !d.laneWaits() && !d.shut() {
 		d.begin(true, false)
 	}
 }
@@ -217,9 +217,9 @@ func (d *delivery) answered(n *State, reply store.Reply) {
 }
 
 // askAgain sends a request without an answer again, under its claim id, or gives it up at
-// the end.
+// the end: but for one that may have spent its token.
 func (d *delivery) askAgain() {
-	if d.ending() {
+	if d.ending() && d.c.Policy != AtMostOnce {
 		d.step("gives its request up, and sends a Release", func(n *State, sl *slot) { d.abandon(n, sl) })
 		return
 	}
@@ -228,7 +228,7 @@ func (d *delivery) askAgain() {
 }
 
 func (d *delivery) abandon(n *State, sl *slot) {
-	if n.mayDelay() && d.c.Policy != AtMostOnce {
+	if n.mayDelay() {
 		n.delay(late{Op: uint8(store.Release), G: uint8(d.g), T: uint8(d.t), Item: uint8(d.item), C: sl.C})
 	}
 	d.leave(n, d.p, d.i)

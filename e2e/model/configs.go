@@ -56,6 +56,7 @@ func Configs() []Config {
 		c.Redrives = 2
 	})
 	add("forget", "An operator has tokens forgotten.", func(c *Config) { c.Forgets = 1 })
+	add("forget-late", "The same, where commands to the store are executed late, after others.", func(c *Config) { c.Forgets, c.May = 1, Lapse|Delay|HandlerErr })
 	add("groups", "Two groups read the same messages; dead letters of each are moved back.", func(c *Config) {
 		c.Procs = []int{0, 1}
 		c.May = (usual | Permanent) &^ HandlerErr
@@ -71,12 +72,15 @@ func Configs() []Config {
 		c.May |= Stop | Delay
 		c.Faults = 3
 	})
-	add("once-calm", "At most once, where no process dies, none is stopped, and nothing is taken away: nothing is lost either.", func(c *Config) {
-		c.Policy, c.May, c.Faults = AtMostOnce, LostReply|AckLost|AckWait|ConfirmLost|HandlerErr, 3
+	add("once-calm", "At most once, where no process dies: nothing is lost either.", func(c *Config) {
+		c.Policy, c.May, c.Faults = AtMostOnce, LostReply|brokerFaults|HandlerErr|Stop, 3
 	})
 	add("once-redrive", "At most once, and dead letters are moved back: they are handled again, once.", func(c *Config) {
-		c.Policy, c.May, c.Redrives = AtMostOnce, LostReply|AckLost|ConfirmLost|HandlerErr, 2
+		c.Policy, c.May, c.Redrives = AtMostOnce, LostReply|brokerFaults|HandlerErr|Stop, 2
 		c.Procs = []int{0}
+	})
+	add("once-redrive2", "The same, and two processes.", func(c *Config) {
+		c.Policy, c.May, c.Redrives, c.Faults = AtMostOnce, AckWait|Rebalance|ChanLoss|HandlerErr, 1, 1
 	})
 	add("empty", "The store loses everything, once.", func(c *Config) { c.Failovers = 1; c.May |= Delay })
 	add("lagging", "The store fails over to a replica that lags.", func(c *Config) {
@@ -97,10 +101,9 @@ func Configs() []Config {
 		c.Items = []Item{{FP: 1}, {FP: 2}}
 		c.Fingerprints = true
 	})
-	add("conflict-redrive", "The same, and dead letters are moved back, where no lease is lost.", func(c *Config) {
+	add("conflict-redrive", "The same, and dead letters are moved back.", func(c *Config) {
 		c.Items = []Item{{FP: 1}, {FP: 2}}
 		c.Fingerprints, c.Faults, c.Redrives = true, 1, 1
-		c.May &^= Lapse
 	})
 	add("failopen", "Messages are handled without a claim when the store has been away for long.", func(c *Config) {
 		c.Policy = FailOpen
@@ -149,47 +152,6 @@ func Configs() []Config {
 		})
 	}
 	only(RabbitMQ, "bare", "Over the caller's channel, whose loss ends Run.", func(c *Config) { c.BareChannel = true })
-	return all
-}
-
-// Holes are worlds in which the model breaks the promise, and so does the library: each
-// has to be found, until it is mended and belongs among Configs.
-func Holes() []Config {
-	one := []Item{{}}
-	base := Config{Procs: []int{0, 0}, Items: one, Budget: 2, Window: 1, Faults: 2}
-	var all []Config
-	add := func(b Broker, name, says string, finds string, change func(*Config)) {
-		c := base
-		c.Name, c.Says, c.Broker, c.Findings = "hole-"+name+"-"+string(b), says, b, []string{finds}
-		change(&c)
-		all = append(all, c)
-	}
-	const lost = "lost: neither an effect nor a dead letter, and nobody will deliver it again"
-	for _, b := range []Broker{JetStream, RabbitMQ} {
-		add(b, "conflict-redrive", "A dead letter of another payload is moved back and claims the token; the first payload's claim, whose lease is lost, commits over it.", lost, func(c *Config) {
-			c.Items = []Item{{FP: 1}, {FP: 2}}
-			c.Fingerprints, c.Redrives = true, 1
-			c.Faults, c.May = 1, Lapse|HandlerErr
-		})
-	}
-	for _, b := range brokers {
-		add(b, "forget-late-begin", "A Begin that comes late once more, after its token was forgotten, revives the claim from before.", "a completion was taken of a claim from before Forget", func(c *Config) {
-			c.Forgets, c.May = 1, Lapse|Delay
-		})
-	}
-	add(JetStream, "once-shared-outcome", "At most once: a moved-back dead letter is taken for a repeat of a duplicate that waits to be acked in the same lane.", lost, func(c *Config) {
-		c.Policy, c.May, c.Redrives = AtMostOnce, AckWait|HandlerErr, 1
-	})
-	for _, b := range brokers {
-		add(b, "once-stop", "At most once: a token whose Spend is answered while the consumer stops is not handled.", lost, func(c *Config) {
-			c.Policy, c.May = AtMostOnce, Stop
-		})
-	}
-	for _, b := range []Broker{Kafka, KafkaGroup} {
-		add(b, "once-rebalance", "At most once: the same, where a partition is taken away.", lost, func(c *Config) {
-			c.Policy, c.May = AtMostOnce, Rebalance
-		})
-	}
 	return all
 }
 

@@ -15,15 +15,9 @@ func (d *delivery) start() {
 	if !sl.is(fTaken) && (d.ending() || d.laneWaits() || d.shut()) {
 		d.step("gives the claim made ahead back", func(_ *State, sl *slot) { give(sl, false) })
 	}
-	if d.ending() {
+	if d.ending() && d.c.Policy != AtMostOnce {
 		if sl.is(fTaken) {
-			d.step("gives the claim back, as it ends", func(n *State, sl *slot) {
-				if d.c.Policy == AtMostOnce {
-					d.leave(n, d.p, d.i)
-					return
-				}
-				give(sl, false)
-			})
+			d.step("gives the claim back, as it ends", func(_ *State, sl *slot) { give(sl, false) })
 		}
 		return
 	}
@@ -31,6 +25,9 @@ func (d *delivery) start() {
 		return
 	}
 	switch {
+	case d.c.Policy == AtMostOnce && sl.is(fGone) && !d.c.Broker.keepsHandlers():
+		d.step("is not started: its partition is lost", func(_ *State, sl *slot) { sl.Ph = burying })
+		return
 	case d.c.Policy == AtMostOnce && (sl.Sp > 0 || sl.is(fFinal)):
 		d.step("is not started: it may have been before", func(_ *State, sl *slot) {
 			sl.F |= fTaken

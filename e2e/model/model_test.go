@@ -62,13 +62,6 @@ func TestBugs(t *testing.T) {
 	}
 }
 
-// TestHoles expects what is not mended yet.
-func TestHoles(t *testing.T) {
-	for _, c := range Holes() {
-		t.Run(c.Name, func(t *testing.T) { expect(t, &c) })
-	}
-}
-
 func expect(t *testing.T, c *Config) {
 	t.Helper()
 	r := Explore(c, Limits{States: 400_000, AtBreach: true}, nil)
@@ -111,7 +104,7 @@ func named(t *testing.T, name string) Config {
 // TestNames: a name is one configuration's.
 func TestNames(t *testing.T) {
 	seen := map[string]bool{}
-	for _, c := range slices.Concat(Configs(), Bugs(), Holes()) {
+	for _, c := range slices.Concat(Configs(), Bugs()) {
 		if seen[c.Name] || c.Says == "" {
 			t.Errorf("%s is there twice, or says nothing", c.Name)
 		}

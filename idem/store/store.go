@@ -160,7 +160,8 @@ const (
 	//   - in progress under another id that has run out: taken over: expiries and
 	//     spent go up by one, the attempt by one, Claimed.
 	//   - done: Duplicate. Dead: Duplicate with Dead.
-	//   - released under this very claim id: Lost; a claim does not come back.
+	//   - released, or forgotten, under this very claim id: Lost; a claim does not
+	//     come back.
 	//
 	// A Redrive higher than the record's, on a record that is absent, released,
 	// forgotten, dead or run out (or to be taken over), is taken over into the record
@@ -176,7 +177,7 @@ const (
 	// and no higher Redrive is accepted: Conflict, before any other answer but
 	// Unknown; the record stays as it was. A repeat under the record's own claim id
 	// is no conflict. An accepted claim keeps the operation's fingerprint, or else
-	// the record's.
+	// the record's; where they differ, it fences the claims from before as Forget does.
 	//
 	// IssuedOnly: a token without a record in this group, with Redrive zero, that
 	// was never issued (or whose registration has expired), is Unknown. A token
@@ -186,10 +187,12 @@ const (
 	// Commit ends a claim as done and keeps Result. The expiry counts from now.
 	//
 	//   - in progress under this claim id, run out or not: OK.
-	//   - absent, released, dead: OK, whoever held it last, unless the operation's
-	//     Attempt shows that the claim was made before a Forget.
+	//   - absent, released, dead: OK, whoever held it last.
 	//   - done under this claim id: OK, nothing changes.
 	//   - in progress under another id, done by another, forgotten: Lost.
+	//
+	// Lost besides, but on done, where the operation's Attempt shows that the claim was
+	// made before a Forget, or before a redrive of another payload.
 	Commit
 
 	// Release ends a claim as to be tried again. Counted, it raises spent by one.
@@ -220,6 +223,7 @@ const (
 	//     whether an earlier handler may have started (run out adds one), unless a
 	//     higher Redrive set it to zero.
 	//   - done by Spend under this claim id: Claimed, nothing changes.
+	//   - forgotten under this claim id: Lost.
 	//   - in progress and live: InProgress with RetryAfter.
 	//   - done, dead: Duplicate.
 	//

@@ -156,7 +156,7 @@ func TestAllowedSince(t *testing.T) {
 	var on atomic.Bool
 	js := srv.JetStream(t, asU, nats.SetCustomDialer(deafDialer{&on}), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 	s := natsstore.New(js, bucket)
-	refused(t, s.Apply(brief(t), batch("p")), false, "allow the user")
+	refused(t, s.Apply(patient(t), batch("p")), false, "allow the user")
 	on.Store(true) // as if allowed: nothing is heard of what is sent now
 	refused(t, s.Apply(brief(t), batch("p")), true)
 }
@@ -255,7 +255,7 @@ func TestBucketDeleted(t *testing.T) {
 	if err := js.DeleteKeyValue(context.Background(), bucket); err != nil {
 		t.Fatal(err)
 	}
-	refused(t, natsstore.New(js, bucket, natsstore.WithoutCreate()).Apply(brief(t), batch("p")), false, "does not exist", "WithoutCreate")
+	refused(t, natsstore.New(js, bucket, natsstore.WithoutCreate()).Apply(patient(t), batch("p")), false, "does not exist", "WithoutCreate")
 }
 
 // A bucket that others deleted and filled again: what was remembered of the old one is
@@ -570,8 +570,8 @@ func TestTooLargeForTheBucket(t *testing.T) {
 func TestWithoutJetStream(t *testing.T) {
 	srv := natstest.Start(t, func(o *server.Options) { o.JetStream = false })
 	s := natsstore.New(srv.JetStream(t), bucket)
-	refused(t, s.Apply(brief(t), batch("p")), true, "JetStream is not enabled")
-	_, err := s.Verify(brief(t), "p")
+	refused(t, s.Apply(within(t, 3*time.Second), batch("p")), true, "JetStream is not enabled")
+	_, err := s.Verify(within(t, 3*time.Second), "p")
 	refused(t, err, true, "JetStream is not enabled")
 
 	// Enabled, but not for the account.
@@ -581,7 +581,7 @@ func TestWithoutJetStream(t *testing.T) {
 		o.Users = []*server.User{{Username: "u", Password: "p", Account: acc}}
 	})
 	s = natsstore.New(srv.JetStream(t, nats.UserInfo("u", "p")), bucket)
-	err = s.Apply(brief(t), batch("p"))
+	err = s.Apply(within(t, 3*time.Second), batch("p"))
 	if err == nil || !strings.Contains(err.Error(), "JetStream") && !strings.Contains(err.Error(), "jetstream") {
 		t.Errorf("%v", err)
 	}

@@ -53,8 +53,13 @@ func want(t testing.TB, s store.Store, prefix string, status store.Status, o sto
 }
 
 // brief is a context that a call without an answer ends with.
-func brief(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+func brief(t testing.TB) context.Context { return within(t, 500*time.Millisecond) }
+
+// patient is where an answer is to come.
+func patient(t testing.TB) context.Context { return within(t, 10*time.Second) }
+
+func within(t testing.TB, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
 	t.Cleanup(cancel)
 	return ctx
 }

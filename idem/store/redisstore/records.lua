@@ -257,6 +257,18 @@ local function conflict(r, claim, fp, anew)
   return fp ~= '' and r.fp ~= '' and fp ~= r.fp and r.claim ~= claim and not anew
 end
 
+-- take counts the claim that is granted, of its payload. Claims of another payload are
+-- fenced off: what they complete is not this one.
+local function take(r, claim, fp)
+  if conflict(r, claim, fp) then
+    r.fence = r.attempt
+  end
+  if fp ~= '' then
+    r.fp = fp
+  end
+  r.claim, r.attempt = claim, r.attempt + 1
+end
+
 local function begin(key, ikey, claim, redrive, max, fp)
   local v, err
   if issued_only then
@@ -311,7 +323,7 @@ local function begin(key, ikey, claim, redrive, max, fp)
   elseif st == 'p' and own then
     hold(key, r, tail)
     return claimed(r)
-  elseif st == 'r' and own then
+  elseif (st == 'r' or st == 'f') and own then
     return 'l'
   elseif held then
     return in_progress(answer, retry)
@@ -326,10 +338,7 @@ local function begin(key, ikey, claim, redrive, max, fp)
   if max > 0 and r.expiries >= max then
     return 'n' .. r.spent .. '|' .. r.expiries .. '|' .. r.redrive
   end
-  r.claim, r.attempt = claim, r.attempt + 1
-  if fp ~= '' then
-    r.fp = fp
-  end
+  take(r, claim, fp)
   hold(key, r, tail)
   return claimed(r)
 end
@@ -354,6 +363,8 @@ local function spend(key, ikey, claim, redrive, fp)
     return 'c'
   elseif st == 's' and r.claim == claim then
     return claimed(r)
+  elseif st == 'f' and r.claim == claim then
+    return 'l'
   elseif st == 'd' or st == 's' or st == 'x' and not anew then
     return duplicate(r)
   elseif held then
@@ -364,10 +375,7 @@ local function spend(key, ikey, claim, redrive, fp)
   elseif over then
     r.spent, r.expiries = r.spent + 1, r.expiries + 1
   end
-  r.claim, r.attempt = claim, r.attempt + 1
-  if fp ~= '' then
-    r.fp = fp
-  end
+  take(r, claim, fp)
   finish(key, 's', r, '')
   return claimed(r)
 end
@@ -395,10 +403,8 @@ local function commit(key, claim, attempt, result)
   local st, own = r.st, r.claim == claim
   if own and (st == 'd' or st == 's') then
     return ''
-  elseif not (own and st == 'p') then
-    if st ~= 'r' and st ~= 'x' or r.fence ~= '' and attempt <= r.fence + 0 then
-      return 'l'
-    end
+  elseif not (own and st == 'p') and st ~= 'r' and st ~= 'x' or r.fence ~= '' and attempt <= r.fence + 0 then
+    return 'l'
   end
   r.claim, r.spent, r.expiries = claim, 0, 0
   if attempt > r.attempt then

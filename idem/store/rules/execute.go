@@ -69,7 +69,7 @@ func (x *Execution) begin(op *store.Op, r *Record, i *Issued) (store.Reply, bool
 		case store.Running:
 			x.startLease(r)
 			return x.saved(r, claimed(r))
-		case store.Released:
+		case store.Released, store.Forgotten:
 			return answer(store.Lost)
 		}
 	}
@@ -95,13 +95,10 @@ func (x *Execution) begin(op *store.Op, r *Record, i *Issued) (store.Reply, bool
 		return store.Reply{Status: store.NeedAlone, Spent: spent, Expiries: expiries, Redrive: redrive}, false
 	}
 
+	take(op, r)
 	r.Spent, r.Expiries, r.Redrive = spent, expiries, redrive
 	r.State, r.Claim = store.Running, op.Claim
-	r.Attempt++
 	r.Owner, r.Incarnation = x.Batch.Owner, x.Batch.Incarnation
-	if op.Fingerprint != "" {
-		r.Fingerprint = op.Fingerprint
-	}
 	x.startLease(r)
 	return x.saved(r, claimed(r))
 }
@@ -110,7 +107,7 @@ func (x *Execution) commit(op *store.Op, r *Record) (store.Reply, bool) {
 	own := r.Claim == op.Claim
 	switch r.State {
 	case store.Running:
-		if !own {
+		if !own || op.Attempt <= r.Fence {
 			return answer(store.Lost)
 		}
 	case store.Absent, store.Released, store.Dead:
@@ -168,8 +165,13 @@ func (x *Execution) spend(op *store.Op, r *Record, i *Issued) (store.Reply, bool
 	if x.barred(op, r, i) {
 		return answer(store.Unknown)
 	}
-	if r.State == store.Done && r.BySpend && r.Claim == op.Claim {
-		return claimed(r), false
+	if r.Claim == op.Claim {
+		switch {
+		case r.State == store.Done && r.BySpend:
+			return claimed(r), false
+		case r.State == store.Forgotten:
+			return answer(store.Lost)
+		}
 	}
 
 	held := r.State == store.Running && !x.runOut(r)
@@ -190,12 +192,9 @@ func (x *Execution) spend(op *store.Op, r *Record, i *Issued) (store.Reply, bool
 		expiries++
 	}
 
+	take(op, r)
 	x.end(r, store.Done, op.Claim)
 	r.Spent, r.Expiries, r.BySpend = spent, expiries, true
-	r.Attempt++
-	if op.Fingerprint != "" {
-		r.Fingerprint = op.Fingerprint
-	}
 	return x.saved(r, claimed(r))
 }
 
@@ -278,6 +277,18 @@ func (x *Execution) saved(r *Record, reply store.Reply) (store.Reply, bool) {
 // barred reports whether op, whose token has no record, is not admitted.
 func (x *Execution) barred(op *store.Op, r *Record, i *Issued) bool {
 	return x.Batch.IssuedOnly && r.State == store.Absent && op.Redrive == 0 && !i.Known
+}
+
+// take counts the claim that op is granted, of its payload. Claims of another payload are
+// fenced off: what they complete is not this one.
+func take(op *store.Op, r *Record) {
+	if conflicts(op, r) {
+		r.Fence = r.Attempt
+	}
+	if op.Fingerprint != "" {
+		r.Fingerprint = op.Fingerprint
+	}
+	r.Attempt++
 }
 
 func conflicts(op *store.Op, r *Record) bool {

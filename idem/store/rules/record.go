@@ -35,7 +35,7 @@ type Record struct {
 	Expiries int // the same
 	Redrive  int
 
-	Fence    int    // claims of attempts up to this one were made before a Forget
+	Fence    int    // claims of attempts up to this one were made before a Forget, or of another payload
 	ForgotBy string // the claim id of the last Forget
 	BySpend  bool   // done, by Spend
 

@@ -504,6 +504,40 @@ var fingerprintCases = []testCase{
 		},
 	},
 	{
+		"redrive fences",
+		"A claim of the payload from before a redrive of another one cannot commit: what it has done is not what the token stands for now, and the other payload would be dropped.",
+		func(e *env) {
+			if e.caps.NoFingerprints {
+				e.Skip("the driver keeps no fingerprints")
+			}
+			lost := func(token string) {
+				e.Helper()
+				e.unchanged(token, func() { e.want(store.Lost, commit(token, "c1", 1)) })
+			}
+			e.claims(1, 0, 0, 0, begin("t", "c1", fingerprint("x")), e.brief())
+			e.claims(1, 0, 0, 0, begin("u", "c1", fingerprint("x")), e.brief())
+			e.runOut()
+			e.claims(2, 0, 0, 1, begin("t", "c2", fingerprint("y"), redrive(1)))
+			e.want(store.OK, release("t", "c2"))
+			lost("t")
+			e.claims(3, 0, 0, 1, begin("t", "c3", fingerprint("y")))
+			e.want(store.OK, bury("t", "c3"))
+			lost("t")
+			e.want(store.OK, commit("t", "c2", 2))
+
+			e.claims(2, 0, 0, 1, spend("u", "c2", fingerprint("y"), redrive(1)))
+			e.want(store.OK, bury("u", "c2"))
+			lost("u")
+
+			// The same payload's may: it is what was asked for.
+			e.claims(1, 0, 0, 0, begin("v", "c1", fingerprint("x")), e.brief())
+			e.runOut()
+			e.claims(2, 0, 0, 1, begin("v", "c2", fingerprint("x"), redrive(1)))
+			e.want(store.OK, release("v", "c2"))
+			e.want(store.OK, commit("v", "c1", 1))
+		},
+	},
+	{
 		"not kept",
 		"A driver that declares NoFingerprints compares none: to it every payload of a token is the same.",
 		func(e *env) {

@@ -125,6 +125,28 @@ var forgetCases = []testCase{
 		},
 	},
 	{
+		"fences late repeats",
+		"A Begin or Spend that is executed late once more, after its token was forgotten, is Lost, and where it comes later still, and claims, its holder cannot commit: the operator asked for it to be handled again, and the claim is from before.",
+		func(e *env) {
+			e.claims(1, 0, 0, 0, begin("t", "c1"), e.brief())
+			e.runOut()
+			e.want(store.OK, forget("t", "f1"))
+			e.unchanged("t", func() { e.want(store.Lost, begin("t", "c1")) })
+			e.claims(2, 0, 0, 0, begin("t", "c2"))
+			e.want(store.OK, release("t", "c2"))
+			e.claims(3, 0, 0, 0, begin("t", "c1"))
+			e.unchanged("t", func() { e.want(store.Lost, commit("t", "c1", 1)) })
+
+			if e.caps.NoDoneDetails {
+				return
+			}
+			e.claims(1, 0, 0, 0, spend("u", "c1"))
+			e.want(store.OK, forget("u", "f1"))
+			e.unchanged("u", func() { e.want(store.Lost, spend("u", "c1")) })
+			e.want(store.Claimed, begin("u", "c2"))
+		},
+	},
+	{
 		"fences all attempts so far",
 		"Forget fences every claim made before it, the latest attempt included, also where a late commit of a low attempt completed the token in between.",
 		func(e *env) {

@@ -163,12 +163,14 @@ func (e *env) state(token string, s store.State) *store.Record {
 // unchanged runs fn, which must leave the record as it is.
 func (e *env) unchanged(token string, fn func()) {
 	e.Helper()
-	before, start := e.inspect(token), time.Now()
+	before, start, now := e.inspect(token), time.Now(), e.now
 	fn()
-	// What is left of times has shrunk by what passed between the two, at least: by the
-	// clock of here, since a store may read its own a while after it looked at the record.
 	passed := time.Since(start)
 	after := e.inspect(token)
+	// What is left of times has shrunk by what passed between the two, at least: by the
+	// clock of here, since a store may read its own a while after it looked at the record,
+	// and by the store's, which may be one that stands still.
+	passed = min(passed, e.now.Sub(now))
 	const grain = 5 * time.Millisecond
 	if after.Lease > max(0, before.Lease-passed)+grain || after.Expires > max(0, before.Expires-passed)+grain {
 		e.failf("the record's lease or expiry was renewed: %v and %v left, %v later %v and %v",

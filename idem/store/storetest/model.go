@@ -26,7 +26,7 @@ type modelRecord struct {
 	spender                           bool   // done, by Spend
 	spentBefore                       int    // done by Spend: what its answer said
 	forgetter                         string // the claim id of the last Forget
-	fence                             int    // attempts that were made before it
+	fence                             int    // attempts that were made before it, or before a redrive of another payload
 	changed                           time.Time
 }
 
@@ -83,7 +83,7 @@ func stepBegin(old modelRecord, t modelToken, b *store.Batch, op *store.Op, now 
 		r.renewed, r.lease, r.changed = now, b.Lease, now
 		return r, claimedReply(&r)
 	}
-	if own && r.state == store.Released {
+	if own && (r.state == store.Released || r.state == store.Forgotten) {
 		return old, store.Reply{Status: store.Lost}
 	}
 
@@ -118,6 +118,9 @@ func stepBegin(old modelRecord, t modelToken, b *store.Batch, op *store.Op, now 
 	if op.MaxExpiries != 0 && r.expiries >= op.MaxExpiries {
 		return old, store.Reply{Status: store.NeedAlone, Spent: r.spent, Expiries: r.expiries, Redrive: r.redrive}
 	}
+	if differ(op, &old) {
+		r.fence = r.attempt
+	}
 	r.state, r.claim, r.attempt = store.Running, op.Claim, r.attempt+1
 	r.owner, r.incarnation = b.Owner, b.Incarnation
 	r.renewed, r.lease, r.changed = now, b.Lease, now
@@ -134,6 +137,9 @@ func stepSpend(old modelRecord, t modelToken, b *store.Batch, op *store.Op, now 
 	r := old
 	if r.state == store.Done && r.spender && r.claim == op.Claim {
 		return old, store.Reply{Status: store.Claimed, Attempt: r.attempt, Spent: r.spentBefore, Redrive: r.redrive}
+	}
+	if r.state == store.Forgotten && r.claim == op.Claim {
+		return old, store.Reply{Status: store.Lost}
 	}
 	accepted := op.Redrive > r.redrive && !r.live(now) && r.state != store.Done
 	if differ(op, &old) && !accepted {
@@ -152,6 +158,9 @@ func stepSpend(old modelRecord, t modelToken, b *store.Batch, op *store.Op, now 
 	if accepted {
 		before, r.redrive = 0, op.Redrive
 	}
+	if differ(op, &old) {
+		r.fence = r.attempt
+	}
 	r = complete(r, store.Done, op.Claim, now)
 	r.spender, r.spentBefore = true, before
 	r.attempt++
@@ -167,7 +176,7 @@ func stepCommit(r modelRecord, op *store.Op, now time.Time) (modelRecord, store.
 	switch {
 	case own && r.state == store.Done:
 		return r, store.OK
-	case own && r.state == store.Running, nobodys && op.Attempt > r.fence:
+	case op.Attempt > r.fence && (own && r.state == store.Running || nobodys):
 		r = complete(r, store.Done, op.Claim, now)
 		r.attempt = max(r.attempt, op.Attempt)
 		r.result = string(op.Result)

@@ -1,6 +1,6 @@
 // Command explore goes through the configurations of package model, and prints what it
 // finds. Its arguments are beginnings of their names; none is all that the promise is held
-// to. With -bugs it explores those with a planted bug, with -holes what is not mended.
+// to. With -bugs it explores those with a planted bug.
 package main
 
 import (
@@ -17,16 +17,12 @@ import (
 func main() {
 	states := flag.Int("states", 0, "explore up to so many `states` of each configuration; 0 is all")
 	bugs := flag.Bool("bugs", false, "explore the configurations with a planted bug")
-	holes := flag.Bool("holes", false, "explore the configurations that break the promise")
 	traces := flag.Bool("traces", false, "print the steps to windows as well")
 	list := flag.Bool("list", false, "print the configurations only")
 	flag.Parse()
 	configs := model.Configs()
-	switch {
-	case *bugs:
+	if *bugs {
 		configs = model.Bugs()
-	case *holes:
-		configs = model.Holes()
 	}
 	configs = slices.DeleteFunc(configs, func(c model.Config) bool {
 		chosen := func(begin string) bool { return strings.HasPrefix(c.Name, begin) }
@@ -62,7 +58,7 @@ func main() {
 	}
 	fmt.Printf("%d configurations, %d of them whole: %d states, %d steps, %v; %d break the promise\n",
 		len(configs), whole, total, steps, time.Since(began).Round(time.Second), broken)
-	if broken > 0 && !*bugs && !*holes {
+	if broken > 0 && !*bugs {
 		os.Exit(1)
 	}
 }
