@@ -1,0 +1,98 @@
+package bench
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+
+	"github.com/idemq/idemq/idem"
+	"github.com/idemq/idemq/internal/kafkatest"
+)
+
+// publishBatch is how many messages are handed to a client at once.
+const publishBatch = 10_000
+
+type kafkaServer struct {
+	*kafkatest.Server
+	client *kafka.Client
+}
+
+func openKafka(tb testing.TB) server {
+	tb.Helper()
+	k := &kafkaServer{Server: kafkatest.Start(tb)}
+	transport := new(kafka.Transport)
+	tb.Cleanup(transport.CloseIdleConnections)
+	k.client = &kafka.Client{Addr: kafka.TCP(k.Addr()), Transport: transport, Timeout: 10 * time.Second}
+	return k
+}
+
+func (k *kafkaServer) version() string { return "Kafka " + k.Version() }
+
+func (k *kafkaServer) publish(tb testing.TB, w *Work, source string) string {
+	tb.Helper()
+	k.CreateTopic(tb, source, partitions)
+	transport := new(kafka.Transport) // a new one knows the new topic
+	defer transport.CloseIdleConnections()
+	writer := &kafka.Writer{
+		Addr: kafka.TCP(k.Addr()), Transport: transport, Topic: source, RequiredAcks: kafka.RequireAll, BatchSize: 1000, BatchTimeout: 5 * time.Millisecond,
+		Balancer: kafka.BalancerFunc(func(m kafka.Message, _ ...int) int {
+			return int(binary.BigEndian.Uint64(m.Value) % partitions)
+		}),
+	}
+	defer writer.Close()
+	all := make([]kafka.Message, w.Messages())
+	for i := range all {
+		m := w.at(i)
+		all[i] = kafka.Message{Key: []byte(m.token), Value: m.payload, Headers: []kafka.Header{{Key: idem.Header, Value: []byte(m.token)}}}
+	}
+	for some := range slices.Chunk(all, publishBatch) {
+		if err := writer.WriteMessages(context.Background(), some...); err != nil {
+			tb.Fatalf("publishing to topic %s: %v", source, err)
+		}
+	}
+	return k.Addr()
+}
+
+func (k *kafkaServer) owed(ctx context.Context, s *Site) (int, error) {
+	offsets, err := k.client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: s.Group, Topics: map[string][]int{s.Source: {0, 1, 2, 3}}})
+	if err == nil {
+		err = offsets.Error
+	}
+	if err != nil {
+		return 0, fmt.Errorf("committed offsets of %s: %w", s.Source, err)
+	}
+	owed := s.Messages
+	for _, p := range offsets.Topics[s.Source] {
+		if p.Error != nil {
+			return 0, fmt.Errorf("committed offset of partition %d of %s: %w", p.Partition, s.Source, p.Error)
+		}
+		owed -= int(max(p.CommittedOffset, 0))
+	}
+	return owed, nil
+}
+
+func (k *kafkaServer) discard(tb testing.TB, source string) {
+	tb.Helper()
+	if _, err := k.client.DeleteTopics(context.Background(), &kafka.DeleteTopicsRequest{Topics: []string{source}}); err != nil {
+		tb.Fatalf("deleting topic %s: %v", source, err)
+	}
+}
+
+// reader is how every row of kafka-go reads: with its defaults, but for what makes joining
+// and closing quick, which is not on the clock.
+func (s *Site) reader() kafka.ReaderConfig {
+	return kafka.ReaderConfig{
+		Brokers: []string{s.Addr}, GroupID: s.Group, Topic: s.Source, StartOffset: kafka.FirstOffset,
+		MaxWait: 250 * time.Millisecond, JoinGroupBackoff: 200 * time.Millisecond,
+	}
+}
+
+// kafkaRows are the rows of Kafka, in the order in which they are listed and run.
+func kafkaRows() []Row {
+	return slices.Concat(kafkaByHand(), kafkaOurs())
+}

@@ -1,0 +1,167 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/idemq/idemq/internal/redistest"
+)
+
+const (
+	// runLimit bounds one run of a row, joining its group included.
+	runLimit = 5 * time.Minute
+	// askEvery is how often the broker is asked what it still owes, and so how exactly the
+	// end of a run is known.
+	askEvery = time.Millisecond
+)
+
+// Record is one run of a row.
+type Record struct {
+	Broker string `json:"broker"`
+	Row    string `json:"row"`
+	Round  int    `json:"round"`
+
+	Seconds   float64 `json:"seconds"`    // on the clock
+	Handled   float64 `json:"handled"`    // seconds until the last token had its effect
+	ClientCPU float64 `json:"client_cpu"` // seconds
+	RedisCPU  float64 `json:"redis_cpu"`  // seconds
+	Commands  int64   `json:"commands"`   // that Redis executed
+	Trips     int64   `json:"trips"`      // round trips to Redis
+	Mallocs   uint64  `json:"mallocs"`
+
+	Missing int `json:"missing"` // tokens without an effect
+	Doubled int `json:"doubled"` // effects beyond a token's first
+
+	// Failed says why there is no measurement.
+	Failed string `json:"failed,omitempty"`
+}
+
+// lab is what all rows of a broker share.
+type lab struct {
+	broker Broker
+	server server
+	redis  *redistest.Server
+	own    *redis.Client // the harness's
+	runs   int
+}
+
+// newLab starts a broker, and a Redis that nobody else has: it is emptied.
+func newLab(tb testing.TB, b Broker) *lab {
+	tb.Helper()
+	l := &lab{broker: b, server: b.open(tb)}
+	l.redis = redistest.Start(tb, "--maxmemory-policy", "noeviction") // with a setting it is never a shared one
+	l.own = l.redis.Client(tb)
+	return l
+}
+
+// measure runs a row once, on work published for it alone.
+func (l *lab) measure(tb testing.TB, row Row, w *Work, round int) Record {
+	tb.Helper()
+	ctx := tb.Context()
+	rec := Record{Broker: l.broker.Name, Row: row.Name, Round: round}
+	if err := l.own.FlushAll(ctx).Err(); err != nil {
+		tb.Fatalf("emptying Redis: %v", err)
+	}
+	l.runs++
+	s := &Site{Source: fmt.Sprintf("bench-%d", l.runs), Group: fmt.Sprintf("bench-group-%d", l.runs), Messages: w.Messages()}
+	s.Addr = l.server.publish(tb, w, s.Source)
+	defer l.server.discard(tb, s.Source)
+
+	counted := new(trips)
+	options := l.redis.Options()
+	options.PoolSize = workers + 1
+	s.Redis = redis.NewClient(options)
+	defer s.Redis.Close()
+	s.Redis.AddHook(counted)
+
+	runtime.GC()
+	before, err := useOf(ctx, l.own)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	r := newRun(w)
+	ended, err := l.run(ctx, row, s, r)
+	if err != nil {
+		rec.Failed = err.Error()
+	}
+	after, err := useOf(ctx, l.own)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	rec.Missing, rec.Doubled = r.tally()
+	if rec.Failed != "" {
+		return rec
+	}
+	rec.Seconds = ended.at.Sub(r.begun.at).Seconds()
+	rec.Handled = r.at.Sub(r.begun.at).Seconds()
+	rec.ClientCPU = (ended.cpu - r.begun.cpu).Seconds()
+	rec.Mallocs = ended.mallocs - r.begun.mallocs
+	rec.RedisCPU = (after.cpu - before.cpu).Seconds()
+	rec.Commands, rec.Trips = after.commands-before.commands, counted.n.Load()
+	return rec
+}
+
+// run lets a row consume until every token has had its effect and, unless the row is late
+// with it, until the broker has seen everything settled. It returns what had been used then.
+func (l *lab) run(ctx context.Context, row Row, s *Site, r *Run) (ended usage, err error) {
+	ctx, cancel := context.WithTimeout(ctx, runLimit)
+	defer cancel()
+	over := make(chan error, 1)
+	go func() { over <- row.consume(ctx, s, r) }()
+	select {
+	case <-r.handled:
+	case err = <-over:
+		select {
+		case <-r.handled:
+			over <- err
+		default:
+			return ended, cmpErr(err, "it ended before everything was handled")
+		}
+	case <-ctx.Done():
+		return ended, cmpErr(<-over, fmt.Sprintf("not everything was handled within %v", runLimit))
+	}
+	if row.Late {
+		ended = use()
+	}
+	settled := l.settled(ctx, s)
+	if !row.Late {
+		ended = use()
+	}
+	if settled != nil {
+		cancel()
+	}
+	return ended, errors.Join(settled, <-over)
+}
+
+// settled returns when the broker owes nothing.
+func (l *lab) settled(ctx context.Context, s *Site) error {
+	tick := time.NewTicker(askEvery)
+	defer tick.Stop()
+	for {
+		owed, err := l.server.owed(ctx, s)
+		switch {
+		case err != nil:
+			return err
+		case owed == 0:
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%d messages were not settled: %w", owed, ctx.Err())
+		}
+	}
+}
+
+func cmpErr(err error, otherwise string) error {
+	if err != nil {
+		return err
+	}
+	return errors.New(otherwise)
+}

@@ -1,0 +1,76 @@
+package bench
+
+import (
+	"context"
+	"testing"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/idemq/idemq/idem"
+)
+
+// Row is one way to consume, as the report lists it.
+type Row struct {
+	Name string
+	Kind Kind
+	// Late says that offsets are committed by a timer, or when the row is closed: then the
+	// clock stops at the last effect, which is in the row's favour.
+	Late bool
+	// Repeats says that copies are handled again.
+	Repeats bool
+
+	consume func(ctx context.Context, s *Site, r *Run) error
+}
+
+// Kind is what a row is compared as.
+type Kind string
+
+const (
+	Baseline Kind = "baseline" // ratios are to this one
+	ByHand   Kind = "by hand"
+	Peer     Kind = "peer"
+	Ours     Kind = "ours"
+)
+
+// Site is where a row consumes: servers, and a source of the row's own for one run.
+type Site struct {
+	Addr   string // of the broker, as its client takes it
+	Source string // topic, stream or queue
+	Group  string // or durable consumer
+	Redis  *redis.Client
+
+	Messages int // that the source was given
+}
+
+// guard is one with defaults, but for what a row is about.
+func (s *Site) guard(opts ...idem.Option) *idem.Guard {
+	return idem.New(append([]idem.Option{idem.WithRedis(s.Redis)}, opts...)...)
+}
+
+// Broker is a broker with the rows that consume from it.
+type Broker struct {
+	Name string
+	Rows []Row
+	// open starts a server, which is gone when the test ends.
+	open func(tb testing.TB) server
+}
+
+// server is a broker that runs. Its methods end the test when it does not do what it is
+// told, but for owed.
+type server interface {
+	version() string
+	// publish puts the work into a source made for it.
+	publish(tb testing.TB, w *Work, source string) (addr string)
+	// owed is how many messages of the source the broker has to deliver, or has delivered
+	// and not seen settled.
+	owed(ctx context.Context, s *Site) (int, error)
+	// discard deletes the source.
+	discard(tb testing.TB, source string)
+}
+
+// Brokers are all of them, in the order of the report.
+func Brokers() []Broker {
+	return []Broker{
+		{Name: "Kafka", Rows: kafkaRows(), open: openKafka},
+	}
+}

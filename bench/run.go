@@ -1,0 +1,100 @@
+package bench
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Run is one row at work: what its handler did, and what that took.
+type Run struct {
+	work    *Work
+	effects []atomic.Uint32 // by token
+	done    atomic.Int64    // tokens that had an effect
+
+	once    sync.Once
+	begun   usage
+	handled chan struct{} // closed at the last token's first effect
+	at      time.Time     // then
+}
+
+func newRun(w *Work) *Run {
+	return &Run{work: w, effects: make([]atomic.Uint32, w.Distinct()), handled: make(chan struct{})}
+}
+
+// Begin starts the clock, once: at the first message that the row is seen to have.
+func (r *Run) Begin() { r.once.Do(func() { r.begun = use() }) }
+
+// Handle is the handler of every row: an effect that costs next to nothing.
+func (r *Run) Handle(payload []byte) error {
+	if len(payload) != payloadSize {
+		return fmt.Errorf("a message of %d bytes, which was not published", len(payload))
+	}
+	n := binary.BigEndian.Uint64(payload)
+	if n >= uint64(len(r.effects)) {
+		return fmt.Errorf("a message of token %d, of %d", n, len(r.effects))
+	}
+	if r.effects[n].Add(1) == 1 && r.done.Add(1) == int64(len(r.effects)) {
+		r.at = time.Now()
+		close(r.handled)
+	}
+	return nil
+}
+
+// Handled is closed when every token has had its effect.
+func (r *Run) Handled() <-chan struct{} { return r.handled }
+
+// Until is a context that ends when every token has had its effect: for consumers that run
+// until they are told to end.
+func (r *Run) Until(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, stop := context.WithCancel(ctx)
+	go func() {
+		select {
+		case <-r.handled:
+			stop()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, stop
+}
+
+// tally counts tokens that had no effect, and effects beyond the first.
+func (r *Run) tally() (missing, doubled int) {
+	for i := range r.effects {
+		switch n := int(r.effects[i].Load()); n {
+		case 0:
+			missing++
+		default:
+			doubled += n - 1
+		}
+	}
+	return missing, doubled
+}
+
+// usage is what this process had used at a time.
+type usage struct {
+	at      time.Time
+	cpu     time.Duration
+	mallocs uint64
+}
+
+func use() usage {
+	var mem runtime.MemStats
+	runtime.ReadMemStats(&mem)
+	return usage{at: time.Now(), cpu: cpu(), mallocs: mem.Mallocs}
+}
+
+// cpu is the time that this process has spent on CPUs.
+func cpu() time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
