@@ -1,8 +1,14 @@
 package bench
 
 import (
+	"os"
 	"testing"
 )
+
+func TestMain(m *testing.M) {
+	ServeNATS()
+	os.Exit(m.Run())
+}
 
 // testMessages are enough to be read in several fetches and committed more than once.
 const testMessages = 2000

@@ -4,6 +4,7 @@ import (
 	"context"
 	"testing"
 
+	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/idemq/idemq/idem"
@@ -72,5 +73,8 @@ type server interface {
 func Brokers() []Broker {
 	return []Broker{
 		{Name: "Kafka", Rows: kafkaRows(), open: openKafka},
+		{Name: "NATS JetStream", Rows: natsRows(), open: openNATS},
+		{Name: "RabbitMQ, classic queue", Rows: amqpRows(), open: openAMQP(amqp.QueueTypeClassic)},
+		{Name: "RabbitMQ, quorum queue", Rows: amqpRows(), open: openAMQP(amqp.QueueTypeQuorum)},
 	}
 }

@@ -1,0 +1,142 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	idemamqp "github.com/idemq/idemq/consumers/amqp"
+	"github.com/idemq/idemq/idem"
+	"github.com/idemq/idemq/internal/rabbittest"
+)
+
+// prefetch is what idemamqp.NewQueueConsumer has by default, for the rows beside it.
+const prefetch = 65
+
+type amqpServer struct {
+	*rabbittest.Server
+	release string
+	queue   amqp.Table // arguments of the queues
+	ch      *amqp.Channel
+}
+
+// openAMQP starts a RabbitMQ whose queues have a type.
+func openAMQP(queueType string) func(testing.TB) server {
+	return func(tb testing.TB) server {
+		tb.Helper()
+		a := &amqpServer{Server: rabbittest.Start(tb), queue: amqp.Table{amqp.QueueTypeArg: queueType}}
+		a.release = strings.TrimSpace(a.Ctl(tb, "version"))
+		conn, err := amqp.Dial(a.URL())
+		if err != nil {
+			tb.Fatalf("connecting to RabbitMQ: %v", err)
+		}
+		tb.Cleanup(func() { _ = conn.Close() })
+		if a.ch, err = conn.Channel(); err == nil {
+			err = a.ch.Confirm(false)
+		}
+		if err != nil {
+			tb.Fatalf("opening a channel to RabbitMQ: %v", err)
+		}
+		return a
+	}
+}
+
+func (a *amqpServer) version() string { return "RabbitMQ " + a.release }
+
+func (a *amqpServer) publish(tb testing.TB, w *Work, source string) string {
+	tb.Helper()
+	ctx := context.Background()
+	if _, err := a.ch.QueueDeclare(source, true, false, false, false, a.queue); err != nil {
+		tb.Fatalf("declaring queue %s: %v", source, err)
+	}
+	var confirms []*amqp.DeferredConfirmation
+	for i := range w.Messages() {
+		m := w.at(i)
+		confirm, err := a.ch.PublishWithDeferredConfirmWithContext(ctx, "", source, true, false, amqp.Publishing{
+			DeliveryMode: amqp.Persistent, Headers: amqp.Table{idem.Header: m.token}, Body: m.payload,
+		})
+		if err != nil {
+			tb.Fatalf("publishing to queue %s: %v", source, err)
+		}
+		if confirms = append(confirms, confirm); i >= publishAhead {
+			confirms[i-publishAhead].Wait()
+		}
+	}
+	for _, c := range confirms {
+		if !c.Wait() {
+			tb.Fatalf("queue %s did not take a message", source)
+		}
+	}
+	return a.URL()
+}
+
+func (a *amqpServer) owed(_ context.Context, s *Site) (int, error) { return a.Count(s.Source) }
+
+func (a *amqpServer) discard(tb testing.TB, source string) {
+	tb.Helper()
+	if _, err := a.ch.QueueDelete(source, false, false, false); err != nil {
+		tb.Fatalf("deleting queue %s: %v", source, err)
+	}
+}
+
+func amqpRows() []Row {
+	return []Row{
+		{Name: "no deduplication, Consume and Ack", Kind: Baseline, Repeats: true, consume: ackEach},
+		ourAMQP("idemamqp.NewQueueConsumer, records"),
+	}
+}
+
+// ackEach handles deliveries one after another, and acks each.
+func ackEach(ctx context.Context, s *Site, r *Run) (err error) {
+	conn, err := amqp.Dial(s.Addr)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, conn.Close()) }() // after the acks, in order
+	ch, err := conn.Channel()
+	if err != nil {
+		return err
+	}
+	if err := ch.Qos(prefetch, 0, false); err != nil {
+		return err
+	}
+	deliveries, err := ch.ConsumeWithContext(ctx, s.Source, "", false, false, false, false, nil)
+	if err != nil {
+		return err
+	}
+	for d := range deliveries {
+		r.Begin()
+		if err := r.Handle(d.Body); err != nil {
+			return err
+		}
+		if err := d.Ack(false); err != nil {
+			return fmt.Errorf("acking: %w", err)
+		}
+		select {
+		case <-r.Handled():
+			return nil
+		default:
+		}
+	}
+	return errors.New("the channel was closed")
+}
+
+// ourAMQP is this library's consumer, in order and with its defaults.
+func ourAMQP(name string, guard ...idem.Option) Row {
+	return Row{Name: name, Kind: Ours, consume: func(ctx context.Context, s *Site, r *Run) error {
+		c, err := idemamqp.NewQueueConsumer(s.Addr, s.Source, s.guard(guard...), func(_ context.Context, d amqp.Delivery) error {
+			r.Begin()
+			return r.Handle(d.Body)
+		})
+		if err != nil {
+			return err
+		}
+		ctx, stop := r.Until(ctx)
+		defer stop()
+		return c.Run(ctx)
+	}}
+}
