@@ -83,9 +83,20 @@ audit: ## look for known vulnerabilities, and for licences that are not allowed
 	@.ci/vulncheck
 	@.ci/licences
 
-.PHONY: bench
-bench: ## run the benchmarks of every module (BENCH=regexp chooses)
+.PHONY: microbench
+microbench: ## run the Go benchmarks of every module (BENCH=regexp chooses)
 	@.ci/with-servers .ci/each go test -run='^$$' -bench='$(BENCH)' -benchmem ./...
+
+# ROWS=Kafka/ or ROWS='/idem' chooses rows by a regexp.
+COMPARE = .ci/with-servers go test -C bench -count=1 -v -timeout=0 -run='^TestCompare$$' . $(if $(ROWS),-compare.rows='$(ROWS)')
+
+.PHONY: bench
+bench: ## measure consumers beside what people run today, three rounds (ROWS), and write docs/performance.md
+	@$(COMPARE) -compare.messages=200000 -compare.docs=$(CURDIR)/docs -compare.command='make bench$(if $(ROWS), ROWS=$(ROWS))'
+
+.PHONY: bench-quick
+bench-quick: ## the same in under three minutes, with too few messages to quote, and print it (ROWS)
+	@$(COMPARE) -compare.messages=10000 -compare.rounds=1 -compare.command='make bench-quick$(if $(ROWS), ROWS=$(ROWS))'
 
 .PHONY: up
 up: ## start every server of docker-compose.yml, and wait until they are healthy

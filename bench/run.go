@@ -87,11 +87,11 @@ type usage struct {
 func use() usage {
 	var mem runtime.MemStats
 	runtime.ReadMemStats(&mem)
-	return usage{at: time.Now(), cpu: cpu(), mallocs: mem.Mallocs}
+	return usage{at: time.Now(), cpu: cpuTime(), mallocs: mem.Mallocs}
 }
 
-// cpu is the time that this process has spent on CPUs.
-func cpu() time.Duration {
+// cpuTime is the time that this process has spent on CPUs.
+func cpuTime() time.Duration {
 	var u unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
 		return 0

@@ -1,0 +1,123 @@
+package bench
+
+import (
+	"cmp"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+)
+
+// The page of a comparison, and its picture.
+const (
+	PageFile = "performance.md"
+	PlotFile = "performance.svg"
+)
+
+// Page writes the page, from the result alone.
+func Page(res *Result) string {
+	var b strings.Builder
+	say := func(format string, args ...any) { fmt.Fprintf(&b, format, args...) }
+	say("# Performance\n\n<!-- Written by the program, from its records: %s -->\n\n", res.Command)
+	say("%s messages of %d bytes, one in ten with a token that was there before, for each row and round; the handler counts, and does nothing else. ",
+		grouped(res.Messages), payloadSize)
+	say("All rows run on the same servers, one after another, in %s. Rates are medians; ratios are medians of the ratios within a round, which a busy machine changes less. [bench/README.md](../bench/README.md) says what each row stands for, and what it loses.\n\n", rounds(res.Rounds))
+	say("![Messages a second of each row](%s)\n\n", PlotFile)
+
+	var unmeasured, wrong []string
+	for _, broker := range Brokers() {
+		rows := res.Summaries(broker)
+		if len(rows) == 0 {
+			continue
+		}
+		say("## %s\n\n%s\n", broker.Name, table(rows))
+		for i := range rows {
+			s := &rows[i]
+			if s.Failed != "" {
+				unmeasured = append(unmeasured, fmt.Sprintf("%s, %s (%d of %d rounds measured): %s", broker.Name, s.Row.Name, s.Runs, res.Rounds, oneLine(s.Failed)))
+			}
+			if expected := res.Messages - res.Distinct; s.Runs > 0 && (s.Missing > 0 || !s.Row.Repeats && s.Doubled > 0 || s.Row.Repeats && s.Doubled != expected) {
+				wrong = append(wrong, fmt.Sprintf("%s, %s: %s tokens without an effect, %s effects too many", broker.Name, s.Row.Name, grouped(s.Missing), grouped(s.Doubled)))
+			}
+		}
+	}
+	list := func(head string, lines []string) {
+		if len(lines) > 0 {
+			say("## %s\n\n- %s\n\n", head, strings.Join(lines, "\n- "))
+		}
+	}
+	list("Not measured", unmeasured)
+	list("Did not handle what they should", wrong)
+
+	say("## What the columns say\n\n%s\n\n", legend)
+	say("## Again\n\n    %s\n\n", res.Command)
+	say("%s UTC. %s, %d CPUs, %.0f GB of memory, %s; client and servers on the one machine, over loopback. %s. %s, %s",
+		res.Time.Format(time.DateTime), cmp.Or(res.CPU, "CPU unknown"), res.CPUs, float64(res.Memory)/1e9, res.System,
+		strings.Join(res.Servers, ", "), strings.Join(res.Clients, ", "), res.Go)
+	if res.Library != "" {
+		say("; the library is %s", res.Library)
+	}
+	say(".\n")
+	return b.String()
+}
+
+const legend = `- *messages/s*: from the first message that the row has until the broker has seen everything settled, [lowest-highest] round. Rows marked * settle by a timer or when they are closed: their clock stops at the last effect, in their favour.
+- *of the first*: the rate beside that of the first row, which deduplicates nothing. *ours/this*: how many times as fast our first row is.
+- *again*: effects beyond a token's first.
+- *trips* and *commands*: round trips to Redis, and commands that Redis executed, those inside scripts included, for each message.
+- *client CPU*, *Redis CPU*: seconds per 100,000 messages. *allocations*: objects on the client's heap for each message, those of the broker's client and of Redis's included.
+- Redis has no persistence, and is empty at the start of a run.`
+
+var columns = []string{"", "messages/s", "of the first", "ours/this", "again", "trips", "commands", "client CPU", "Redis CPU", "allocations"}
+
+func table(rows []Summary) string {
+	var b strings.Builder
+	line := func(cells []string) { fmt.Fprintf(&b, "| %s |\n", strings.Join(cells, " | ")) }
+	line(columns)
+	line(append([]string{"---"}, strings.Split(strings.Repeat("---: ", len(columns)-1), " ")[:len(columns)-1]...))
+	for i := range rows {
+		s := &rows[i]
+		name := s.Row.Name
+		if s.Row.Late {
+			name += " *"
+		}
+		if s.Row.Kind == Ours {
+			name = "**" + name + "**"
+		}
+		if s.Runs == 0 {
+			line(append([]string{name, "not measured"}, make([]string, len(columns)-2)...))
+			continue
+		}
+		allocations := short(s.Mallocs)
+		if s.Mallocs == 0 {
+			allocations = "" // not a process of Go
+		}
+		line([]string{
+			name, fmt.Sprintf("%s [%s-%s]", grouped(int(s.Rate)), grouped(int(s.Least)), grouped(int(s.Most))),
+			fmt.Sprintf("%s %%", short(100*s.OfBaseline)), short(s.OurTimes), grouped(s.Doubled),
+			short(s.Trips), short(s.Commands), fmt.Sprintf("%.2f", s.ClientCPU), fmt.Sprintf("%.2f", s.RedisCPU), allocations,
+		})
+	}
+	return b.String()
+}
+
+func grouped(n int) string { return humanize.Comma(int64(n)) }
+
+// short writes a number with the digits that say something.
+func short(v float64) string {
+	if v >= 100 {
+		return strconv.Itoa(int(v + 0.5))
+	}
+	return strconv.FormatFloat(v, 'g', 2, 64)
+}
+
+func rounds(n int) string {
+	if n == 1 {
+		return "one round"
+	}
+	return fmt.Sprintf("%d rounds", n)
+}
+
+func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }
