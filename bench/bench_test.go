@@ -13,7 +13,7 @@ func TestMain(m *testing.M) {
 // testMessages are enough to be read in several fetches and committed more than once.
 const testMessages = 2000
 
-// Every row handles all of its work, and only rows without deduplication handle copies.
+// Every row in Go handles all of its work, and only rows without deduplication handle copies.
 func TestRows(t *testing.T) {
 	w, err := NewWork(testMessages, 1)
 	if err != nil {
@@ -23,6 +23,9 @@ func TestRows(t *testing.T) {
 		t.Run(b.Name, func(t *testing.T) {
 			l := newLab(t, b)
 			for _, row := range b.Rows {
+				if row.warm != nil {
+					continue // a peer that is not Go, and takes long to build
+				}
 				t.Run(row.Name, func(t *testing.T) {
 					rec := l.measure(t, row, w, 1)
 					if rec.Failed != "" {

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
-	"runtime/debug"
 	"strings"
 	"testing"
 	"time"
@@ -131,7 +130,7 @@ func describe(t *testing.T, o Options) *Result {
 	}
 	res := &Result{
 		Time: time.Now().UTC().Truncate(time.Second), Command: o.Command, Messages: o.Messages, Rounds: o.Rounds,
-		CPUs: runtime.NumCPU(), Memory: memory.Total, Go: runtime.Version(), System: runtime.GOOS, Clients: clients(),
+		CPUs: runtime.NumCPU(), Memory: memory.Total, Go: runtime.Version(), System: runtime.GOOS, Clients: clients(t),
 	}
 	if all, err := cpu.Info(); err == nil && len(all) > 0 {
 		res.CPU = all[0].ModelName
@@ -146,26 +145,27 @@ func describe(t *testing.T, o Options) *Result {
 }
 
 // clientModules are the clients of the rows in Go.
-var clientModules = map[string]bool{
-	"github.com/segmentio/kafka-go":               true,
-	"github.com/redis/go-redis/v9":                true,
-	"github.com/nats-io/nats.go":                  true,
-	"github.com/rabbitmq/amqp091-go":              true,
-	"github.com/ThreeDotsLabs/watermill":          true,
-	"github.com/ThreeDotsLabs/watermill-kafka/v3": true,
-	"github.com/IBM/sarama":                       true,
+var clientModules = []string{
+	"github.com/segmentio/kafka-go",
+	"github.com/redis/go-redis/v9",
+	"github.com/nats-io/nats.go",
+	"github.com/rabbitmq/amqp091-go",
+	"github.com/ThreeDotsLabs/watermill",
+	"github.com/ThreeDotsLabs/watermill-kafka/v3",
+	"github.com/IBM/sarama",
 }
 
-func clients() (all []string) {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return nil
+// clients asks the go command: a test does not know what it was built from.
+func clients(t *testing.T) (all []string) {
+	t.Helper()
+	out, err := exec.Command("go", append([]string{"list", "-m", "-f", "{{.Path}} {{.Version}}"}, clientModules...)...).Output()
+	if err != nil {
+		t.Fatalf("go list -m: %v", err)
 	}
-	for _, m := range info.Deps {
-		if clientModules[m.Path] {
-			name := regexp.MustCompile(`(/v\d+)?$`).ReplaceAllString(m.Path, "")
-			all = append(all, filepath.Base(name)+" "+strings.TrimPrefix(m.Version, "v"))
-		}
+	for line := range strings.Lines(string(out)) {
+		module, version, _ := strings.Cut(strings.TrimSpace(line), " ")
+		name := strings.Split(module, "/")[2] // after the host and the owner
+		all = append(all, name+" "+strings.TrimPrefix(version, "v"))
 	}
 	return all
 }

@@ -94,5 +94,5 @@ func (s *Site) reader() kafka.ReaderConfig {
 
 // kafkaRows are the rows of Kafka, in the order in which they are listed and run.
 func kafkaRows() []Row {
-	return slices.Concat(kafkaByHand(), []Row{watermillRow()}, kafkaOurs())
+	return slices.Concat(kafkaByHand(), []Row{watermillRow(), camelRow()}, kafkaOurs())
 }

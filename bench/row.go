@@ -20,8 +20,13 @@ type Row struct {
 	// Repeats says that copies are handled again.
 	Repeats bool
 
-	consume func(ctx context.Context, s *Site, r *Run) error
+	consume consume
+	// warm, in its place, makes ready what is measured afterwards, over an emptied Redis.
+	warm func(tb testing.TB, s *Site, w *Work) (consume, error)
 }
+
+// consume handles what is in a site's source, by the handler of the run.
+type consume = func(ctx context.Context, s *Site, r *Run) error
 
 // Kind is what a row is compared as.
 type Kind string

@@ -22,6 +22,8 @@ type Run struct {
 	begun   usage
 	handled chan struct{} // closed at the last token's first effect
 	at      time.Time     // then
+
+	foreign *time.Duration // CPU time of the process that the row ran in, where that is another
 }
 
 func newRun(w *Work) *Run {
@@ -45,6 +47,13 @@ func (r *Run) Handle(payload []byte) error {
 		close(r.handled)
 	}
 	return nil
+}
+
+// elsewhere is Handle's end for a row that runs in a process of its own, which used so much
+// CPU time. It has to count the effects as well, before it is through.
+func (r *Run) elsewhere(cpu time.Duration) {
+	r.at, r.foreign = time.Now(), &cpu
+	close(r.handled)
 }
 
 // Handled is closed when every token has had its effect.
