@@ -3,6 +3,7 @@ package bench
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -16,6 +17,11 @@ const (
 	PlotFile = "performance.svg"
 )
 
+// unavailable are peers that have no row.
+var unavailable = []string{
+	"Redpanda Connect: the Go module proxy refuses github.com/redpanda-data/benthos/v4, on which it is built (403, tried in November 2026)",
+}
+
 // Page writes the page, from the result alone.
 func Page(res *Result) string {
 	var b strings.Builder
@@ -26,7 +32,7 @@ func Page(res *Result) string {
 	say("All rows run on the same servers, one after another, in %s. Rates are medians; ratios are medians of the ratios within a round, which a busy machine changes less. [bench/README.md](../bench/README.md) says what each row stands for, and what it loses.\n\n", rounds(res.Rounds))
 	say("![Messages a second of each row](%s)\n\n", PlotFile)
 
-	var unmeasured, wrong []string
+	unmeasured, wrong := slices.Clone(unavailable), []string(nil)
 	for _, broker := range Brokers() {
 		rows := res.Summaries(broker)
 		if len(rows) == 0 {
