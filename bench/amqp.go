@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"testing"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -29,12 +28,12 @@ func openAMQP(queueType string) func(testing.TB) server {
 	return func(tb testing.TB) server {
 		tb.Helper()
 		a := &amqpServer{Server: rabbittest.Start(tb), queue: amqp.Table{amqp.QueueTypeArg: queueType}}
-		a.release = strings.TrimSpace(a.Ctl(tb, "version"))
 		conn, err := amqp.Dial(a.URL())
 		if err != nil {
 			tb.Fatalf("connecting to RabbitMQ: %v", err)
 		}
 		tb.Cleanup(func() { _ = conn.Close() })
+		a.release = fmt.Sprint(conn.Properties["version"])
 		if a.ch, err = conn.Channel(); err == nil {
 			err = a.ch.Confirm(false)
 		}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -93,12 +94,9 @@ func (res *Result) compare(t *testing.T, o Options, b Broker, rows []Row) {
 }
 
 func (res *Result) know(version string) {
-	for _, known := range res.Servers {
-		if known == version {
-			return
-		}
+	if !slices.Contains(res.Servers, version) {
+		res.Servers = append(res.Servers, version)
 	}
-	res.Servers = append(res.Servers, version)
 }
 
 func (l *lab) redisVersion(tb testing.TB) string {

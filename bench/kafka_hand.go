@@ -30,9 +30,9 @@ const (
 
 // kafkaByHand are consumers as they are written by hand over kafka-go and go-redis.
 func kafkaByHand() []Row {
-	row := func(name string, make func(rdb *redis.Client, handle effect) taking) Row {
+	row := func(name string, by func(rdb *redis.Client, handle effect) taking) Row {
 		return Row{Name: name, Kind: ByHand, consume: func(ctx context.Context, s *Site, r *Run) error {
-			return readAll(ctx, s, r, make(s.Redis, func(m kafka.Message) error { return r.Handle(m.Value) }))
+			return readAll(ctx, s, r, by(s.Redis, func(m kafka.Message) error { return r.Handle(m.Value) }))
 		}}
 	}
 	none := row("no deduplication", func(_ *redis.Client, handle effect) taking {

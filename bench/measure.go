@@ -137,10 +137,10 @@ func (l *lab) run(ctx context.Context, row Row, s *Site, r *Run) (ended usage, e
 		case <-r.handled:
 			over <- err
 		default:
-			return ended, cmpErr(err, "it ended before everything was handled")
+			return ended, orElse(err, "it ended before everything was handled")
 		}
 	case <-ctx.Done():
-		return ended, cmpErr(<-over, fmt.Sprintf("not everything was handled within %v", runLimit))
+		return ended, orElse(<-over, fmt.Sprintf("not everything was handled within %v", runLimit))
 	}
 	if row.Late {
 		ended = use()
@@ -175,7 +175,8 @@ func (l *lab) settled(ctx context.Context, s *Site) error {
 	}
 }
 
-func cmpErr(err error, otherwise string) error {
+// orElse is err, or otherwise where there is none.
+func orElse(err error, otherwise string) error {
 	if err != nil {
 		return err
 	}

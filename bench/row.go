@@ -31,6 +31,7 @@ type consume = func(ctx context.Context, s *Site, r *Run) error
 // Kind is what a row is compared as.
 type Kind string
 
+// The kinds, as the plot colours them.
 const (
 	Baseline Kind = "baseline" // ratios are to this one
 	ByHand   Kind = "by hand"
