@@ -4,21 +4,33 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 )
 
-// Each planted bug is found in one round, and the same round without it passes.
+// tries are how many rounds have to find a planted bug: one does, but on a machine that has
+// much to do no fault may come when it would show.
+const tries = 6
+
+// Each planted bug is found in one round, and the same round without it passes. Where not
+// all is asked for (IDEM_E2E_FULL=1, make torture REPORT=1), those are left out that chance
+// has a part in, and the rounds without a bug: TestTorture's are of that kind.
 func TestPlantedBugs(t *testing.T) {
 	if testing.Short() {
 		t.Skip("this builds a consumer for each bug")
 	}
+	full := *flagReport != "" || os.Getenv("IDEM_E2E_FULL") == "1"
 	bugs := Bugs()
 	trials := map[string]Trial{}
-	for _, bug := range bugs {
-		trials[bug.Trial.name()] = bug.Trial
+	if full {
+		for _, bug := range bugs {
+			trials[bug.Trial.name()] = bug.Trial
+		}
+	} else {
+		bugs = slices.DeleteFunc(bugs, func(b Bug) bool { return b.Chance })
 	}
 	dir := outDir(t)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -37,10 +49,9 @@ func TestPlantedBugs(t *testing.T) {
 			t.Run(name, func(t *testing.T) { f(t, l) })
 		})
 	}
-	whole := BuildConsumer(t, BuildOptions{})
 	for name, trial := range trials {
 		run("without/"+name, func(t *testing.T, l *lab) {
-			if res := l.try(t, trial, whole); !res.Passed() {
+			if res := l.try(t, trial, BuildConsumer(t, BuildOptions{})); !res.Passed() {
 				t.Errorf("without a bug the round fails:\n%s", strings.Join(res.Failures, "\n\n"))
 			}
 		})
@@ -54,9 +65,7 @@ func TestPlantedBugs(t *testing.T) {
 			trial := bug.Trial
 			res := l.try(t, trial, bin)
 			words := res.finding()
-			// When a process stands still is chance: on a machine that has much to do it may
-			// be while nobody else has what it had.
-			for ; words == "" && trial.Seed < bug.Trial.Seed+2000; words = res.finding() {
+			for ; words == "" && trial.Seed < bug.Trial.Seed+(tries-1)*1000; words = res.finding() {
 				trial.Seed += 1000
 				res = l.try(t, trial, bin)
 			}
@@ -70,7 +79,7 @@ func TestPlantedBugs(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if t.Failed() {
+	if t.Failed() || !full {
 		return
 	}
 	if err := WriteCaught(filepath.Join(dir, CaughtFile), found); err != nil {
