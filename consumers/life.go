@@ -197,9 +197,7 @@ func (en *entry) admitted() (done, again bool) {
 // attempt runs the handler under the claim, and ends the claim by what it returns.
 func (en *entry) attempt() (again bool) {
 	l, e, c := en.l, en.l.e, en.claim
-	ctx, stop := l.handlerCtx()
-	defer stop()
-	ctx, err := c.Start(ctx)
+	ctx, err := c.Start(l.handling)
 	if err != nil {
 		en.giveBack(false)
 		return true
@@ -286,10 +284,8 @@ func (en *entry) run(ctx context.Context) error {
 // unguarded handles a message without a claim: shadow mode, FailOpen.
 func (en *entry) unguarded() (again bool) {
 	l, e := en.l, en.l.e
-	ctx, stop := l.handlerCtx()
-	defer stop()
-	c := l.guard.Detached(ctx, en.token)
-	ctx, err := c.Start(ctx)
+	c := l.guard.Detached(l.handling, en.token)
+	ctx, err := c.Start(l.handling)
 	if err == nil {
 		err = en.run(ctx)
 	}
@@ -320,23 +316,4 @@ func (en *entry) unguarded() (again bool) {
 	e.emit(en, idem.Event{Kind: idem.EventRetry, Attempt: en.failures, Err: err, Wait: delay})
 	sleep(en.waits, delay)
 	return true
-}
-
-// handlerCtx is the parent of a handler's context: it outlives the beginning of the
-// drain, and ends with the lane, after the grace, unless the broker keeps handlers.
-func (l *Lane) handlerCtx() (context.Context, func()) {
-	ctx, cancel := context.WithCancelCause(l.ph.hard)
-	stop := func() bool { return true }
-	if !l.e.broker.KeepHandlers {
-		stop = context.AfterFunc(l.ctx, func() {
-			if grace := l.e.broker.HandlerGrace; grace > 0 {
-				sleep(ctx, grace)
-			}
-			cancel(context.Cause(l.ctx))
-		})
-	}
-	return ctx, func() {
-		stop()
-		cancel(nil)
-	}
 }
