@@ -222,7 +222,7 @@ func (l *Lane) take() *entry {
 		switch {
 		case l.ending():
 			return nil
-		case len(l.queue) > 0 && !l.queue[0].asking:
+		case len(l.queue) > 0 && !l.queue[0].asking && !l.leavesToAhead():
 			en := l.queue[0]
 			l.queue = l.queue[1:]
 			l.working++
@@ -233,6 +233,12 @@ func (l *Lane) take() *entry {
 		}
 		l.cond.Wait()
 	}
+}
+
+// leavesToAhead reports, with mu held, whether the next entry is to be claimed together with
+// those behind it: a trip of its own would be as long as theirs.
+func (l *Lane) leavesToAhead() bool {
+	return len(l.queue) > 1 && l.windowLocked() > 1 && l.mayAhead() && l.isClaimable(l.queue[0]) && l.isClaimable(l.queue[1])
 }
 
 // idle reports, with mu held, that nothing is in the lane.
