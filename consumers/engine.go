@@ -20,6 +20,9 @@ const drainGrace = 2 * time.Second
 // ErrHandlerTimeout is the cause of a handler's context after HandlerTimeout.
 var ErrHandlerTimeout = errors.New("handler timeout")
 
+// ErrNotStarted is wrapped by errors of Delivery.Handle where the handler was not called.
+var ErrNotStarted = errors.New("the handler was not started")
+
 // ErrDraining is the cause of a handler's context that outlived the drain timeout.
 var ErrDraining = errors.New("consumer is shutting down")
 

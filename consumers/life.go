@@ -109,9 +109,15 @@ func (en *entry) obtain() (claimed, again bool) {
 // very end.
 func (en *entry) spend() idem.Begun {
 	l := en.l
+	if !en.holdUntil.IsZero() {
+		held := time.AfterFunc(time.Until(en.holdUntil), func() {
+			l.e.emit(en, idem.Event{Kind: idem.EventWaiting, Wait: l.e.broker.HoldLimit, Err: fmt.Errorf("%s does not go back to the broker: its token may be spent: %w", en.d, errHeldLong)})
+		})
+		defer held.Stop()
+	}
 	b := l.guard.SpendAll(l.ph.final, []idem.Request{en.request()})[0]
 	if errors.Is(b.Err, ErrDraining) {
-		l.e.emit(en, idem.Event{Kind: idem.EventDropped, Err: fmt.Errorf("it may be spent, and its handler was not started: %w", b.Err)})
+		l.e.emit(en, idem.Event{Kind: idem.EventDropped, Err: fmt.Errorf("its token may be spent, and its handler was not started: %w", b.Err)})
 	}
 	return b
 }
@@ -203,6 +209,11 @@ func (en *entry) attempt() (again bool) {
 		return true
 	}
 	err = en.run(ctx)
+	for e.policy.atMostOnce && errors.Is(err, ErrNotStarted) && ctx.Err() == nil {
+		delay, _ := idem.RetryDelay(err)
+		sleep(ctx, max(delay, e.policy.firstBackoff)) // nobody else starts it any more
+		err = en.run(ctx)
+	}
 	if err == nil || en.handledInside(err) {
 		return en.complete()
 	}
@@ -273,7 +284,12 @@ func (en *entry) run(ctx context.Context) error {
 				defer cancel()
 				en.giveBackWithin(ctx, true)
 			}
-			en.halt(fmt.Errorf("consumer: the handler of %s panicked, or ended its goroutine", en.d))
+			err := fmt.Errorf("consumer: the handler of %s panicked, or ended its goroutine", en.d)
+			if e.policy.atMostOnce {
+				err = fmt.Errorf("%w; the token %q is spent: have the guard Forget it, or the message is dropped when it comes again", err, en.token)
+				e.emit(en, idem.Event{Kind: idem.EventDropped, Err: err})
+			}
+			en.halt(err)
 		}
 	}()
 	err := en.d.Handle(ctx)

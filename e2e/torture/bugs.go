@@ -3,7 +3,6 @@ package torture
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -147,15 +146,13 @@ func Bugs() []Bug {
 	}
 }
 
-// name tells trials apart.
-func (t Trial) name() string { return fmt.Sprintf("%s/%d", t.Site, t.Seed) }
-
 // Caught is a planted bug that a round found.
 type Caught struct {
 	Bug     string  `json:"bug"`
 	What    string  `json:"what"`
 	Site    string  `json:"site"`
 	Seed    uint64  `json:"seed"`
+	Tries   int     `json:"tries"` // rounds, each with another seed
 	Words   string  `json:"words"` // the checker's
 	Seconds float64 `json:"seconds"`
 }

@@ -34,7 +34,8 @@ func Histories(t *testing.T, h Harness) {
 
 // EnvHistories names the environment variable that holds the number of histories of
 // Histories, where -rapid.checks is not given: a flag that only some packages have cannot
-// be given to all. Without either it is 100.
+// be given to all. Without either it is 100. It holds for all properties that a binary with
+// this package in it checks by rapid.
 const EnvHistories = "IDEM_HISTORIES"
 
 // errHistories says why it could not be set, which happens before tests run side by side,
