@@ -1,5 +1,5 @@
 -- Executes operations on records, in the order given. See store.Kind for what
--- each does, and record.go for the values.
+-- each does, and parse, hold, rest and finish for the values.
 --
 -- KEYS[1]    the epoch key
 -- KEYS[2..]  per operation its key; behind it, for Inspect always and for Begin and
