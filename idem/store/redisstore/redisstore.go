@@ -162,7 +162,7 @@ func (s *Store) Capabilities() store.Capabilities {
 // the replies that concern it.
 func (s *Store) Apply(ctx context.Context, b *store.Batch) error {
 	b.Notice, b.Losses = "", 0
-	if c := s.compact; c != nil && b.Retention > c.Retention {
+	if c := s.compact; c != nil && s.err == nil && b.Retention > c.Retention {
 		return c.tooShort(b.Retention)
 	}
 	p, err := s.prefix(ctx, b.Prefix)
