@@ -1,8 +1,10 @@
 package redisstore
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/bits"
 	"strconv"
@@ -73,27 +75,25 @@ type compact struct {
 	generation uint64 // how long one lasts, ms
 }
 
-// complete fills in what follows from the settings, and returns what is wrong with them.
-func (c *compact) complete(tags int) (errs []error) {
-	if c.Retention == 0 {
-		c.Retention = defaultRetention
-	}
-	if c.Tokens == 0 {
-		c.Tokens = defaultTokens
-	}
-	if c.Retention < time.Millisecond || c.Retention > maxRetention {
-		errs = append(errs, fmt.Errorf("WithCompact: a Retention of %v: must be 1ms to 100 years", c.Retention))
+// Validate returns all that is wrong with the settings, or nil.
+func (c Compact) Validate() error {
+	var errs []error
+	if c.Retention != 0 && (c.Retention < time.Millisecond || c.Retention > maxRetention) {
+		errs = append(errs, fmt.Errorf("WithCompact: a Retention of %v: must be 1ms to 100 years, or 0 for the default, %v", c.Retention, defaultRetention))
 	}
 	if c.Tokens < 0 || c.Tokens > maxTokens {
 		errs = append(errs, fmt.Errorf("WithCompact: %d Tokens: must be 1 to %d, or 0 for the default, %d", c.Tokens, maxTokens, defaultTokens))
 	}
-	if len(errs) > 0 || tags < 1 {
-		return errs
-	}
+	return errors.Join(errs...)
+}
+
+// complete fills in defaults, and what follows from settings that are right.
+func (c *compact) complete(tags int) {
+	c.Retention = cmp.Or(c.Retention, defaultRetention)
+	c.Tokens = cmp.Or(c.Tokens, defaultTokens)
 	c.tags = tags
 	c.buckets = uint64((c.Tokens + tags*bucketTokens - 1) / (tags * bucketTokens))
 	c.generation = uint64(ceilMilliseconds(c.Retention) + time.Second.Milliseconds())
-	return nil
 }
 
 func (c *compact) tooShort(asked time.Duration) error {

@@ -135,10 +135,14 @@ func New(c redis.UniversalClient, opts ...Option) *Store {
 		errs = append(errs, fmt.Errorf("WithReplicas does not work with a %T: use *redis.Client or *redis.ClusterClient", c))
 	}
 	if s.compact != nil {
-		errs = append(errs, s.compact.complete(s.tags)...)
+		if err := s.compact.Validate(); err != nil {
+			errs = append(errs, err)
+		}
 	}
 	if len(errs) > 0 {
 		s.err = fmt.Errorf("redisstore: %w", errors.Join(errs...))
+	} else if s.compact != nil {
+		s.compact.complete(s.tags)
 	}
 	return s
 }
