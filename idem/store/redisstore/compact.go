@@ -36,9 +36,9 @@ type Compact struct {
 	Retention time.Duration
 
 	// Tokens is how many tokens, of all groups together, are expected to be done in one
-	// Retention; the default is 10 million. With up to half as many again a token costs
-	// what it should; with more it costs several times that, and nothing else changes. A
-	// number that is too high costs little.
+	// Retention; the default is 10 million. With up to a third more a token costs what it
+	// should; with twice as many it costs up to eight times that, and nothing else changes. A
+	// number that is too high costs less.
 	Tokens int
 
 	// FromRecords takes over a prefix that is laid out as records. Stop all of its consumers
