@@ -91,6 +91,9 @@ func testLostReplies(t *testing.T, opts ...redisstore.Option) {
 				for _, r := range []*store.Record{&got.record, got.reply.Record} {
 					if r != nil {
 						r.At, r.Lease, r.Expires = time.Time{}, r.Lease.Round(time.Minute), r.Expires.Round(time.Minute)
+						if r.State == store.Done && s.Capabilities().NoDoneDetails {
+							r.Expires = 0 // which depends on its bucket, and so on the prefix
+						}
 					}
 				}
 				got.reply.At, got.reply.RetryAfter = time.Time{}, got.reply.RetryAfter.Round(time.Minute)
