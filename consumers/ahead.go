@@ -109,7 +109,7 @@ func (l *Lane) nextAhead() (batch []*entry, ok bool) {
 			return nil, true
 		case l.closed && l.idle():
 			return nil, false
-		case l.waiting > 0 || l.e.gate.wanted():
+		case !l.mayAhead():
 			if held > 0 {
 				return nil, true
 			}
@@ -124,6 +124,9 @@ func (l *Lane) nextAhead() (batch []*entry, ok bool) {
 		l.cond.Wait()
 	}
 }
+
+// mayAhead reports, with mu held, whether claims may be made ahead.
+func (l *Lane) mayAhead() bool { return l.waiting == 0 && !l.e.gate.wanted() }
 
 func (l *Lane) heldAhead() int {
 	n := 0
@@ -143,11 +146,16 @@ func (l *Lane) claimable() []*entry {
 		if i >= l.windowLocked() {
 			break
 		}
-		if en.claim == nil && !en.asking && !en.tried && !en.alone && en.invalid == nil && en.prev == nil {
+		if l.isClaimable(en) {
 			batch = append(batch, en)
 		}
 	}
 	return batch
+}
+
+// isClaimable reports, with mu held, whether an entry can be claimed before its turn.
+func (l *Lane) isClaimable(en *entry) bool {
+	return en.claim == nil && !en.asking && !en.tried && !en.alone && en.invalid == nil && en.prev == nil
 }
 
 func (l *Lane) askAhead(batch []*entry) {

@@ -113,7 +113,11 @@ func (en *entry) post(ctx context.Context, l Letter) bool {
 			return true
 		}
 		if errors.Is(err, ErrUndeliverable) {
-			en.halt(fmt.Errorf("consumer: %s (token %q): %s, and its dead-letter copy cannot be published; nothing was skipped: %w", en.d, en.token, l.Reason, err))
+			skipped := "nothing was skipped"
+			if e.policy.atMostOnce && l.Attempt > 0 {
+				skipped = "its token is spent: have the guard Forget it before the consumer starts again, or the message is dropped"
+			}
+			en.halt(fmt.Errorf("consumer: %s (token %q): %s, and its dead-letter copy cannot be published; %s: %w", en.d, en.token, l.Reason, skipped, err))
 			return false
 		}
 		wait := e.policy.backoff(n)

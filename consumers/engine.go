@@ -20,6 +20,9 @@ const drainGrace = 2 * time.Second
 // ErrHandlerTimeout is the cause of a handler's context after HandlerTimeout.
 var ErrHandlerTimeout = errors.New("handler timeout")
 
+// ErrNotStarted is wrapped by errors of Delivery.Handle where the handler was not called.
+var ErrNotStarted = errors.New("the handler was not started")
+
 // ErrDraining is the cause of a handler's context that outlived the drain timeout.
 var ErrDraining = errors.New("consumer is shutting down")
 
@@ -35,7 +38,7 @@ type Engine struct {
 	held    map[*entry]struct{} // from Add to settlement
 	holds   uint64              // that there have been
 	lanes   map[*Lane]struct{}
-	changed chan struct{} // closed when held shrinks
+	changed change // held shrinks
 	failure error
 	fail    context.CancelCauseFunc // starts the drain; set by Run
 	ph      *phases
@@ -67,7 +70,7 @@ func New(g *idem.Guard, b Broker, p Policy) (*Engine, error) {
 	}
 	e := &Engine{
 		guard: g, broker: b, policy: p,
-		held: make(map[*entry]struct{}), lanes: make(map[*Lane]struct{}), changed: make(chan struct{}),
+		held: make(map[*entry]struct{}), lanes: make(map[*Lane]struct{}),
 	}
 	e.gate = newGate(e.wakeLanes)
 	return e, nil
@@ -265,11 +268,12 @@ func (e *Engine) Room(ctx context.Context) (int, error) {
 		limit := e.maxHeld()
 		e.mu.Lock()
 		n := room(limit, len(e.held), e.broker.Workers*max(len(e.lanes), 1))
-		changed := e.changed
-		e.mu.Unlock()
 		if n > 0 {
+			e.mu.Unlock()
 			return n, nil
 		}
+		changed := e.changed.wait()
+		e.mu.Unlock()
 		select {
 		case <-changed:
 		case <-ctx.Done():
@@ -289,7 +293,7 @@ func (e *Engine) Handle(ctx context.Context, d Delivery) error {
 	}
 	ph, end := e.newPhases(ctx)
 	defer end()
-	l := &Lane{e: e, guard: e.guard, ctx: context.WithoutCancel(ctx), ph: ph, ask: ph.ask, waits: ctx}
+	l := &Lane{e: e, guard: e.guard, ctx: context.WithoutCancel(ctx), ph: ph, ask: ph.ask, waits: ctx, handling: ph.hard}
 	en := l.newEntry(d)
 	e.hold(en)
 	extending, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -336,8 +340,7 @@ func (e *Engine) forget(en *entry, o outcome) {
 	e.mu.Lock()
 	_, held := e.held[en]
 	delete(e.held, en)
-	close(e.changed)
-	e.changed = make(chan struct{})
+	e.changed.signal()
 	e.mu.Unlock()
 	if held {
 		en.l.settled(en, o)

@@ -15,16 +15,11 @@ type gate struct {
 	claims  int
 	waiting int  // for solitude
 	alone   bool // somebody has it
-	changed chan struct{}
+	changed change
 }
 
 func newGate(onWanted func()) *gate {
-	return &gate{onWanted: onWanted, changed: make(chan struct{})}
-}
-
-func (g *gate) signal() {
-	close(g.changed)
-	g.changed = make(chan struct{})
+	return &gate{onWanted: onWanted}
 }
 
 func (g *gate) shut() bool { return g.waiting > 0 || g.alone }
@@ -63,7 +58,7 @@ func (g *gate) enter(ctx context.Context) error {
 func (g *gate) enterAlone(ctx context.Context) error {
 	g.mu.Lock()
 	g.waiting++
-	g.signal()
+	g.changed.signal()
 	g.mu.Unlock()
 	g.onWanted()
 	err := g.await(ctx, func() bool {
@@ -75,7 +70,7 @@ func (g *gate) enterAlone(ctx context.Context) error {
 	})
 	g.mu.Lock()
 	g.waiting--
-	g.signal()
+	g.changed.signal()
 	g.mu.Unlock()
 	return err
 }
@@ -89,7 +84,7 @@ func (g *gate) leave(alone bool) {
 	} else {
 		g.claims--
 	}
-	g.signal()
+	g.changed.signal()
 }
 
 // shutting returns a channel that is closed at the gate's next change, and whether
@@ -97,7 +92,7 @@ func (g *gate) leave(alone bool) {
 func (g *gate) shutting() (<-chan struct{}, bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.changed, g.shut()
+	return g.changed.wait(), g.shut()
 }
 
 // await calls ready, with mu held, at each change until it is true.
@@ -108,7 +103,7 @@ func (g *gate) await(ctx context.Context, ready func() bool) error {
 			g.mu.Unlock()
 			return nil
 		}
-		changed := g.changed
+		changed := g.changed.wait()
 		g.mu.Unlock()
 		select {
 		case <-changed:

@@ -18,8 +18,9 @@ type Lane struct {
 	ph    *phases
 	wg    sync.WaitGroup
 
-	ask   context.Context // ends when no claim is asked for any more
-	waits context.Context // ends when nothing of this lane is waited for any more
+	ask      context.Context // ends when no claim is asked for any more
+	waits    context.Context // ends when nothing of this lane is waited for any more
+	handling context.Context // the parent of handlers' contexts; see handlers
 
 	mu       sync.Mutex
 	cond     *sync.Cond
@@ -55,6 +56,7 @@ func (e *Engine) lane(ctx context.Context, g *idem.Guard) *Lane {
 	ask, endAsk := context.WithCancelCause(ph.ask)
 	waits, endWaits := context.WithCancelCause(ph.run)
 	l.ask, l.waits = ask, waits
+	endHandling := l.handlers()
 	end := func() {
 		endAsk(context.Cause(ctx))
 		endWaits(context.Cause(ctx))
@@ -73,6 +75,7 @@ func (e *Engine) lane(ctx context.Context, g *idem.Guard) *Lane {
 		}
 		endAsk(nil)
 		endWaits(nil)
+		endHandling()
 		if ctx.Err() != nil {
 			l.forgetQueued()
 		}
@@ -81,6 +84,26 @@ func (e *Engine) lane(ctx context.Context, g *idem.Guard) *Lane {
 		e.mu.Unlock()
 	}()
 	return l
+}
+
+// handlers makes the parent of handlers' contexts: it outlives the beginning of the drain,
+// and ends with the lane, after the grace, unless the broker keeps handlers.
+func (l *Lane) handlers() (end func()) {
+	ctx, cancel := context.WithCancelCause(l.ph.hard)
+	l.handling = ctx
+	if l.e.broker.KeepHandlers {
+		return func() { cancel(nil) }
+	}
+	stop := context.AfterFunc(l.ctx, func() {
+		if grace := l.e.broker.HandlerGrace; grace > 0 {
+			sleep(ctx, grace)
+		}
+		cancel(context.Cause(l.ctx))
+	})
+	return func() {
+		stop()
+		cancel(nil)
+	}
 }
 
 // forgetQueued ends the engine's part in what a lost lane had not started.
@@ -199,7 +222,7 @@ func (l *Lane) take() *entry {
 		switch {
 		case l.ending():
 			return nil
-		case len(l.queue) > 0 && !l.queue[0].asking:
+		case len(l.queue) > 0 && !l.queue[0].asking && !l.leavesToAhead():
 			en := l.queue[0]
 			l.queue = l.queue[1:]
 			l.working++
@@ -210,6 +233,12 @@ func (l *Lane) take() *entry {
 		}
 		l.cond.Wait()
 	}
+}
+
+// leavesToAhead reports, with mu held, whether the next entry is to be claimed together with
+// those behind it: a trip of its own would be as long as theirs.
+func (l *Lane) leavesToAhead() bool {
+	return len(l.queue) > 1 && l.windowLocked() > 1 && l.mayAhead() && l.isClaimable(l.queue[0]) && l.isClaimable(l.queue[1])
 }
 
 // idle reports, with mu held, that nothing is in the lane.

@@ -109,9 +109,15 @@ func (en *entry) obtain() (claimed, again bool) {
 // very end.
 func (en *entry) spend() idem.Begun {
 	l := en.l
+	if !en.holdUntil.IsZero() {
+		held := time.AfterFunc(time.Until(en.holdUntil), func() {
+			l.e.emit(en, idem.Event{Kind: idem.EventWaiting, Wait: l.e.broker.HoldLimit, Err: fmt.Errorf("%s does not go back to the broker: its token may be spent: %w", en.d, errHeldLong)})
+		})
+		defer held.Stop()
+	}
 	b := l.guard.SpendAll(l.ph.final, []idem.Request{en.request()})[0]
 	if errors.Is(b.Err, ErrDraining) {
-		l.e.emit(en, idem.Event{Kind: idem.EventDropped, Err: fmt.Errorf("it may be spent, and its handler was not started: %w", b.Err)})
+		l.e.emit(en, idem.Event{Kind: idem.EventDropped, Err: fmt.Errorf("its token may be spent, and its handler was not started: %w", b.Err)})
 	}
 	return b
 }
@@ -197,14 +203,17 @@ func (en *entry) admitted() (done, again bool) {
 // attempt runs the handler under the claim, and ends the claim by what it returns.
 func (en *entry) attempt() (again bool) {
 	l, e, c := en.l, en.l.e, en.claim
-	ctx, stop := l.handlerCtx()
-	defer stop()
-	ctx, err := c.Start(ctx)
+	ctx, err := c.Start(l.handling)
 	if err != nil {
 		en.giveBack(false)
 		return true
 	}
 	err = en.run(ctx)
+	for e.policy.atMostOnce && errors.Is(err, ErrNotStarted) && ctx.Err() == nil {
+		delay, _ := idem.RetryDelay(err)
+		sleep(ctx, max(delay, e.policy.firstBackoff)) // nobody else starts it any more
+		err = en.run(ctx)
+	}
 	if err == nil || en.handledInside(err) {
 		return en.complete()
 	}
@@ -275,7 +284,12 @@ func (en *entry) run(ctx context.Context) error {
 				defer cancel()
 				en.giveBackWithin(ctx, true)
 			}
-			en.halt(fmt.Errorf("consumer: the handler of %s panicked, or ended its goroutine", en.d))
+			err := fmt.Errorf("consumer: the handler of %s panicked, or ended its goroutine", en.d)
+			if e.policy.atMostOnce {
+				err = fmt.Errorf("%w; the token %q is spent: have the guard Forget it, or the message is dropped when it comes again", err, en.token)
+				e.emit(en, idem.Event{Kind: idem.EventDropped, Err: err})
+			}
+			en.halt(err)
 		}
 	}()
 	err := en.d.Handle(ctx)
@@ -286,10 +300,8 @@ func (en *entry) run(ctx context.Context) error {
 // unguarded handles a message without a claim: shadow mode, FailOpen.
 func (en *entry) unguarded() (again bool) {
 	l, e := en.l, en.l.e
-	ctx, stop := l.handlerCtx()
-	defer stop()
-	c := l.guard.Detached(ctx, en.token)
-	ctx, err := c.Start(ctx)
+	c := l.guard.Detached(l.handling, en.token)
+	ctx, err := c.Start(l.handling)
 	if err == nil {
 		err = en.run(ctx)
 	}
@@ -320,23 +332,4 @@ func (en *entry) unguarded() (again bool) {
 	e.emit(en, idem.Event{Kind: idem.EventRetry, Attempt: en.failures, Err: err, Wait: delay})
 	sleep(en.waits, delay)
 	return true
-}
-
-// handlerCtx is the parent of a handler's context: it outlives the beginning of the
-// drain, and ends with the lane, after the grace, unless the broker keeps handlers.
-func (l *Lane) handlerCtx() (context.Context, func()) {
-	ctx, cancel := context.WithCancelCause(l.ph.hard)
-	stop := func() bool { return true }
-	if !l.e.broker.KeepHandlers {
-		stop = context.AfterFunc(l.ctx, func() {
-			if grace := l.e.broker.HandlerGrace; grace > 0 {
-				sleep(ctx, grace)
-			}
-			cancel(context.Cause(l.ctx))
-		})
-	}
-	return ctx, func() {
-		stop()
-		cancel(nil)
-	}
 }

@@ -146,8 +146,10 @@ func FailOpen(after time.Duration) Option {
 // AtMostOnce spends a token before the handler runs: never twice, and lost where
 // the process dies in between. A handler is never retried: its message is
 // dead-lettered, or, without a destination, acked and reported. So is one whose token
-// was spent when its partition had gone. A consumer that stops waits for the store's
-// answer as long as for a handler, and reports as dropped what it had none about.
+// was spent when its partition had gone. A token that was asked for may be spent, so its
+// message does not go back to the broker before the store has answered (amqp's HoldLimit
+// does not apply); a consumer that stops waits for that as long as for a handler, and
+// reports as dropped what it had no answer about.
 func AtMostOnce() Option {
 	return Option{name: "AtMostOnce", policy: func(p *Policy) error { p.atMostOnce = true; return nil }}
 }

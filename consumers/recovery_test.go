@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -434,6 +436,83 @@ func TestAtMostOnceNotBuried(t *testing.T) {
 			t.Errorf("%d messages reported as dropped, want 1", n)
 		}
 		time.Sleep(time.Minute)
+	})
+}
+
+// At most once, a message that the adapter could not start yet is started later: it failed
+// of nothing.
+func TestAtMostOnceNotStarted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, deadLetters)
+		r.b.publish("a")
+		n := 0
+		stop := r.start(func(context.Context, *delivery) error {
+			if n++; n < 3 {
+				return idem.RetryAfter(consumers.ErrNotStarted, time.Second)
+			}
+			return nil
+		}, consumers.AtMostOnce())
+		time.Sleep(time.Minute)
+		r.mustStop(stop)
+		r.wantSettled("ack 1")
+		if n != 3 || len(r.b.posted()) != 0 {
+			t.Errorf("called %d times, %d dead letters, want 3 and none", n, len(r.b.posted()))
+		}
+	})
+}
+
+// At most once, a handler that ends its goroutine, or panics, has lost its message: that is
+// reported, and the error says what to do.
+func TestAtMostOnceGoexit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, deadLetters)
+		r.b.publish("a")
+		stop := r.start(func(context.Context, *delivery) error { runtime.Goexit(); return nil }, consumers.AtMostOnce())
+		time.Sleep(time.Second)
+		if err := stop(); err == nil || !strings.Contains(err.Error(), "Forget") {
+			t.Errorf("Run: %v", err)
+		}
+		if n := r.count(idem.EventDropped); n != 1 {
+			t.Errorf("%d messages reported as dropped, want 1", n)
+		}
+	})
+}
+
+// At most once, what cannot be dead-lettered is spent, and whoever reads the error has to
+// know.
+func TestAtMostOnceUndeliverable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, deadLetters)
+		r.b.dlqErr = consumers.ErrUndeliverable
+		r.b.publish("a")
+		stop := r.start(func(context.Context, *delivery) error { return errBoom }, consumers.AtMostOnce())
+		time.Sleep(time.Second)
+		if err := stop(); err == nil || !strings.Contains(err.Error(), "have the guard Forget it") {
+			t.Errorf("Run: %v", err)
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+// At most once, a message that the store gives no answer about does not go back to the
+// broker, which is told when it would have.
+func TestAtMostOnceHeld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		shape := deadLetters
+		shape.HoldLimit = time.Minute
+		r := newRig(t, shape)
+		r.b.publish("a")
+		r.store.Set(storefault.Away)
+		stop := r.start(fine, consumers.AtMostOnce())
+		time.Sleep(10 * time.Minute)
+		if n := r.count(idem.EventWaiting); n != 1 {
+			t.Errorf("told %d times that it waits, want once", n)
+		}
+		r.wantSettled()
+		r.store.Set(storefault.None)
+		time.Sleep(time.Minute)
+		r.wantSettled("ack 1")
+		r.mustStop(stop)
 	})
 }
 

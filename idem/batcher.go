@@ -384,14 +384,15 @@ func (b *batcher) do(ctx context.Context, calls ...*call) {
 	var mu sync.Mutex
 	left := len(calls)
 	done := make(chan struct{})
-	for _, c := range calls {
-		c.answered = func(*call) {
-			mu.Lock()
-			defer mu.Unlock()
-			if left--; left == 0 {
-				close(done)
-			}
+	answered := func(*call) {
+		mu.Lock()
+		defer mu.Unlock()
+		if left--; left == 0 {
+			close(done)
 		}
+	}
+	for _, c := range calls {
+		c.answered = answered
 	}
 	b.submit(calls...)
 	select {

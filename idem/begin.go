@@ -122,6 +122,7 @@ func (g *Guard) ask(ctx context.Context, kind store.Kind, req Request) (*Claim, 
 
 func (g *Guard) askAll(ctx context.Context, kind store.Kind, reqs []Request) []Begun {
 	out := make([]Begun, len(reqs))
+	made := make([]call, len(reqs))
 	calls := make([]*call, 0, len(reqs))
 	places := make([]int, 0, len(reqs))
 	ready := g.core.claimable()
@@ -146,7 +147,8 @@ func (g *Guard) askAll(ctx context.Context, kind store.Kind, reqs []Request) []B
 			out[i].Err = err
 			continue
 		}
-		calls = append(calls, g.claimCall(kind, r))
+		made[i] = g.claimCall(kind, r)
+		calls = append(calls, &made[i])
 		places = append(places, i)
 	}
 	if len(calls) == 0 {
@@ -161,7 +163,7 @@ func (g *Guard) askAll(ctx context.Context, kind store.Kind, reqs []Request) []B
 
 func (g *Guard) run(token string) run { return run{g.group, token} }
 
-func (g *Guard) claimCall(kind store.Kind, r Request) *call {
+func (g *Guard) claimCall(kind store.Kind, r Request) call {
 	op := store.Op{
 		Kind: kind, Group: g.group, Token: r.Token, Claim: g.core.claimID(),
 		Redrive: max(r.Redrive, 0), MaxExpiries: max(r.MaxExpiries, 0),
@@ -169,7 +171,7 @@ func (g *Guard) claimCall(kind store.Kind, r Request) *call {
 	if r.Payload != nil {
 		op.Fingerprint = fingerprint(r.Payload)
 	}
-	return &call{op: op, patient: r.Patient, failOpen: r.FailOpen}
+	return call{op: op, patient: r.Patient, failOpen: r.FailOpen}
 }
 
 // begun turns an answer into a claim, or leaves the token.

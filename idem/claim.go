@@ -47,13 +47,18 @@ type claim struct {
 
 func (g *Guard) newClaim(ctx context.Context, answered *call) *Claim {
 	r := answered.reply
-	c := &Claim{claim: &claim{
+	made := &struct {
+		all    Claim
+		shared claim
+	}{shared: claim{
 		guard: g, id: answered.op.Claim, token: answered.op.Token,
 		attempt: r.Attempt, spent: r.Spent, redrive: r.Redrive, at: answered.now,
 		oneTrip: answered.op.Kind == store.Spend, patient: answered.patient, failOpen: answered.failOpen,
 		deadline: answered.sent.Add(g.core.opts.lease), parent: ctx,
 		entered: answered.op.Kind != store.Spend,
 	}}
+	c := &made.all
+	c.claim = &made.shared
 	if c.oneTrip {
 		g.core.leave(g.run(c.token)) // it is done: a repeat is a duplicate
 	} else {
@@ -212,9 +217,9 @@ func (c *Claim) Retry(ctx context.Context, counted bool, req Request) (*Claim, e
 	next := g.claimCall(store.Begin, req)
 	release := c.op(store.Release, counted)
 	next.before = &release
-	g.core.batcher.do(ctx, next)
+	g.core.batcher.do(ctx, &next)
 	c.finish(true, false) // the token stays entered, for the next claim
-	b := g.begun(ctx, next)
+	b := g.begun(ctx, &next)
 	return b.Claim, b.Err
 }
 
@@ -236,6 +241,7 @@ func (c *Claim) end(ctx context.Context, kind store.Kind, counted bool) error {
 
 func (g *Guard) endAll(ctx context.Context, claims []*Claim, kind store.Kind, counted bool) []error {
 	errs := make([]error, len(claims))
+	made := make([]call, len(claims))
 	calls := make([]*call, 0, len(claims))
 	places := make([]int, 0, len(claims))
 	patient := true
@@ -253,7 +259,8 @@ func (g *Guard) endAll(ctx context.Context, claims []*Claim, kind store.Kind, co
 			continue
 		}
 		patient = patient && c.patient
-		calls = append(calls, &call{op: c.op(kind, counted), patient: c.patient})
+		made[i] = call{op: c.op(kind, counted), patient: c.patient}
+		calls = append(calls, &made[i])
 		places = append(places, i)
 	}
 	if len(calls) == 0 {

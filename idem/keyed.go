@@ -54,6 +54,12 @@ func WithTokenKeys(current []byte, older ...[]byte) Option {
 // the time in which keys are brought in. First every guard that handles gets keys and this
 // option, then those that stamp get the keys, then the option goes. Until then anybody can
 // still spend a token.
+//
+// The way back is the same in reverse: those that stamp give up the keys first, and those
+// that handle keep keys and this option until the broker can deliver nothing signed any
+// more. A guard without the key takes token and signature for another token: what was
+// completed, and comes again, is handled again. So do guards with this option that lack an
+// older key.
 func WithUnsignedTokens() Option {
 	return func(o *Options) { o.unsigned = true }
 }

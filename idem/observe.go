@@ -32,7 +32,7 @@ const (
 	EventShadowed                          // consumers: shadow mode handled a message that it would have dropped or held: Err
 	EventSettleFailed                      // consumers: the broker did not take an ack; it will deliver again: Err
 	EventStuck                             // consumers: a handler did not return in time: Attempt, Wait
-	EventDropped                           // consumers: at-most-once, a failed message was acked for want of a dead-letter destination: Err
+	EventDropped                           // consumers: a message is lost, or may be (at most once), or was terminated by option without a copy: Err
 	EventWaiting                           // something holds the consumer up: Err, Wait
 	EventLateError                         // consumers: a handler returned an error after its completion was committed: Attempt, Err
 )

@@ -56,22 +56,33 @@ const slotPause = 100 * time.Millisecond
 // of the message, so it spends none of its budget.
 func (d *delivery) Handle(ctx context.Context) error {
 	if d.s.slots != nil {
-		select {
-		case d.s.slots <- struct{}{}:
-			defer func() { <-d.s.slots }()
-		case <-ctx.Done():
-			return noSlot(ctx)
-		case <-d.session.ctx.Done():
-			return noSlot(d.session.ctx)
+		if err := d.slot(ctx); err != nil {
+			return err
 		}
+		defer func() { <-d.s.slots }()
 	}
 	msg := d.d
 	msg.Acknowledger = handled{}
 	return d.s.handle(ctx, msg)
 }
 
-func noSlot(ended context.Context) error {
-	return idem.RetryAfter(fmt.Errorf("not started: handlers of a lost session are still at work: %w", context.Cause(ended)), slotPause)
+// slot waits for one: as long as the session that brought the delivery lasts, but takes one
+// that is free in any case.
+func (d *delivery) slot(ctx context.Context) error {
+	select {
+	case d.s.slots <- struct{}{}:
+		return nil
+	default:
+	}
+	ended := ctx
+	select {
+	case d.s.slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+	case <-d.session.ctx.Done():
+		ended = d.session.ctx
+	}
+	return idem.RetryAfter(fmt.Errorf("%w: handlers of a lost session are still at work: %w", consumers.ErrNotStarted, context.Cause(ended)), slotPause)
 }
 
 // settle calls a verb of the session that brought the delivery, if that is not over.

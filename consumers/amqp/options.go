@@ -243,7 +243,8 @@ func RejectToDLX() Option {
 // idem.EventWaiting tells; the default is 15 minutes, the least a second. It has to be less
 // than the consumer timeout of the broker (30 minutes by default), after which the broker
 // closes the channel. A handler that runs is not interrupted, and a message that only
-// waited for its turn for as long is tried all the same: it does not go back.
+// waited for its turn for as long is tried all the same: it does not go back. Nor does one
+// under AtMostOnce whose token the store was asked to spend.
 func HoldLimit(d time.Duration) Option {
 	return option("HoldLimit", func(c *config) {
 		if d < minHoldLimit {

@@ -22,6 +22,9 @@ type Run struct {
 	Ordered       bool          // messages of a key are handled in the order of their publishing
 	Transactional bool          // effects are the rows of a database: Stored, not Effect
 	Lease         time.Duration // of every claim
+	Budget        int           // failures that a message has before it is dead-lettered; zero: not looked at
+	Kill          uint8         // the fault that ends a process at once, as SIGKILL does
+	Stop          []uint8       // faults that let a process finish what it has begun: they excuse nothing
 	Forgot        []Forgot
 
 	FaultName func(op uint8) string // for people; nil: the numbers
@@ -146,10 +149,16 @@ type check struct {
 	begins  []int    // in byToken, of each token; and its end
 
 	faults []history.Event
-	died   map[uint16]int64  // since when a process was dead
+	died   map[uint16]death
 	pauses map[uint16][]span // when a process stood still
 
 	behind, ahead int64 // what the store's clock is ahead of the histories', at least and at most
+}
+
+// death is when a process was dead, and whether it had time to finish what it had begun.
+type death struct {
+	at     int64
+	killed bool
 }
 
 // span is a time of [history.Now], and another.
@@ -229,12 +238,23 @@ func (c *check) findFaults() {
 		}
 	}
 	c.pauses = still
-	c.died = map[uint16]int64{}
+	c.died = map[uint16]death{}
 	for i := range c.faults {
 		if f := &c.faults[i]; f.Process != 0 && f.Until >= last[f.Process] {
-			c.died[f.Process] = f.Until
+			c.died[f.Process] = death{f.Until, f.Op == c.Kill || c.died[f.Process].killed}
 		}
 	}
+}
+
+// aftermath is how long what a fault has broken may go on: connections are made anew, and
+// waits between tries have grown.
+const aftermath = int64(5 * time.Second)
+
+// troubled reports whether a fault that a process, or all, had may show in a time.
+func (c *check) troubled(process uint16, in span) bool {
+	return slices.ContainsFunc(c.faults, func(f history.Event) bool {
+		return (f.Process == 0 || f.Process == process) && f.At <= in.to && in.from <= f.Until+aftermath && !slices.Contains(c.Stop, f.Op)
+	})
 }
 
 // readClocks finds how far the store's clock is ahead: what it shows in an answer was

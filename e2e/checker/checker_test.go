@@ -14,7 +14,7 @@ import (
 )
 
 func (w *world) check(edit ...func(*checker.Run)) checker.Verdict {
-	r := checker.Run{Events: slices.Clone(w.events), Lease: lease, Ordered: true}
+	r := checker.Run{Events: slices.Clone(w.events), Lease: lease, Budget: 1, Kill: kill, Stop: []uint8{stop}, Ordered: true}
 	for _, f := range edit {
 		f(&r)
 	}
@@ -71,6 +71,28 @@ func TestPlanted(t *testing.T) {
 			stories["dead-lettered"](w, 1)
 			c, _ := w.begin(2, 1)
 			c.run()
+		}, nil},
+		{"a process that was stopped forgot to record it", checker.Doubled, func(w *world) {
+			c, _ := w.begin(9, 1)
+			c.run()
+			w.fault(stop, 9)
+			w.now += lease
+			stories["handled"](w, 1)
+		}, nil},
+		{"a lease that nobody renewed", checker.Doubled, func(w *world) {
+			c, _ := w.begin(9, 1)
+			c.run()
+			w.now += lease
+			stories["handled"](w, 1)
+		}, nil},
+		{"given up before its budget was spent", checker.DeadLetteredEarly, func(w *world) {
+			stories["dead-lettered"](w, 1)
+		}, func(r *checker.Run) { r.Budget = 2 }},
+		{"given up untried", checker.DeadLetteredEarly, func(w *world) {
+			c, _ := w.begin(1, 1)
+			c.bury()
+			c.ack()
+			w.add(history.Event{Kind: history.DeadLettered, Token: 1})
 		}, nil},
 		{"an effect whose claim was given back", checker.Doubled, func(w *world) {
 			c, _ := w.begin(1, 1)
@@ -247,7 +269,7 @@ func resumed(w *world, after time.Duration) {
 	other.commit(arrives)
 	other.ack()
 	w.now += time.Second
-	w.events = append(w.events, history.Event{Kind: history.Fault, Op: 2, Process: 1, At: stopped, Until: int64(w.now)})
+	w.events = append(w.events, history.Event{Kind: history.Fault, Op: pause, Process: 1, At: stopped, Until: int64(w.now)})
 	w.now += after
 	c.run()
 	c.commit(arrives) // lost

@@ -104,7 +104,7 @@ func simulate(t *testing.T, seed uint64, b bug, forgets bool) *sim {
 }
 
 func (s *sim) check() checker.Verdict {
-	return checker.Check(checker.Run{Events: slices.Clone(s.events), Lease: lease, Forgot: s.forgot})
+	return checker.Check(checker.Run{Events: slices.Clone(s.events), Lease: lease, Kill: kill, Forgot: s.forgot})
 }
 
 func (s *sim) now() int64 { return int64(time.Since(s.began) + time.Second) }
@@ -163,14 +163,14 @@ func (s *sim) breakProcesses(done <-chan struct{}) {
 			s.mu.Lock()
 			s.procs[i] = next
 			s.mu.Unlock()
-			s.add(history.Event{Kind: history.Fault, Op: 1, Process: p.number, At: at, Until: s.now()})
+			s.add(history.Event{Kind: history.Fault, Op: kill, Process: p.number, At: at, Until: s.now()})
 		} else {
 			d := lease/2 + s.upTo(lease)
 			s.mu.Lock()
 			p.until = at + int64(d)
 			s.mu.Unlock()
 			pass(d)
-			s.add(history.Event{Kind: history.Fault, Op: 2, Process: p.number, At: at, Until: s.now()})
+			s.add(history.Event{Kind: history.Fault, Op: pause, Process: p.number, At: at, Until: s.now()})
 		}
 	}
 }

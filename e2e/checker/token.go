@@ -58,6 +58,7 @@ func (c *check) token(l *life, v *Verdict) {
 	c.acked(l, v)
 	c.attempts(l, v)
 	c.doubles(l, v)
+	c.deadLettered(l, v)
 	c.claims(l, v)
 }
 
@@ -339,11 +340,47 @@ func (c *check) window(l *life, before, again *run) (w Window, why string) {
 			return 0, fmt.Sprintf("claim %s, under which it had happened, was given back", l.name(e.Claim))
 		}
 	}
-	if died, is := c.died[before.process]; is && before.effect <= died && died <= again.started+int64(c.Lease) {
+	if died, is := c.died[before.process]; is && before.effect <= died.at && died.at <= again.started+int64(c.Lease) &&
+		(died.killed || before.returned == 0 || l.wasAsked(store.Commit, before.claim) || c.troubled(0, span{before.effect, died.at})) {
 		return Died, ""
 	}
-	if c.forgets(l.took(l.grantOf(before.claim)), again.started) {
+	holder, held, taken := before, l.grantOf(before.claim), l.grantOf(again.claim)
+	if held.At > taken.At { // the effect of who had held it first came last
+		holder, held, taken = again, taken, held
+	}
+	if c.forgets(l.took(held), taken.At) {
 		return Forgotten, ""
 	}
-	return LeaseLost, "" // that it had run out when the other was granted is for claims
+	if c.troubled(holder.process, span{held.At, taken.At}) {
+		return LeaseLost, "" // that it had run out when the other was granted is for claims
+	}
+	return 0, fmt.Sprintf("nothing had kept process %d from renewing its lease, or from recording what it had done", holder.process)
+}
+
+// wasAsked reports whether an operation of a claim was sent to the store.
+func (l *life) wasAsked(kind store.Kind, claim uint64) bool {
+	return slices.ContainsFunc(l.events, func(e history.Event) bool {
+		return e.Kind == history.Asked && store.Kind(e.Op) == kind && e.Claim == claim
+	})
+}
+
+// deadLettered: a message is given up when its budget is spent, by handlers that failed and
+// by claims that ran out, and not before.
+func (c *check) deadLettered(l *life, v *Verdict) {
+	if c.Budget == 0 || c.Transactional || l.letters == 0 || len(l.grants) == 0 {
+		return
+	}
+	spent := 0
+	for i := range l.grants {
+		g := &l.grants[i]
+		failed := slices.ContainsFunc(l.events, func(e history.Event) bool {
+			return e.Kind == history.Returned && e.Has(history.Failed) && e.Process == g.Process && e.Attempt == g.Attempt
+		})
+		if failed || i+1 < len(l.grants) && !l.ended(g.Claim, l.grants[i+1].At) {
+			spent++
+		}
+	}
+	if spent < c.Budget {
+		c.violate(v, DeadLetteredEarly, l, l.events[len(l.events)-1].At, "it was dead-lettered, and of %d failures that it may have there were %d at most", c.Budget, spent)
+	}
 }

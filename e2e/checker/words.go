@@ -27,6 +27,7 @@ const (
 	AttemptRepeated        Rule = "attempt number given twice"
 	NotLinearizable        Rule = "the store's answers fit no order of its operations"
 	OutOfOrder             Rule = "out of order"
+	DeadLetteredEarly      Rule = "dead-lettered before its budget was spent"
 )
 
 // Violation is a breach of a rule by one token.
@@ -124,7 +125,7 @@ func (c *check) line(l *life, e *history.Event) string {
 		if e.Process != 0 {
 			name += fmt.Sprintf(" of process %d", e.Process)
 		}
-		if died, is := c.died[e.Process]; is && died == e.Until {
+		if died, is := c.died[e.Process]; is && died.at == e.Until {
 			name += ", which ends it"
 		}
 		return fmt.Sprintf("-- %s, until %s", name, l.clock(e.Until))

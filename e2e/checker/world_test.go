@@ -137,9 +137,25 @@ func (c *claim) run() {
 	c.event(history.Returned, 0)
 }
 
-func (w *world) kill(process uint16) {
+// The kinds of faults.
+const (
+	kill = iota + 1
+	pause
+	stop
+)
+
+func (w *world) kill(process uint16) { w.fault(kill, process) }
+
+// pause stops a process for some time.
+func (w *world) pause(process uint16, d time.Duration) {
+	from := int64(w.now)
+	w.now += d
+	w.events = append(w.events, history.Event{Kind: history.Fault, Op: pause, Process: process, At: from, Until: int64(w.now)})
+}
+
+func (w *world) fault(kind uint8, process uint16) {
 	w.now += time.Millisecond
-	w.events = append(w.events, history.Event{Kind: history.Fault, Op: 1, Process: process, At: int64(w.now), Until: int64(w.now)})
+	w.events = append(w.events, history.Event{Kind: history.Fault, Op: kind, Process: process, At: int64(w.now), Until: int64(w.now)})
 }
 
 // stories are what may become of a message, in histories that keep the promise.
@@ -206,7 +222,7 @@ var stories = map[string]func(w *world, token uint32){
 	"the lease was lost, and somebody took over": func(w *world, token uint32) {
 		c, _ := w.begin(1, token)
 		c.start()
-		w.now += lease
+		w.pause(1, lease)
 		other, _ := w.begin(2, token)
 		c.effect()
 		c.event(history.Returned, 0)

@@ -4,21 +4,28 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 )
 
-// Each planted bug is found in one round, and the same round without it passes.
+// maxTries is how many rounds have to find a planted bug: one does, but on a machine that
+// has much to do no fault may come when it would show.
+const maxTries = 6
+
+// Each planted bug is found, in a round that passes without it. Where not all is asked for
+// (IDEM_E2E_FULL=1, make torture REPORT=1), those are left out that chance has a part in,
+// and the rounds without a bug: TestTorture's are of that kind.
 func TestPlantedBugs(t *testing.T) {
 	if testing.Short() {
 		t.Skip("this builds a consumer for each bug")
 	}
+	full := *flagReport != "" || os.Getenv("IDEM_E2E_FULL") == "1"
 	bugs := Bugs()
-	trials := map[string]Trial{}
-	for _, bug := range bugs {
-		trials[bug.Trial.name()] = bug.Trial
+	if !full {
+		bugs = slices.DeleteFunc(bugs, func(b Bug) bool { return b.Chance })
 	}
 	dir := outDir(t)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -37,13 +44,9 @@ func TestPlantedBugs(t *testing.T) {
 			t.Run(name, func(t *testing.T) { f(t, l) })
 		})
 	}
-	whole := BuildConsumer(t, BuildOptions{})
-	for name, trial := range trials {
-		run("without/"+name, func(t *testing.T, l *lab) {
-			if res := l.try(t, trial, whole); !res.Passed() {
-				t.Errorf("without a bug the round fails:\n%s", strings.Join(res.Failures, "\n\n"))
-			}
-		})
+	whole := ""
+	if full {
+		whole = BuildConsumer(t, BuildOptions{})
 	}
 	var mu sync.Mutex
 	var found []Caught
@@ -52,25 +55,29 @@ func TestPlantedBugs(t *testing.T) {
 			began := time.Now()
 			bin := BuildConsumer(t, BuildOptions{Replace: bug.Replace})
 			trial := bug.Trial
-			res := l.try(t, trial, bin)
+			res, tries := l.try(t, trial, bin), 1
 			words := res.finding()
-			// When a process stands still is chance: on a machine that has much to do it may
-			// be while nobody else has what it had.
-			for ; words == "" && trial.Seed < bug.Trial.Seed+2000; words = res.finding() {
+			for ; words == "" && tries < maxTries; words = res.finding() {
 				trial.Seed += 1000
-				res = l.try(t, trial, bin)
+				res, tries = l.try(t, trial, bin), tries+1
 			}
 			if words == "" {
 				t.Fatalf("%s, seed %d: nothing was found in %d messages with %d effects and these faults: %v", res.Site, res.Seed, res.Messages, res.Effects, res.Faults)
 			}
-			t.Logf("bug: %s\nseed: %d, %s\nfound: %s", bug.What, res.Seed, res.Site, words)
+			t.Logf("bug: %s\nseed: %d, %s, round %d\nfound: %s", bug.What, res.Seed, res.Site, tries, words)
+			seconds := time.Since(began).Seconds()
+			if full {
+				if res := l.try(t, trial, whole); !res.Passed() {
+					t.Errorf("without the bug the round fails:\n%s", strings.Join(res.Failures, "\n\n"))
+				}
+			}
 			mu.Lock()
 			defer mu.Unlock()
-			found = append(found, Caught{Bug: bug.Name, What: bug.What, Site: res.Site, Seed: res.Seed, Words: words, Seconds: time.Since(began).Seconds()})
+			found = append(found, Caught{Bug: bug.Name, What: bug.What, Site: res.Site, Seed: res.Seed, Tries: tries, Words: words, Seconds: seconds})
 		})
 	}
 	wg.Wait()
-	if t.Failed() {
+	if t.Failed() || !full {
 		return
 	}
 	if err := WriteCaught(filepath.Join(dir, CaughtFile), found); err != nil {

@@ -204,14 +204,14 @@ func Report(all []Result, caught []Caught) string {
 	say("%s\n", table(all))
 	say(`A token is *lost* if it was published, and has neither an effect nor a dead letter. It is *doubled* by a second effect. There are three windows in which that may happen, and nothing else excuses it:
 
-- **process died**: the effect landed, and its process was dead before the store had acknowledged the completion.
-- **lease lost**: a lease ran out, or was taken over, while its handler ran (a process that was stopped, a network that was cut), and the effect landed all the same.
+- **process died**: the effect landed, and its process was killed before the store had acknowledged the completion. One that was told to stop counts only where it had asked the store, its handler had not returned, or a server or the network was at fault meanwhile.
+- **lease lost**: a lease ran out, or was taken over, while its handler ran, and the effect landed all the same; only where the holder had stood still, or a server or the network was at fault.
 - **store forgot**: the store forgot what it had acknowledged: a restart with nothing, a failover to a replica that lagged.
 
 With an SQL store the effect is a row in the transaction of the completion: no window is open there, and a second row fails the round.
 
 `)
-	say("Every round is held to this as well: nothing is acked before its completion, or its dead letter, was acknowledged; no handler starts after the completion was acknowledged; one live claim at most, by [porcupine](https://github.com/anishathalye/porcupine) against the rules that the drivers execute; no attempt's number is given to two claims; messages of a key take effect in the order of their publishing, where the broker keeps one; everything is settled in the end; and no process ends unasked.\n\n")
+	say("Every round is held to this as well: nothing is acked before its completion, or its dead letter, was acknowledged (where acks can be seen: see below); nothing is dead-lettered before its budget was spent; no handler starts after the completion was acknowledged; one live claim at most, by [porcupine](https://github.com/anishathalye/porcupine) against the rules that the drivers execute; no attempt's number is given to two claims; messages of a key take effect in the order of their publishing, where the broker keeps one; everything is settled in the end; and no process ends unasked.\n\n")
 
 	say("## The faults\n\n%s\n", markdown(append([]string{"fault", "in all"}, append(kindsOf(brokers, "broker "), kindsOf(stores, "store ")...)...), faultRows(all)))
 	for _, k := range Kinds() {
@@ -230,14 +230,15 @@ With an SQL store the effect is a row in the transaction of the completion: no w
 - What a seed repeats is the faults and their times. How the processes run between them is up to the machine, so a failure that hangs on a race may need several tries.
 - Handlers record their effect at the end of what they do: an effect is one instant. A handler that does several things can be stopped between them.
 - Histories are written to memory that outlives a killed process. They say what the processes did, not what a machine without power would remember.
-- Where the client offers no place to look (a queue consumer of RabbitMQ), acks are not recorded: there an early ack is found by the loss that it leads to, and not by itself.
+- Consumers are those of the constructors with their default policies, a backoff, a budget and claims ahead: at most once, FailOpen, fingerprints, issued and signed tokens, redrives, Forget, Wrap and Do are left to the model and to the tests beside the code.
+- Where the client offers no place to look (RabbitMQ's queue consumers, kafka-group), acks are not recorded: there an early ack is found by the loss that it leads to, and not by itself.
 - The effects of the stores without transactions are records in the history. What a real effect costs, and what fails in it, is not part of this.
 `)
 
 	if len(caught) > 0 {
-		say("\n## Planted bugs\n\nWhether the harness would see a mistake is tested by making some: each of these is built into a copy of the library, and has to be found in one round. The same rounds pass without them.\n\n")
+		say("\n## Planted bugs\n\nWhether the harness would see a mistake is tested by making some: each of these is built into a copy of the library, and has to be found by a round of faults, which passes without it. Where a fault has to come at the right moment, and does not, the next seed is tried.\n\n")
 		for _, c := range caught {
-			say("- **%s** (%s; %s, seed %d, caught in %.0f s): %s\n", c.Bug, c.What, c.Site, c.Seed, c.Seconds, firstLine(c.Words))
+			say("- **%s** (%s; %s, seed %d, round %d, caught in %.0f s): %s\n", c.Bug, c.What, c.Site, c.Seed, max(c.Tries, 1), c.Seconds, firstLine(c.Words))
 		}
 	}
 	if sum.failed > 0 {

@@ -367,6 +367,9 @@ func (r *Round) collect(ctx context.Context, s Site, to *history.Recorder) error
 	return nil
 }
 
+// stops are the faults that let a process finish what it has begun.
+var stops = []uint8{uint8(Deploy), uint8(Rebalance)}
+
 func (r *Round) check(s Site) (*checker.Verdict, error) {
 	events, err := history.ReadDir(r.Dir)
 	if err != nil {
@@ -375,7 +378,7 @@ func (r *Round) check(s Site) (*checker.Verdict, error) {
 	_, transactional := s.Store.(Transactional)
 	v := checker.Check(checker.Run{
 		Events: events, Ordered: s.Broker.Ordered(), Transactional: transactional,
-		Lease: r.Config.Lease, Forgot: r.faults.forgot,
+		Lease: r.Config.Lease, Budget: r.Config.Budget, Kill: uint8(Kill), Stop: stops, Forgot: r.faults.forgot,
 		FaultName: func(op uint8) string { return Kind(op).String() },
 	})
 	return &v, nil

@@ -169,11 +169,14 @@ func (r *runner) round(t *testing.T, p place, seed uint64) {
 	res, err := round.Run(ctx, site)
 	if err != nil {
 		r.lab.drop(p)
-		t.Fatalf("there is no verdict: %v\nagain: %s", err, again)
+		res = &Result{Site: site.String(), Seed: seed, Length: r.o.Round.String(), Time: time.Now().UTC().Truncate(time.Second), Failures: []string{fmt.Sprintf("there is no verdict: %v", err)}}
 	}
 	res.Again, res.Library = again, r.library
 	if err := r.keep(res); err != nil {
 		t.Fatal(err)
+	}
+	if err != nil {
+		t.Fatalf("%s\nagain: %s", res.Failures[0], again)
 	}
 	if res.Passed() {
 		if err := os.RemoveAll(round.Dir); err != nil {

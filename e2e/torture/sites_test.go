@@ -125,7 +125,7 @@ func trySite(t *testing.T, b Broker, s Store) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := checker.Check(checker.Run{Events: all, Ordered: b.Ordered(), Transactional: transactional, Lease: siteLease})
+	v := checker.Check(checker.Run{Events: all, Ordered: b.Ordered(), Transactional: transactional, Lease: siteLease, Kill: uint8(Kill), Stop: stops})
 	for _, x := range v.Violations {
 		t.Error(x)
 	}

@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	startTimeout = 60 * time.Second
+	startTimeout = 5 * time.Minute // Erlang takes 10 CPU seconds and more
 	pollEvery    = 20 * time.Millisecond
 )
 

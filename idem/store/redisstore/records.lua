@@ -1,5 +1,5 @@
 -- Executes operations on records, in the order given. See store.Kind for what
--- each does, and the package's comment for the values.
+-- each does, and parse, hold, rest and finish for the values.
 --
 -- Before it stands either compact.lua or `local sets`: the records are all there is. With
 -- sets a token that is done is in them, and has a record only where somebody may ask for

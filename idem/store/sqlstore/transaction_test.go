@@ -380,16 +380,19 @@ func TestCommitUnderWay(t *testing.T) {
 				defer cancel()
 				return tx.Commit(ctx, b)
 			}
+			first, leave := context.WithCancel(t.Context())
+			defer leave()
 			done := make(chan error)
-			go func() { done <- try(300 * time.Millisecond) }()
+			go func() { done <- tx.Commit(first, b) }()
+			testenv.Await(t, "the COMMIT to be under way", func() bool {
+				var n int
+				err := direct.QueryRowContext(t.Context(), "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'").Scan(&n)
+				return err == nil && n == 1
+			})
 			if hole {
-				testenv.Await(t, "the COMMIT to be under way", func() bool {
-					var n int
-					err := direct.QueryRowContext(t.Context(), "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'").Scan(&n)
-					return err == nil && n == 1
-				})
 				p.Hold()
 			}
+			leave()
 			if err := <-done; !errors.Is(err, store.ErrUnavailable) {
 				t.Fatalf("Commit without an answer: %v", err)
 			}

@@ -1,7 +1,9 @@
 package storetest
 
 import (
+	"flag"
 	"fmt"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -16,15 +18,39 @@ import (
 // a model of package store. Operations are repeated under their claim ids, early
 // and late; leases run out; several operations of a batch meet on one record.
 // The flags of pgregory.net/rapid apply: -rapid.checks is the number of histories,
-// each of which waits for some ten units of Lease.
+// each of which waits for some ten units of Lease. EnvHistories sets it for all packages.
 //
 // The model takes the time from Batch.Now. Where a lease ends, or a takeover
 // begins, closer to that than batches take, both outcomes are right.
 func Histories(t *testing.T, h Harness) {
+	if errHistories != nil {
+		t.Fatal(errHistories)
+	}
 	s := h.Open(t)
 	rapid.Check(t, func(rt *rapid.T) {
 		newHistory(t, rt, h, s).run()
 	})
+}
+
+// EnvHistories names the environment variable that holds the number of histories of
+// Histories, where -rapid.checks is not given: a flag that only some packages have cannot
+// be given to all. Without either it is 100. It holds for all properties that a binary with
+// this package in it checks by rapid.
+const EnvHistories = "IDEM_HISTORIES"
+
+// errHistories says why it could not be set, which happens before tests run side by side,
+// and before flags are parsed.
+var errHistories = setHistories()
+
+func setHistories() error {
+	n := os.Getenv(EnvHistories)
+	if n == "" {
+		return nil
+	}
+	if err := flag.Set("rapid.checks", n); err != nil {
+		return fmt.Errorf("%s=%s: %w", EnvHistories, n, err)
+	}
+	return nil
 }
 
 // process is who sends a batch.
