@@ -21,7 +21,7 @@ help: ## list the targets
 .PHONY: test
 test: ## run every test of every module with the race detector; gets and starts the servers they need
 	@rm -rf $(REPORTS) && mkdir -p $(REPORTS)
-	@IDEM_CONFORMANCE=$(REPORTS) IDEM_HISTORIES=30 IDEM_TORTURE_DURATION=5m .ci/with-servers .ci/each go test $(TESTFLAGS) ./...
+	@IDEM_CONFORMANCE=$(REPORTS) IDEM_HISTORIES=15 IDEM_TORTURE_DURATION=5m .ci/with-servers .ci/each go test $(TESTFLAGS) ./...
 	@go run ./internal/conformance -reports $(REPORTS) -doc docs/stores.md -check
 
 .PHONY: conformance

@@ -48,7 +48,9 @@ func (en *entry) failedOnce(cause error) (again bool) {
 	// Dead before it is published, so that a redrive can spend the token anew.
 	redrive := c.Redrive() + 1
 	if err := en.bury(); err != nil {
-		if !errors.Is(err, idem.ErrLeaseLost) {
+		// A store without details of what is done has forgotten who spent it: the next
+		// answer is a duplicate, and nothing else would tell.
+		if !errors.Is(err, idem.ErrLeaseLost) || e.guard.Settings().Store.Capabilities().NoDoneDetails {
 			e.emit(en, idem.Event{Kind: idem.EventDropped, Attempt: c.Attempt(), Err: errors.Join(cause, err)})
 		}
 		return true

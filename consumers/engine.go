@@ -60,6 +60,9 @@ func New(g *idem.Guard, b Broker, p Policy) (*Engine, error) {
 	if s.Group == "" {
 		return nil, idem.ErrNoGroup
 	}
+	if p.fingerprints && s.Store.Capabilities().NoFingerprints {
+		return nil, fmt.Errorf("options: Fingerprints: %w", idem.ErrNoFingerprints)
+	}
 	b.Workers = max(b.Workers, 1)
 	p = p.withDefaults()
 	if p.atMostOnce || p.budget == 1 || b.FewDeliveries {

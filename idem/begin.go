@@ -14,7 +14,8 @@ type Request struct {
 	Token string
 
 	// Payload turns fingerprints on: the same token with another payload is
-	// ErrConflict. Nil is none; what is kept is 128 bits of its SHA-256.
+	// ErrConflict. Nil is none; what is kept is 128 bits of its SHA-256. A store that
+	// keeps none answers ErrNoFingerprints.
 	Payload []byte
 
 	// Redrive is the number that a message bears in the header RedriveHeader:
@@ -134,6 +135,9 @@ func (g *Guard) askAll(ctx context.Context, kind store.Kind, reqs []Request) []B
 			if r.Token, err = g.Identity(r.Token); errors.Is(err, ErrUnsigned) {
 				g.Emit(Event{Kind: EventRefused, Err: err})
 			}
+		}
+		if err == nil && r.Payload != nil && g.core.opts.store.Capabilities().NoFingerprints {
+			err = fmt.Errorf("idem: claim token %q: %w", r.Token, ErrNoFingerprints)
 		}
 		if err == nil && !g.core.enter(g.run(r.Token)) {
 			err = &InProgressError{Token: r.Token, RetryAfter: g.core.opts.lease / 3}

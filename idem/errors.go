@@ -60,6 +60,9 @@ var (
 	// ErrRedisNotEnabled: the guard has no store. Give New a client by WithRedis,
 	// or a driver by WithStore.
 	ErrRedisNotEnabled = errors.New("redis not enabled: give idem.New a client with WithRedis, or a store with WithStore")
+	// ErrNoFingerprints: payload fingerprints are asked for, by WithPayload, a Request's
+	// Payload or the consumers' Fingerprints, of a store that keeps none.
+	ErrNoFingerprints = errors.New("the store keeps no payload fingerprints (Redis' compact layout does not): ask for none, or keep the records in a store or a layout that does")
 	// ErrNoGroup: a consumer needs a group, so that two services never eat each
 	// other's messages. Name it with Guard.Group.
 	ErrNoGroup = errors.New("no consumer group: name one with guard.Group")

@@ -135,7 +135,7 @@ func TestMutations(t *testing.T) {
 		{"an attempt is passed over", checker.NotLinearizable, func(all []history.Event) []history.Event {
 			all[slices.IndexFunc(all, granted)].Attempt++
 			return all
-		}, ""},
+		}, checker.StartedUnclaimed},
 		{"an attempt is given again", checker.AttemptRepeated, func(all []history.Event) []history.Event {
 			first := slices.IndexFunc(all, granted)
 			for i := first + 1; i < len(all); i++ {

@@ -351,10 +351,18 @@ func (c *check) window(l *life, before, again *run) (w Window, why string) {
 	if c.forgets(l.took(held), taken.At) {
 		return Forgotten, ""
 	}
-	if c.troubled(holder.process, span{held.At, taken.At}) {
+	if in := (span{held.At, taken.At}); c.troubled(holder.process, in) || l.unanswered(held.Claim, in) {
 		return LeaseLost, "" // that it had run out when the other was granted is for claims
 	}
 	return 0, fmt.Sprintf("nothing had kept process %d from renewing its lease, or from recording what it had done", holder.process)
+}
+
+// unanswered reports whether the store gave no answer about a claim that it was asked for in
+// a time.
+func (l *life) unanswered(claim uint64, in span) bool {
+	return slices.ContainsFunc(l.events, func(e history.Event) bool {
+		return e.Kind == history.Answered && e.Has(history.Failed) && e.Claim == claim && in.from <= e.At && e.At <= in.to+aftermath && l.took(&e).from <= in.to
+	})
 }
 
 // wasAsked reports whether an operation of a claim was sent to the store.
@@ -370,7 +378,7 @@ func (c *check) deadLettered(l *life, v *Verdict) {
 	if c.Budget == 0 || c.Transactional || l.letters == 0 || len(l.grants) == 0 {
 		return
 	}
-	spent := 0
+	spent, before := 0, uint16(0)
 	for i := range l.grants {
 		g := &l.grants[i]
 		failed := slices.ContainsFunc(l.events, func(e history.Event) bool {
@@ -379,6 +387,8 @@ func (c *check) deadLettered(l *life, v *Verdict) {
 		if failed || i+1 < len(l.grants) && !l.ended(g.Claim, l.grants[i+1].At) {
 			spent++
 		}
+		spent += max(int(g.Attempt)-int(before)-1, 0) // claims whose answers never came ran out as well
+		before = g.Attempt
 	}
 	if spent < c.Budget {
 		c.violate(v, DeadLetteredEarly, l, l.events[len(l.events)-1].At, "it was dead-lettered, and of %d failures that it may have there were %d at most", c.Budget, spent)

@@ -37,6 +37,8 @@ type fleet struct {
 	slots  []*slot
 	wg     sync.WaitGroup
 
+	joining sync.Mutex // held while there is one process more
+
 	mu       sync.Mutex
 	started  uint16
 	failures []string
@@ -224,6 +226,11 @@ func (f *fleet) deploy(ctx context.Context, between time.Duration) {
 
 // join has one more process for d, or until ctx ends.
 func (f *fleet) join(ctx context.Context, d time.Duration) {
+	f.joining.Lock() // the one before may still be draining
+	defer f.joining.Unlock()
+	if ctx.Err() != nil {
+		return
+	}
 	s := f.extra()
 	s.mu.Lock()
 	err := f.start(s)

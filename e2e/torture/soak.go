@@ -232,7 +232,15 @@ func (s *soak) open(t *testing.T) error {
 		if k, is := broker.(*kafkaBroker); is {
 			k.size = soakPartitions
 		}
-		site := &soakSite{Site: Site{Broker: broker, Store: &sharedRedis{redisStore: store, restarts: &restarts}}}
+		site := &soakSite{}
+		tell := func(e history.Event) {
+			for _, other := range s.sites {
+				if other != site {
+					other.recorder.Add(e)
+				}
+			}
+		}
+		site.Site = Site{Broker: broker, Store: &sharedRedis{redisStore: store, restarts: &restarts, tell: tell}}
 		site.plan = soakPlan(s.o.Seed, uint64(i), s.o.Duration, s.res.FaultsAt)
 		site.round = &Round{
 			Seed: s.o.Seed + uint64(i), Length: s.o.Duration, Rate: s.o.Rate / len(s.o.Brokers), Bin: s.o.Bin,
@@ -254,6 +262,7 @@ func (s *soak) open(t *testing.T) error {
 type sharedRedis struct {
 	*redisStore
 	restarts *sync.Mutex
+	tell     func(history.Event) // the other sites
 }
 
 // Round implements Store: the others' records stay.
@@ -263,7 +272,10 @@ func (s *sharedRedis) Round(run string) { s.prefix = run }
 func (s *sharedRedis) Restart() {
 	s.restarts.Lock()
 	defer s.restarts.Unlock()
+	e := history.Event{Kind: history.Fault, Op: uint8(StoreRestart), At: history.Now()}
 	s.redisStore.Restart()
+	e.Until = history.Now()
+	s.tell(e)
 }
 
 // open makes everything for the round, and starts its consumers.

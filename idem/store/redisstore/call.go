@@ -15,8 +15,9 @@ const maxOps = 1000
 
 // call is one script call: operations whose keys it may touch together.
 type call struct {
-	tag   int
-	items []item
+	tag     int
+	items   []item
+	scripts *scripts
 
 	undivided bool // of all tags
 
@@ -33,6 +34,7 @@ type item struct {
 	reply *store.Reply
 	key   string
 	ikey  string // the issued key, where the script needs it beside the other
+	place *place // compact layout: where it is said that the token is done; nil: that does not matter
 }
 
 // claims tells whether an operation may need room for a new record.
@@ -56,10 +58,10 @@ func (c *call) completes() bool {
 
 // choose sets the script.
 func (c *call) choose() {
-	c.script, c.whole = completionScript, false
+	c.script, c.whole = c.scripts.completion, false
 	for _, it := range c.items {
 		if claims(it.op.Kind) {
-			c.script = claimScript
+			c.script = c.scripts.claim
 			return
 		}
 	}
@@ -93,13 +95,13 @@ func terms(b *store.Batch) [8]any {
 	}
 }
 
-// pack makes KEYS and ARGV; see records.lua.
-func (c *call) pack(p *prefix, terms *[8]any, touch bool) (keys []string, args []any) {
+// pack makes KEYS and ARGV; see records.lua and compact.lua.
+func (c *call) pack(p *prefix, terms *[8]any, generation string, touch bool) (keys []string, args []any) {
 	var fresh string
 	c.before, fresh = p.epochs(c.tag)
 	keys = make([]string, 1, 1+2*len(c.items))
 	keys[0] = p.keys.epoch(c.tag)
-	args = make([]any, 12, 12+2*len(c.items))
+	args = make([]any, 13, 13+2*len(c.items))
 	args[0] = fresh
 	args[1] = ""
 	if touch {
@@ -109,6 +111,10 @@ func (c *call) pack(p *prefix, terms *[8]any, touch bool) (keys []string, args [
 	usual := c.usualMax()
 	codes := make([]byte, len(c.items))
 	for i, it := range c.items {
+		if it.place != nil {
+			keys = append(keys, it.place.sets[:]...)
+			args = append(args, it.place.fingerprint, it.place.phase)
+		}
 		keys = append(keys, it.key)
 		if it.ikey != "" {
 			keys = append(keys, it.ikey)
@@ -120,7 +126,7 @@ func (c *call) pack(p *prefix, terms *[8]any, touch bool) (keys []string, args [
 			args = append(args, param)
 		}
 	}
-	args[10], args[11] = usual, codes
+	args[10], args[11], args[12] = usual, codes, generation
 	return keys, args
 }
 
@@ -225,6 +231,8 @@ func (it *item) read(line string, stringsSent []string) error {
 		if no := f.int(); no > 0 {
 			r.Result = []byte(f.string(stringsSent, no))
 		}
+	case 'D':
+		r.Status = store.Duplicate
 	case 'i', 's':
 		r.Status = store.InProgress
 		if line[0] == 's' {
@@ -255,15 +263,18 @@ func (it *item) read(line string, stringsSent []string) error {
 // broken is the error for a key that holds no record. code is the reason, and
 // which of the item's keys.
 func (it *item) broken(code string) error {
-	key := it.key
-	if strings.HasSuffix(code, "2") {
+	key, kind := it.key, "string"
+	switch no := code[len(code)-1]; {
+	case no == '2':
 		key = it.ikey
+	case no >= '3' && it.place != nil:
+		key, kind = it.place.sets[no-'3'], "set"
 	}
 	switch code[:1] {
 	case "n":
 		return fmt.Errorf("redisstore: key %q: %w; update this program", key, store.ErrNewer)
 	case "t":
-		return fmt.Errorf("redisstore: key %q: %w: it is no string; see what wrote it, then delete it", key, store.ErrUnreadable)
+		return fmt.Errorf("redisstore: key %q: %w: it is no %s; see what wrote it, then delete it", key, store.ErrUnreadable, kind)
 	}
 	return fmt.Errorf("redisstore: key %q: %w; see what wrote it, then delete it", key, store.ErrUnreadable)
 }

@@ -77,6 +77,9 @@ func (x *execution) item(op *store.Op, reply *store.Reply) item {
 		return item{op: op, reply: reply, key: k.issued(tag, op.Token)}
 	}
 	it := item{op: op, reply: reply, key: k.record(tag, op.Group, op.Token)}
+	if c := x.s.compact; c != nil {
+		it.op, it.place = c.keepable(op), c.place(k, tag, op)
+	}
 	if op.Kind == store.Inspect || x.b.IssuedOnly && (op.Kind == store.Begin || op.Kind == store.Spend) {
 		it.ikey = k.issued(tag, op.Token)
 	}
@@ -108,7 +111,7 @@ func (x *execution) divide(items []item) [][]*call {
 	for _, c := range order {
 		rest := c.items
 		for n := 0; n == 0 || len(rest) > 0; n++ {
-			part := &call{tag: c.tag, undivided: c.undivided, items: rest[:min(maxOps, len(rest))]}
+			part := &call{tag: c.tag, undivided: c.undivided, scripts: x.s.scripts(), items: rest[:min(maxOps, len(rest))]}
 			part.choose()
 			rest = rest[len(part.items):]
 			if n == len(rounds) {
@@ -153,7 +156,7 @@ func (x *execution) finish(ctx context.Context, calls []*call) error {
 			case isNoScript(err) && !c.whole:
 				c.whole, c.failed = true, nil
 				again = append(again, c)
-			case isFull(err) && c.script == claimScript:
+			case isFull(err) && c.script == c.scripts.claim:
 				if c = c.withoutClaims(err); c != nil {
 					again = append(again, c)
 				}
@@ -217,7 +220,7 @@ func (x *execution) finishDivided(ctx context.Context, c *call) error {
 // withoutClaims answers what Redis has no room for, and returns a call with the
 // rest; nil if nothing is left.
 func (c *call) withoutClaims(err error) *call {
-	rest := &call{tag: c.tag, undivided: c.undivided}
+	rest := &call{tag: c.tag, undivided: c.undivided, scripts: c.scripts}
 	for _, it := range c.items {
 		if claims(it.op.Kind) {
 			it.reply.Err = fmt.Errorf("redisstore: %w: %w; raise Redis' maxmemory, or shorten the retention", store.ErrFull, err)
@@ -256,7 +259,7 @@ type scripter interface {
 }
 
 func (x *execution) queue(ctx context.Context, to scripter, c *call) *redis.Cmd {
-	keys, args := c.pack(x.p, &x.terms, x.s.replicas > 0 && c.completes())
+	keys, args := c.pack(x.p, &x.terms, x.s.generation(), x.s.replicas > 0 && c.completes())
 	if c.whole {
 		return to.Eval(ctx, c.script.source, keys, args...)
 	}

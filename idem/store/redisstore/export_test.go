@@ -8,7 +8,7 @@ func SetClock(s *Store, now func() time.Time) { s.now = now }
 // Rights are the rules that a user needs, by what for.
 func Rights() map[string][]string {
 	lists := make(map[string][]string)
-	for what, rights := range map[string][]right{"store": storeRights, "cluster": clusterRights, "replicas": replicaRights} {
+	for what, rights := range map[string][]right{"store": storeRights, "cluster": clusterRights, "replicas": replicaRights, "compact": compactRights} {
 		for _, r := range rights {
 			lists[what] = append(lists[what], r.rule)
 		}

@@ -8,9 +8,10 @@ import (
 // The keys of a prefix. Each is
 //
 //	<prefix>:{<tag>}:<kind>            e epoch, d descriptor (tag 0)
-//	<prefix>:{<tag>}:<kind>:<rest>     g record, i issued token, o incarnation
+//	<prefix>:{<tag>}:<kind>:<rest>     g record, i issued token, o incarnation, b bucket
 //
-// where rest is <group>:<token> for a record, else the token or instance name.
+// where rest is <group>:<token> for a record, <number>:<0 or 1> for the sets of a bucket
+// (compact layout), else the token or instance name.
 //
 // Two different records never share a key. In the prefix '%' and '{' are written
 // %25 and %7B, so the first '{' of a key is the one before the tag: what stands
@@ -66,6 +67,12 @@ func (k *keys) record(tag int, group, token string) string {
 
 func (k *keys) issued(tag int, token string) string {
 	return k.head + strconv.Itoa(tag) + "}:i:" + token
+}
+
+// bucket are the keys of a bucket's sets, of the even and the odd generation.
+func (k *keys) bucket(tag int, n uint64) [2]string {
+	key := k.head + strconv.Itoa(tag) + "}:b:" + strconv.FormatUint(n, 10)
+	return [2]string{key + ":0", key + ":1"}
 }
 
 func (k *keys) incarnation(name string) string {

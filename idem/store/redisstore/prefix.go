@@ -15,7 +15,9 @@ import (
 
 const (
 	version = 1
-	layout  = "records"
+
+	layoutRecords = "records"
+	layoutCompact = "compact"
 )
 
 // prefix is what the store knows of one prefix.
@@ -41,22 +43,34 @@ func newPrefix(name string, tags int) *prefix {
 	}
 }
 
-// descriptor says how the records of a prefix are laid out:
-// version|layout|tags|epoch. It never expires.
+// descriptor says how the records of a prefix are laid out: version|layout|tags|epoch, and
+// behind that in the compact layout |retention in ms|buckets of a tag. It never expires.
 type descriptor struct {
 	version int
 	layout  string
 	tags    int
 	epoch   string
+
+	retention int64  // ms
+	buckets   uint64 // of one tag
 }
 
 func (d descriptor) String() string {
-	return fmt.Sprintf("%d|%s|%d|%s", d.version, d.layout, d.tags, d.epoch)
+	s := fmt.Sprintf("%d|%s|%d|%s", d.version, d.layout, d.tags, d.epoch)
+	if d.layout == layoutCompact {
+		s += fmt.Sprintf("|%d|%d", d.retention, d.buckets)
+	}
+	return s
 }
 
 // terms is what two stores must agree on.
 func (d descriptor) terms() string {
-	return fmt.Sprintf("version %d, layout %s, %d tags", d.version, d.layout, d.tags)
+	s := fmt.Sprintf("version %d, layout %s, %d tags", d.version, d.layout, d.tags)
+	if d.layout == layoutCompact {
+		s += fmt.Sprintf(", a Retention of %v, and %d buckets a tag, which %d Tokens make",
+			time.Duration(d.retention)*time.Millisecond, d.buckets, d.buckets*uint64(d.tags)*bucketTokens)
+	}
+	return s
 }
 
 func parseDescriptor(v string) (descriptor, error) {
@@ -68,14 +82,23 @@ func parseDescriptor(v string) (descriptor, error) {
 	if n > version {
 		return descriptor{}, store.ErrNewer
 	}
-	if len(parts) != 4 || parts[3] == "" {
+	if len(parts) < 4 || parts[3] == "" {
 		return descriptor{}, store.ErrUnreadable
 	}
-	tags, err := strconv.Atoi(parts[2])
+	d := descriptor{version: n, layout: parts[1], epoch: parts[3]}
+	d.tags, err = strconv.Atoi(parts[2])
+	if rest := parts[4:]; d.layout == layoutCompact && len(rest) == 2 && err == nil {
+		d.retention, err = strconv.ParseInt(rest[0], 10, 64)
+		if err == nil {
+			d.buckets, err = strconv.ParseUint(rest[1], 10, 64)
+		}
+	} else if len(rest) > 0 || d.layout == layoutCompact {
+		return descriptor{}, store.ErrUnreadable
+	}
 	if err != nil {
 		return descriptor{}, store.ErrUnreadable
 	}
-	return descriptor{version: n, layout: parts[1], tags: tags, epoch: parts[3]}, nil
+	return d, nil
 }
 
 // agree compares what stands in Redis with what this store would write.
@@ -85,17 +108,48 @@ func (s *Store) agree(p *prefix, v string) (descriptor, error) {
 		return d, fmt.Errorf("redisstore: the descriptor %q of prefix %q holds %q: %w; use a version of this library that knows it, "+
 			"or another prefix", p.keys.descriptor(), p.name, v, err)
 	}
-	want := s.descriptor()
-	if d.terms() != want.terms() {
-		return d, fmt.Errorf("redisstore: the records of prefix %q were laid out with %s, and this store is set to %s: "+
-			"set it to the former, or choose another prefix; to change the prefix itself, stop its consumers, let the retention pass, and delete %q",
-			p.name, d.terms(), want.terms(), p.keys.descriptor())
+	want := s.descriptor(d.epoch)
+	if d.terms() == want.terms() || s.takesOver(d) {
+		return d, nil
 	}
-	return d, nil
+	change := "stop its consumers, let the retention pass, and delete"
+	if d.layout == layoutRecords && want.layout == layoutCompact {
+		change = "stop its consumers and start them with WithCompact's FromRecords, or, for other tags, let the retention pass and delete"
+	}
+	return d, fmt.Errorf("redisstore: the records of prefix %q were laid out with %s, and this store is set to %s: "+
+		"set it to the former, or choose another prefix; to change the prefix itself, %s %q",
+		p.name, d.terms(), want.terms(), change, p.keys.descriptor())
 }
 
-func (s *Store) descriptor() descriptor {
-	return descriptor{version: version, layout: layout, tags: s.tags, epoch: rand.Text()}
+// takesOver tells whether d is of records that this store is set to take over.
+func (s *Store) takesOver(d descriptor) bool {
+	return s.compact != nil && s.compact.FromRecords && d.version == version && d.layout == layoutRecords && d.tags == s.tags
+}
+
+// descriptor is what this store writes.
+func (s *Store) descriptor(epoch string) descriptor {
+	d := descriptor{version: version, layout: layoutRecords, tags: s.tags, epoch: epoch}
+	if c := s.compact; c != nil {
+		d.layout, d.retention, d.buckets = layoutCompact, ceilMilliseconds(c.Retention), c.buckets
+	}
+	return d
+}
+
+// describe returns what Redis says of a prefix, which is the descriptor of this store if
+// there was none, or one of records to take over.
+func (s *Store) describe(ctx context.Context, p *prefix) (descriptor, error) {
+	args := []any{s.descriptor(rand.Text()).String()}
+	for {
+		v, err := s.eval(ctx, descriptorScript, p.keys.descriptor(), args...).Text()
+		if err != nil {
+			return descriptor{}, s.failure(ctx, p, fmt.Sprintf("reading the descriptor %q", p.keys.descriptor()), err)
+		}
+		d, err := s.agree(p, v)
+		if err != nil || !s.takesOver(d) {
+			return d, err
+		}
+		args = []any{s.descriptor(d.epoch).String(), v}
+	}
 }
 
 // known returns what is known of a prefix, without asking Redis.
@@ -139,17 +193,12 @@ func (s *Store) prefix(ctx context.Context, name string) (*prefix, error) {
 	if ready, _ := p.isReady(); ready {
 		return p, nil
 	}
-	v, err := s.eval(ctx, descriptorScript, p.keys.descriptor(), s.descriptor().String()).Text()
+	d, err := s.describe(ctx, p)
 	if err != nil {
-		err = s.failure(ctx, p, fmt.Sprintf("reading the descriptor %q", p.keys.descriptor()), err)
 		if described && s.several && errors.Is(err, store.ErrUnavailable) {
 			p.putOff()
 			return p, nil
 		}
-		return nil, err
-	}
-	d, err := s.agree(p, v)
-	if err != nil {
 		return nil, err
 	}
 	p.mu.Lock()

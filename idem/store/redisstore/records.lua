@@ -1,6 +1,10 @@
 -- Executes operations on records, in the order given. See store.Kind for what
 -- each does, and parse, hold, rest and finish for the values.
 --
+-- Before it stands either compact.lua or `local sets`: the records are all there is. With
+-- sets a token that is done is in them, and has a record only where somebody may ask for
+-- one soon. Where there is a record, it counts.
+--
 -- KEYS[1]    the epoch key
 -- KEYS[2..]  per operation its key; behind it, for Inspect always and for Begin and
 --            Spend under issued-only, the token's issued key
@@ -17,7 +21,8 @@
 -- ARGV[10]   1: issued-only
 -- ARGV[11]   max expiries of every b
 -- ARGV[12]   one letter per operation
--- ARGV[13..] per operation the claim id, and behind it for the capitals B, S and C a
+-- ARGV[13]   with sets: how long a generation lasts, ms
+-- ARGV[14..] per operation the claim id, and behind it for the capitals B, S and C a
 --            parameter:
 --              b Begin (no redrive, no fingerprint)
 --              B Begin      redrive|max expiries|fingerprint
@@ -69,6 +74,9 @@ local px_issued, px_spent = ARGV[8], ARGV[9]
 local issued_only = ARGV[10] == '1'
 local usual_max, codes = ARGV[11], ARGV[12]
 local reply = {format('%.0f', now), epoch, ''}
+if sets then
+  sets.start(now, ARGV[13])
+end
 
 -- add keeps a byte string for the reply and returns its number.
 local function add(s)
@@ -190,15 +198,37 @@ local function rest(key, st, r)
     '|' .. r.fp .. '|' .. r.fence .. '|' .. r.fid, 'PX', px_kept)
 end
 
--- finish writes r as done (d), done by Spend (s) or dead (x), since now.
+-- finish writes r as done (d), done by Spend (s) or dead (x), since now; or it returns the
+-- line to answer. With sets the record of a done token stays for repeats of a Spend and
+-- of a Forget, for as long as that of a Check does.
 local function finish(key, st, r, result)
+  local px = px_kept
+  if sets and st ~= 'x' then
+    local err = sets.add()
+    if err then
+      return err
+    elseif st == 'd' and r.fid == '' then
+      call('DEL', key)
+      return nil
+    end
+    px = px_spent
+  end
   local v = '1' .. st .. '|' .. r.claim .. '|' .. stamp
   if r.attempt ~= 1 or r.spent ~= 0 or r.expiries ~= 0 or r.redrive ~= '0' or r.fp ~= '' or r.fence ~= '' or r.fid ~= '' or
     result ~= '' then
     v = v .. '|' .. r.attempt .. '|' .. r.redrive .. '|' .. r.fp .. '|' .. r.fence .. '|' .. r.fid ..
       '|' .. r.spent .. '|' .. r.expiries .. '|' .. result
   end
-  call('SET', key, v, 'PX', px_kept)
+  call('SET', key, v, 'PX', px)
+  return nil
+end
+
+-- done tells whether the sets have a token; nil, and the line to answer, on error.
+local function done()
+  if sets then
+    return sets.where()
+  end
+  return false
 end
 
 local function claimed(r)
@@ -270,13 +300,23 @@ local function take(r, claim, fp)
 end
 
 local function begin(key, ikey, claim, redrive, max, fp)
-  local v, err
+  local v, err, is
   if issued_only then
     v, err = get(key, 1)
     if err then
       return err
     end
-    if not v then
+  end
+  if not v then
+    is, err = done()
+    if is then
+      v, err = get(key, 1)
+    end
+    if err then
+      return err
+    elseif is and not v then
+      return 'D'
+    elseif issued_only and not v then
       local line = unknown(ikey, redrive)
       if line then
         return line
@@ -349,12 +389,19 @@ local function spend(key, ikey, claim, redrive, fp)
     return err
   end
   if not r then
+    local is
+    is, err = done()
+    if err then
+      return err
+    elseif is then
+      return 'D'
+    end
     local line = unknown(ikey, redrive)
     if line then
       return line
     end
-    finish(key, 's', {claim = claim, attempt = 1, spent = 0, expiries = 0, redrive = redrive, fp = fp, fence = '', fid = ''}, '')
-    return ''
+    return finish(key, 's',
+      {claim = claim, attempt = 1, spent = 0, expiries = 0, redrive = redrive, fp = fp, fence = '', fid = ''}, '') or ''
   end
   local st, held = r.st, live(r)
   local over = st == 'p' and not held
@@ -376,8 +423,7 @@ local function spend(key, ikey, claim, redrive, fp)
     r.spent, r.expiries = r.spent + 1, r.expiries + 1
   end
   take(r, claim, fp)
-  finish(key, 's', r, '')
-  return claimed(r)
+  return finish(key, 's', r, '') or claimed(r)
 end
 
 local function commit(key, claim, attempt, result)
@@ -386,11 +432,21 @@ local function commit(key, claim, attempt, result)
     return err
   end
   if not v then
-    finish(key, 'd', {claim = claim, attempt = attempt + 0, spent = 0, expiries = 0, redrive = '0', fp = '', fence = '', fid = ''}, result)
-    return ''
+    local is
+    is, err = done()
+    if err then
+      return err
+    elseif is then
+      return ''
+    end
+    return finish(key, 'd',
+      {claim = claim, attempt = attempt + 0, spent = 0, expiries = 0, redrive = '0', fp = '', fence = '', fid = ''}, result) or ''
   end
   local plain = '1p|' .. claim .. '|1|0|0|0||||'
   if result == '' and attempt == '1' and sub(v, 1, #plain) == plain then
+    if sets then
+      return finish(key, 'd', {fid = ''}, '') or ''
+    end
     call('SET', key, '1d|' .. claim .. '|' .. stamp, 'PX', px_kept)
     return ''
   end
@@ -410,8 +466,7 @@ local function commit(key, claim, attempt, result)
   if attempt > r.attempt then
     r.attempt = attempt
   end
-  finish(key, 'd', r, result)
-  return ''
+  return finish(key, 'd', r, result) or ''
 end
 
 local function release(key, claim, counted)
@@ -454,19 +509,34 @@ local function bury(key, claim)
   elseif r.st ~= 'p' and r.st ~= 's' then
     return 'l'
   end
+  if sets and r.st == 's' then
+    local _, line = sets.remove()
+    if line then
+      return line
+    end
+  end
   r.spent, r.expiries = 0, 0
-  finish(key, 'x', r, '')
-  return ''
+  return finish(key, 'x', r, '') or ''
 end
 
 local function forget(key, claim)
   local r, err = load(key)
   if err then
     return err
-  elseif not r or r.fid == claim then
+  elseif not r and not sets or r and r.fid == claim then
     return ''
-  elseif live(r) then
+  elseif r and live(r) then
     return in_progress('i', r.deadline - now)
+  end
+  if sets and (not r or r.st == 'd' or r.st == 's') then
+    local was
+    was, err = sets.remove()
+    if err then
+      return err
+    elseif not r and not was then
+      return ''
+    end
+    r = r or {claim = '', attempt = 0, redrive = '0'} -- what is not known of it
   end
   r.spent, r.expiries, r.fp, r.fence, r.fid = 0, 0, '', r.attempt, claim
   rest(key, 'f', r)
@@ -482,11 +552,21 @@ local function inspect(key, ikey)
   if ierr then
     return ierr
   end
+  local home
+  if not r or r.st == 'd' or r.st == 's' then
+    home, err = done()
+    if err then
+      return err
+    end
+  end
   local expires = 0
   if r then
     expires = call('PTTL', key)
   else
-    r = {st = '-', attempt = 0, spent = 0, expiries = 0, redrive = '0', claim = '', fp = ''}
+    r = {st = home and 'd' or '-', attempt = 0, spent = 0, expiries = 0, redrive = '0', claim = '', fp = ''}
+  end
+  if home then
+    expires = math.max(expires, call('PTTL', home))
   end
   local left = 0
   if r.st == 'p' then
@@ -558,9 +638,13 @@ local function do_claim(code, key, ikey, a)
 end
 
 local lines = {}
-local k, a = 2, 13
+local k, a = 2, 14
 for i = 1, #codes do
-  local code, key, claim = byte(codes, i), KEYS[k], ARGV[a]
+  local code = byte(codes, i)
+  if sets then
+    k, a = sets.aim(code, k, a)
+  end
+  local key, claim = KEYS[k], ARGV[a]
   local line
   if code == 98 or code == 66 or code == 83 then -- b B S
     local ikey

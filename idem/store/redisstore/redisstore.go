@@ -16,6 +16,9 @@
 // attempt up to which a Forget voids claims, fence id that Forget's claim id. In the
 // owner '%' and '|' are escaped.
 //
+// That is the layout of records. [WithCompact] chooses the other, which keeps of a done
+// token 64 bits of its hash only.
+//
 // What Redis forgets can happen again: a failover to a replica that lags, a restart
 // without persistence, an eviction. [Store.Verify] warns of each; a Redis that came
 // back empty is told in store.Batch's Notice.
@@ -28,6 +31,7 @@
 //	~idempotent:{*}:* +eval +evalsha +get +set +pttl +time
 //	+cluster|slots +asking      on each node of a cluster
 //	+wait                       WithReplicas
+//	+del +pexpireat +pexpiretime +sadd +sismember +srem     WithCompact
 //	+info +config|get           for the findings of Verify
 //
 // docs/redis.md has the commands that make such a user, and what each way to run Redis
@@ -86,6 +90,7 @@ type Store struct {
 	tags           int
 	replicas       int
 	replicaTimeout time.Duration
+	compact        *compact // nil: the layout of records
 
 	// perTag: a script call may only touch one hash tag. Otherwise one takes all.
 	perTag atomic.Bool
@@ -129,8 +134,15 @@ func New(c redis.UniversalClient, opts ...Option) *Store {
 	if _, cluster := c.(*redis.ClusterClient); s.replicas > 0 && !single && !cluster {
 		errs = append(errs, fmt.Errorf("WithReplicas does not work with a %T: use *redis.Client or *redis.ClusterClient", c))
 	}
+	if s.compact != nil {
+		if err := s.compact.Validate(); err != nil {
+			errs = append(errs, err)
+		}
+	}
 	if len(errs) > 0 {
 		s.err = fmt.Errorf("redisstore: %w", errors.Join(errs...))
+	} else if s.compact != nil {
+		s.compact.complete(s.tags)
 	}
 	return s
 }
@@ -143,8 +155,10 @@ func isNil(c redis.UniversalClient) bool {
 	return v.Kind() == reflect.Pointer && v.IsNil()
 }
 
-// Capabilities implements store.Store: nothing is lacking.
-func (s *Store) Capabilities() store.Capabilities { return store.Capabilities{} }
+// Capabilities implements store.Store: nothing is lacking, but with WithCompact.
+func (s *Store) Capabilities() store.Capabilities {
+	return store.Capabilities{NoDoneDetails: s.compact != nil, NoFingerprints: s.compact != nil}
+}
 
 // Apply implements store.Store. A batch is one script call on a single server, and
 // one for each hash tag, sent together, elsewhere; more than 1,000 operations are
@@ -152,6 +166,9 @@ func (s *Store) Capabilities() store.Capabilities { return store.Capabilities{} 
 // the replies that concern it.
 func (s *Store) Apply(ctx context.Context, b *store.Batch) error {
 	b.Notice, b.Losses = "", 0
+	if c := s.compact; c != nil && s.err == nil && b.Retention > c.Retention {
+		return c.tooShort(b.Retention)
+	}
 	p, err := s.prefix(ctx, b.Prefix)
 	if err != nil {
 		return err

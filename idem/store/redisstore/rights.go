@@ -35,6 +35,14 @@ var (
 		{"+asking", "asking"},
 	}
 	replicaRights = []right{{"+wait", "wait 1 1"}}
+	compactRights = []right{
+		{"+del", "del K"},
+		{"+pexpireat", "pexpireat K 1"},
+		{"+pexpiretime", "pexpiretime K"},
+		{"+sadd", "sadd K 1"},
+		{"+sismember", "sismember K 1"},
+		{"+srem", "srem K 1"},
+	}
 )
 
 // rights are what this store's user needs.
@@ -45,6 +53,9 @@ func (s *Store) rights() []right {
 	}
 	if s.replicas > 0 {
 		all = append(all, replicaRights...)
+	}
+	if s.compact != nil {
+		all = append(all, compactRights...)
 	}
 	return all
 }

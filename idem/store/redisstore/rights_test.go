@@ -40,7 +40,7 @@ func documented(t *testing.T) map[string][]string {
 			what = line[strings.LastIndex(line, " ")+1:]
 		}
 	}
-	if len(lists) != 4 {
+	if len(lists) != 5 {
 		t.Fatalf("docs/redis.md lists %v", slices.Collect(maps.Keys(lists)))
 	}
 	return lists
@@ -136,6 +136,12 @@ func TestStoreWithLeastRights(t *testing.T) {
 		}
 		suite(t, first+", Cluster, least rights", cluster.Client(t), redisstore.New(poorClusterClient(t, cluster)))
 	})
+	t.Run("compact", func(t *testing.T) {
+		t.Parallel()
+		server := redistest.Start(t, private...)
+		grant(t, server.Client(t), slices.Concat(lists["store"], lists["compact"])...)
+		suite(t, first+", compact, least rights", server.Client(t), redisstore.New(poorClient(t, server), redisstore.WithCompact(roomy)))
+	})
 }
 
 // works uses all that a store does, and returns the first error.
@@ -145,6 +151,7 @@ func works(s store.Store, prefix string) error {
 	for _, b := range []*store.Batch{
 		batch(prefix, op(store.Begin, "t", "a"), op(store.Issue, "i", "")),
 		batch(prefix, commit, op(store.Check, "i", "a"), op(store.Issue, "i", ""), op(store.Inspect, "t", "")),
+		batch(prefix, op(store.Forget, "t", "f")),
 	} {
 		if err := s.Apply(ctx, b); err != nil {
 			return err
@@ -172,14 +179,14 @@ func TestMissingRights(t *testing.T) {
 			admin := server.Client(t)
 			server.StartReplica(t)
 			all := slices.Concat(lists["store"], lists["replicas"], lists["Verify"])
-			only := func(rules []string) *redisstore.Store {
+			only := func(rules []string, opts ...redisstore.Option) *redisstore.Store {
 				t.Helper()
 				if err := errors.Join(admin.Do(context.Background(), "ACL", "DELUSER", "orders").Err(),
 					admin.ScriptFlush(context.Background()).Err(), admin.FlushAll(context.Background()).Err()); err != nil {
 					t.Fatal(err)
 				}
 				grant(t, admin, rules...)
-				return redisstore.New(poorClient(t, server), redisstore.WithReplicas(1, time.Second))
+				return redisstore.New(poorClient(t, server), append(opts, redisstore.WithReplicas(1, time.Second))...)
 			}
 			s := only(all)
 			if err := works(s, "p"); err != nil {
@@ -188,6 +195,12 @@ func TestMissingRights(t *testing.T) {
 			finds(t, s)
 			for _, right := range slices.Concat(lists["store"][3:], lists["replicas"]) {
 				s := only(without(all, right))
+				lack(t, works(s, "p"), right)
+				_, err := s.Verify(context.Background(), "p")
+				lack(t, err, right)
+			}
+			for _, right := range lists["compact"] {
+				s := only(slices.Concat(all, without(lists["compact"], right)), redisstore.WithCompact(redisstore.Compact{}))
 				lack(t, works(s, "p"), right)
 				_, err := s.Verify(context.Background(), "p")
 				lack(t, err, right)

@@ -12,6 +12,9 @@ import (
 //go:embed records.lua
 var recordsSource string
 
+//go:embed compact.lua
+var compactSource string
+
 //go:embed descriptor.lua
 var descriptorSource string
 
@@ -29,11 +32,18 @@ func newScript(source string) script {
 	return script{source: source, sha: hex.EncodeToString(sum[:])}
 }
 
-// The records script is registered twice. Redis refuses the first at maxmemory, and
+// scripts are one layout's, registered twice. Redis refuses the first at maxmemory, and
 // executes the second, which is for operations that make no claim.
+type scripts struct{ claim, completion script }
+
+func newScripts(source string) *scripts {
+	return &scripts{claim: newScript("#!lua\n" + source), completion: newScript("#!lua flags=allow-oom\n" + source)}
+}
+
 var (
-	claimScript       = newScript("#!lua\n" + recordsSource)
-	completionScript  = newScript("#!lua flags=allow-oom\n" + recordsSource)
+	recordsScripts = newScripts("local sets\n" + recordsSource)
+	compactScripts = newScripts(compactSource + recordsSource)
+
 	descriptorScript  = newScript(descriptorSource)
 	incarnationScript = newScript(incarnationSource)
 	rightsScript      = newScript(rightsSource)

@@ -58,10 +58,10 @@ func (s *Store) Verify(ctx context.Context, prefix string) (findings []store.Fin
 
 // tryScript executes no operations, and sets no epoch.
 func (s *Store) tryScript(ctx context.Context, p *prefix) error {
-	c := &call{}
+	c := &call{scripts: s.scripts()}
 	c.choose()
 	common := terms(&store.Batch{})
-	keys, args := c.pack(p, &common, false)
+	keys, args := c.pack(p, &common, s.generation(), false)
 	args[0] = ""
 	err := s.client.EvalSha(ctx, c.script.sha, keys, args...).Err()
 	if isNoScript(err) {

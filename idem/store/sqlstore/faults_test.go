@@ -343,7 +343,9 @@ func TestHistoriesBesideSweeper(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for ; ctx.Err() == nil; time.Sleep(10 * time.Millisecond) {
+		pace := time.NewTicker(10 * time.Millisecond)
+		defer pace.Stop()
+		for ; ctx.Err() == nil; <-pace.C {
 			// The rows' time is brought forward, so that there is something to sweep.
 			_, err := db.ExecContext(ctx, "UPDATE idemq_records SET due = expires / 60000000 - 5 WHERE due > expires / 60000000 - 5")
 			if err == nil {
