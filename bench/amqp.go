@@ -95,7 +95,7 @@ func ackEach(ctx context.Context, s *Site, r *Run) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, conn.Close()) }() // after the acks, in order
+	defer func() { err = errors.Join(err, conn.Close()) }()
 	ch, err := conn.Channel()
 	if err != nil {
 		return err
@@ -107,21 +107,25 @@ func ackEach(ctx context.Context, s *Site, r *Run) (err error) {
 	if err != nil {
 		return err
 	}
-	for d := range deliveries {
-		r.Begin()
-		if err := r.Handle(d.Body); err != nil {
-			return err
-		}
-		if err := d.Ack(false); err != nil {
-			return fmt.Errorf("acking: %w", err)
-		}
+	for {
 		select {
-		case <-r.Handled():
+		case d, open := <-deliveries:
+			if !open {
+				return errors.New("the channel was closed")
+			}
+			r.Begin()
+			if err := r.Handle(d.Body); err != nil {
+				return err
+			}
+			if err := d.Ack(false); err != nil {
+				return fmt.Errorf("acking: %w", err)
+			}
+		case <-r.Over():
 			return nil
-		default:
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
-	return errors.New("the channel was closed")
 }
 
 // ourAMQP is this library's consumer, in order and with its defaults.

@@ -144,10 +144,12 @@ func (l *lab) run(ctx context.Context, row Row, s *Site, r *Run) (ended usage, e
 	}
 	if row.Late {
 		ended = use()
+		close(r.over)
 	}
 	settled := l.settled(ctx, s)
 	if !row.Late {
 		ended = use()
+		close(r.over)
 	}
 	if settled != nil {
 		cancel()

@@ -171,10 +171,7 @@ func natsRow(name string, kind Kind, consume func(ctx context.Context, c jetstre
 		if err != nil {
 			return err
 		}
-		if err := consume(ctx, c, s, r); err != nil {
-			return err
-		}
-		return nc.Flush() // acks that are under way
+		return consume(ctx, c, s, r)
 	}}
 }
 

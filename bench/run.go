@@ -22,12 +22,13 @@ type Run struct {
 	begun   usage
 	handled chan struct{} // closed at the last token's first effect
 	at      time.Time     // then
+	over    chan struct{} // closed when the row may end
 
 	foreign *time.Duration // CPU time of the process that the row ran in, where that is another
 }
 
 func newRun(w *Work) *Run {
-	return &Run{work: w, effects: make([]atomic.Uint32, w.Distinct()), handled: make(chan struct{})}
+	return &Run{work: w, effects: make([]atomic.Uint32, w.Distinct()), handled: make(chan struct{}), over: make(chan struct{})}
 }
 
 // Begin starts the clock, once: at the first message that the row is seen to have.
@@ -56,16 +57,18 @@ func (r *Run) elsewhere(cpu time.Duration) {
 	close(r.handled)
 }
 
-// Handled is closed when every token has had its effect.
-func (r *Run) Handled() <-chan struct{} { return r.handled }
+// Over is closed when the broker has seen everything settled, or, for a row that is late
+// with it, when every token has had its effect. A row that closed its connection earlier
+// might take acks with it that are under way in the broker: a quorum queue's are.
+func (r *Run) Over() <-chan struct{} { return r.over }
 
-// Until is a context that ends when every token has had its effect: for consumers that run
-// until they are told to end.
+// Until is a context that ends when the run is over: for consumers that run until they are
+// told to end.
 func (r *Run) Until(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, stop := context.WithCancel(ctx)
 	go func() {
 		select {
-		case <-r.handled:
+		case <-r.over:
 			stop()
 		case <-ctx.Done():
 		}
