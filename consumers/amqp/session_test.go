@@ -64,6 +64,7 @@ func TestRecoveredChannelIsNotAcked(t *testing.T) {
 		return nil
 	})
 	<-started
+	testenv.Await(t, "x to be acked", func() bool { return v.owed() == 2 })
 	v.kill(v.queue)
 	for open := false; !open; {
 		select {

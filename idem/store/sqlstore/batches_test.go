@@ -22,13 +22,33 @@ func TestNotKnownIsNoRefusal(t *testing.T) {
 	t.Parallel()
 	db := postgres15.database(t)
 	effects(t, db)
-	run(t, db, strings.ReplaceAll(slowCommit, "0.7", "2"))
+	run(t, db, strings.ReplaceAll(slowCommit, "pg_sleep(0.7)", "pg_advisory_xact_lock_shared(1)"))
 	s := postgres15.store(t, db)
 	ctx, tx, b := enlist(t, s, "a", "c1", 20*time.Second)
 	if err := write(ctx, "a"); err != nil {
 		t.Fatal(err)
 	}
-	for _, d := range []int{100, 200, 400, 600} {
+	holder, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Close()
+	hold := func(function string) {
+		if _, err := holder.ExecContext(t.Context(), "SELECT "+function+"(1)"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hold("pg_advisory_lock")
+	first, leave := context.WithCancel(t.Context())
+	defer leave()
+	done := make(chan error)
+	go func() { done <- tx.Commit(first, b) }()
+	awaitWaiting(t, db, "advisory")
+	leave()
+	if err := <-done; !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrRolledBack) {
+		t.Fatalf("Commit without an answer: %v", err)
+	}
+	for _, d := range []int{1, 100, 400} {
 		soon, cancel := context.WithTimeout(t.Context(), time.Duration(d)*time.Millisecond)
 		if err := tx.Commit(soon, b); !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrRolledBack) {
 			t.Errorf("Commit within %d ms: %v", d, err)
@@ -46,6 +66,7 @@ func TestNotKnownIsNoRefusal(t *testing.T) {
 	} else if !errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("Apply meanwhile: %v", err)
 	}
+	hold("pg_advisory_unlock")
 	await(t, "an answer", func() bool { return tx.Commit(t.Context(), b) == nil })
 	if b.Replies[0].Status != store.OK {
 		t.Errorf("the answer is %+v", b.Replies)

@@ -350,13 +350,28 @@ func cutAtCommit(t *testing.T, p *sqltest.Proxy, direct, db *sql.DB, g *idem.Gua
 }
 
 // slowCommit has PostgreSQL take its time at the COMMIT of whoever wrote to effects, also
-// when pgx asks it to cancel that.
+// when pgx asks it to cancel that: the postmaster signals the session and its process
+// group, so that one request may interrupt twice.
 const slowCommit = `
 CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$
-  BEGIN PERFORM pg_sleep(0.7); RETURN NULL;
+  BEGIN
+    BEGIN PERFORM pg_sleep(0.7); RETURN NULL;
+    EXCEPTION WHEN query_canceled THEN PERFORM pg_sleep(0.7); RETURN NULL;
+    END;
   EXCEPTION WHEN query_canceled THEN PERFORM pg_sleep(0.7); RETURN NULL;
   END $$;
 CREATE CONSTRAINT TRIGGER dawdle AFTER INSERT ON effects DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION dawdle()`
+
+// awaitWaiting returns when a session of the database waits for an event, by PostgreSQL's
+// name of it.
+func awaitWaiting(t *testing.T, db *sql.DB, event string) {
+	t.Helper()
+	testenv.Await(t, "a session to wait for "+event, func() bool {
+		var n int
+		err := db.QueryRowContext(t.Context(), "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = $1", event).Scan(&n)
+		return err == nil && n == 1
+	})
+}
 
 // Whoever gave up waiting for COMMIT asks, and waits while it is still under way on the
 // server, whether the network is well or swallows everything meanwhile.
@@ -384,11 +399,7 @@ func TestCommitUnderWay(t *testing.T) {
 			defer leave()
 			done := make(chan error)
 			go func() { done <- tx.Commit(first, b) }()
-			testenv.Await(t, "the COMMIT to be under way", func() bool {
-				var n int
-				err := direct.QueryRowContext(t.Context(), "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'").Scan(&n)
-				return err == nil && n == 1
-			})
+			awaitWaiting(t, direct, "PgSleep")
 			if hole {
 				p.Hold()
 			}
