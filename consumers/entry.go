@@ -30,6 +30,10 @@ type entry struct {
 	invalid error  // why there is no token, or no redrive number
 	prev    *entry // the same token, earlier in this lane
 
+	// Guarded by the lane's mutex. See repeat.go.
+	awaits  *entry   // whose completion is on its way and decides over this one: itself, or what it repeats
+	repeats []*entry // parked until this one is decided over
+
 	ended   chan struct{} // closed when the outcome is set, or its completion was refused
 	isEnded bool          // ended is closed; guarded by the lane's mutex
 	outcome outcome

@@ -184,7 +184,6 @@ func (l *Lane) ending() bool { return l.ph.run.Err() != nil || l.ctx.Err() != ni
 // settled notes the outcome of an entry.
 func (l *Lane) settled(en *entry, o outcome) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	en.outcome = o
 	l.held--
 	l.release(en)
@@ -192,8 +191,13 @@ func (l *Lane) settled(en *entry, o outcome) {
 		delete(l.last, en.token)
 	}
 	en.prev = nil
+	duplicates := l.unpark(en)
 	if l.cond != nil {
 		l.cond.Broadcast()
+	}
+	l.mu.Unlock()
+	for _, r := range duplicates {
+		r.settleRepeat()
 	}
 }
 
@@ -250,8 +254,9 @@ func (l *Lane) idle() bool { return len(l.queue) == 0 && l.working == 0 && len(l
 func (l *Lane) putBack(en *entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	en.tried, en.alone = true, false // it asks in its turn, like any other
+	en.tried, en.alone, en.awaits = true, false, nil // it asks in its turn, like any other
 	l.release(en)
+	l.unpark(en)
 	l.queue = append([]*entry{en}, l.queue...)
 	l.cond.Broadcast()
 }

@@ -39,31 +39,6 @@ func (en *entry) process() {
 	}
 }
 
-// isCompleted reports whether a message is known to be done.
-func (l *Lane) isCompleted(en *entry) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return en.outcome == completed
-}
-
-// awaitPrevious waits for the same token's earlier delivery in this lane, and
-// settles this one where that one has just completed.
-func (en *entry) awaitPrevious() (isSettled bool) {
-	prev := en.prev
-	select {
-	case <-prev.ended:
-	case <-en.waits.Done():
-		return false
-	}
-	e := en.l.e
-	if !en.l.isCompleted(prev) || en.redrive > prev.redrive || e.policy.fingerprints || e.policy.shadow {
-		return false
-	}
-	e.emit(en, idem.Event{Kind: idem.EventDuplicate})
-	en.settle(en.d.Ack, completed)
-	return true
-}
-
 // next is one try: a claim, a handler, an outcome. It reports whether there is to be
 // another.
 func (en *entry) next() (again bool) {

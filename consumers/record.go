@@ -57,6 +57,7 @@ func (l *Lane) nextReturned() []*entry {
 func (l *Lane) complete(en *entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	en.awaits = en
 	l.returned = append(l.returned, en)
 	l.cond.Broadcast()
 }

@@ -88,7 +88,7 @@ func newConsumer(g *idem.Guard, h Handler, opts []Option) (*Consumer, []error) {
 	if h == nil {
 		faults = append(faults, errNilHandler)
 	}
-	c := &Consumer{policy: policy, s: &settler{guard: g, handle: h, conf: conf, nudge: make(chan struct{}, 1)}}
+	c := &Consumer{policy: policy, s: &settler{guard: g, handle: h, conf: conf, nudge: make(chan struct{}, 1), idle: make(chan struct{}, 1)}}
 	c.broker = consumers.Broker{DeadLetters: conf.letters != nil}
 	return c, faults
 }

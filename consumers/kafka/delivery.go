@@ -15,6 +15,7 @@ type settler struct {
 	conf   config
 	group  string        // names the group of each topic; empty: the guard has one
 	nudge  chan struct{} // there are enough offsets to commit
+	idle   chan struct{} // all that a partition has is done
 }
 
 // groupOf is the group of a topic's records, empty for the guard's own.
@@ -38,8 +39,11 @@ func (d *delivery) Handle(ctx context.Context) error { return d.p.s.handle(ctx, 
 
 // Ack marks the message. After the end of the assignment that changes nothing.
 func (d *delivery) Ack(context.Context) error {
-	if d.p.track.done(d.place) >= d.p.s.conf.commitCount {
+	switch fresh, isIdle := d.p.track.done(d.place); {
+	case fresh >= d.p.s.conf.commitCount:
 		d.p.s.commitSoon()
+	case isIdle:
+		d.p.s.commitIdle()
 	}
 	d.p.shelf.taken() // push may wait for what was done
 	return nil

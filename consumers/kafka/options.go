@@ -99,7 +99,8 @@ func Concurrency(n int) Option {
 }
 
 // CommitEvery commits offsets when count messages of a partition are done since the
-// last commit, and after interval at the latest; the default is 1000 and a second. A
+// last commit, after interval at the latest, and after a tenth of it where all that was
+// fetched is done; the default is 1000 and a second. A
 // process that is killed has what it did not commit fetched again, and dropped as
 // duplicates. Not for Wrap.
 func CommitEvery(count int, interval time.Duration) Option {

@@ -129,10 +129,7 @@ func (p *partition) push(ctx context.Context, msg kafka.Message) error {
 	p.stored++
 	l.waiting.push(d)
 	p.shelf.mu.Unlock()
-	select {
-	case l.arrived <- struct{}{}:
-	default:
-	}
+	signal(l.arrived)
 	return nil
 }
 
@@ -199,12 +196,7 @@ func (p *partition) take(ctx context.Context, l *lane, n int) []*delivery {
 }
 
 // taken wakes whoever waits in push.
-func (sh *shelf) taken() {
-	select {
-	case sh.onTake <- struct{}{}:
-	default:
-	}
-}
+func (sh *shelf) taken() { signal(sh.onTake) }
 
 // errAnew ends an assignment whose partition was read from a lower offset again.
 var errAnew = errors.New("the partition was assigned anew")

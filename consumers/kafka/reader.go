@@ -143,30 +143,49 @@ func noteCommitted(batch map[*partition]prefix) {
 	}
 }
 
-// commitUntil calls commit when enough is done, and at every interval, until ctx ends.
-// After a failure it waits for the interval.
+// idleShare is which part of the interval lies between commits of partitions that have
+// nothing more in hand.
+const idleShare = 10
+
+// commitUntil calls commit when enough is done, soon after all is, and at every interval,
+// until ctx ends. After a failure it waits for the interval.
 func (s *settler) commitUntil(ctx context.Context, commit func() (committed bool)) {
 	tick := time.NewTicker(s.conf.commitInterval)
 	defer tick.Stop()
-	nudge := s.nudge
+	nudge, idle := s.nudge, s.idle
+	var due <-chan time.Time
+	var last time.Time
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		case <-nudge:
+		case <-idle:
+			if wait := s.conf.commitInterval/idleShare - time.Since(last); wait > 0 {
+				idle, due = nil, time.After(wait)
+				continue
+			}
+		case <-due:
 		}
-		nudge = nil
+		nudge, idle, due = nil, nil, nil
 		if commit() {
-			nudge = s.nudge
+			nudge, idle = s.nudge, s.idle
 		}
+		last = time.Now()
 	}
 }
 
-// commitSoon asks for a commit.
-func (s *settler) commitSoon() {
+// commitSoon asks for a commit now.
+func (s *settler) commitSoon() { signal(s.nudge) }
+
+// commitIdle asks for a commit as soon as the last one is a while ago.
+func (s *settler) commitIdle() { signal(s.idle) }
+
+// signal sends to a channel of one place, unless there is something in it.
+func signal(c chan<- struct{}) {
 	select {
-	case s.nudge <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }

@@ -512,6 +512,33 @@ func TestCommitsPerMessage(t *testing.T) {
 	}
 }
 
+// Where all that was fetched is done, its offset is committed soon, and not for each message.
+func TestCommitsWhenIdle(t *testing.T) {
+	var j journal
+	scripted(t, j.handle, []idemkafka.Option{idemkafka.CommitEvery(1000, time.Minute)}, func(s *script, _ *events, end func() error) {
+		wantCommitted := func(offset int64, commits int) {
+			t.Helper()
+			s.set(func() {
+				if s.committed[0] != offset || len(s.history) != commits {
+					t.Errorf("after %d messages: committed %v", offset, s.history)
+				}
+			})
+		}
+		for i := range int64(20) {
+			s.msgs <- at(0, i, series("m", 20)[i])
+			time.Sleep(time.Second)
+			if i == 0 {
+				wantCommitted(1, 1)
+			}
+		}
+		time.Sleep(6 * time.Second)
+		wantCommitted(20, 5) // at once, and each six seconds
+		if err := end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // Markers are passed over where that is asked for, and the offset goes on; what only
 // resembles them is handled.
 func TestSkipTransactionMarkers(t *testing.T) {

@@ -39,12 +39,12 @@ func (t *tracker) fetch(offset int64) uint64 {
 }
 
 // done marks the message at a place, and returns how many messages have come to the
-// prefix that are not committed.
-func (t *tracker) done(place uint64) (fresh int) {
+// prefix that are not committed, and whether nothing else is in hand.
+func (t *tracker) done(place uint64) (fresh int, isIdle bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if place < t.first {
-		return t.fresh // marked before
+		return t.fresh, false // marked before
 	}
 	t.marks.at(int(place - t.first)).done = true
 	for t.marks.len() > 0 && t.marks.at(0).done {
@@ -52,7 +52,7 @@ func (t *tracker) done(place uint64) (fresh int) {
 		t.first++
 		t.fresh++
 	}
-	return t.fresh
+	return t.fresh, t.marks.len() == 0
 }
 
 // span is how many messages are at or behind the first that is not done.

@@ -129,16 +129,16 @@ func TestTrackerFresh(t *testing.T) {
 		places = append(places, tr.fetch(i))
 	}
 	for _, c := range []struct{ place, fresh int }{{1, 0}, {2, 0}, {0, 3}} {
-		if got := tr.done(places[c.place]); got != c.fresh {
+		if got, _ := tr.done(places[c.place]); got != c.fresh {
 			t.Errorf("done(%d): %d fresh, want %d", c.place, got, c.fresh)
 		}
 	}
 	c, _ := tr.toCommit()
-	if got := tr.done(places[3]); got != 4 { // while the commit is under way
+	if got, _ := tr.done(places[3]); got != 4 { // while the commit is under way
 		t.Errorf("%d fresh, want 4", got)
 	}
 	tr.wasCommitted(c)
-	if got := tr.done(places[3]); got != 1 {
+	if got, _ := tr.done(places[3]); got != 1 {
 		t.Errorf("%d fresh after the commit, want the one that it had not in it", got)
 	}
 }
