@@ -34,8 +34,8 @@ type entry struct {
 	awaits  *entry   // whose completion is on its way and decides over this one: itself, or what it repeats
 	repeats []*entry // parked until this one is decided over
 
-	ended   chan struct{} // closed when the outcome is set, or its completion was refused
-	isEnded bool          // ended is closed; guarded by the lane's mutex
+	isEnded bool   // the outcome is set, or its completion was refused; guarded by the lane's mutex
+	changed change // isEnded
 	outcome outcome
 	failure error // Handle: why nothing was settled
 
@@ -112,7 +112,7 @@ func (en *entry) stopRenewing() {
 }
 
 func (l *Lane) newEntry(d Delivery) *entry {
-	en := &entry{l: l, d: d, ended: make(chan struct{})}
+	en := &entry{l: l, d: d}
 	if en.borne, en.invalid = l.e.policy.token(d); en.invalid == nil {
 		en.token, en.invalid = l.guard.Identity(en.borne)
 	}

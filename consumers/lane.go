@@ -263,8 +263,6 @@ func (l *Lane) putBack(en *entry) {
 
 // release wakes those who wait for an entry, with mu held.
 func (l *Lane) release(en *entry) {
-	if !en.isEnded {
-		en.isEnded = true
-		close(en.ended)
-	}
+	en.isEnded = true
+	en.changed.signal()
 }

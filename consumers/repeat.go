@@ -37,7 +37,7 @@ func (en *entry) awaitPrevious() (isSettled bool) {
 		return true
 	}
 	select {
-	case <-prev.ended:
+	case <-en.l.ended(prev):
 	case <-en.waits.Done():
 		return false
 	}
@@ -47,6 +47,23 @@ func (en *entry) awaitPrevious() (isSettled bool) {
 	en.settleRepeat()
 	return true
 }
+
+// ended returns a channel that is closed when an entry's outcome is set, or its completion
+// was refused.
+func (l *Lane) ended(en *entry) <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if en.isEnded {
+		return alreadyEnded
+	}
+	return en.changed.wait()
+}
+
+var alreadyEnded = func() <-chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
 
 // isCompleted reports whether a message is known to be done.
 func (l *Lane) isCompleted(en *entry) bool {

@@ -104,9 +104,9 @@ func (b *batcher) enqueue(calls ...*call) {
 // mayProbe reports whether calls that travel apart are to be sent, with mu held.
 func (b *batcher) mayProbe() bool { return len(b.apart) > 0 && !b.probing }
 
-// dequeue takes the next batch, with mu held. What travels apart is sent now and then
-// only, and one flight at a time.
-func (b *batcher) dequeue() (batch []*call, probe bool) {
+// dequeue appends the next calls to batch, with mu held. What travels apart is sent now and
+// then only, and one flight at a time.
+func (b *batcher) dequeue(batch []*call) (_ []*call, probe bool) {
 	if b.mayProbe() {
 		b.probing = true
 		n := min(len(b.apart), maxBatch)
@@ -234,9 +234,12 @@ func (b *batcher) resume(o *outage) {
 
 // fly sends batches until nothing is queued.
 func (b *batcher) fly() {
+	var batch store.Batch
+	var calls []*call
 	for {
 		b.mu.Lock()
-		calls, probe := b.dequeue()
+		var probe bool
+		calls, probe = b.dequeue(calls[:0])
 		if len(calls) == 0 {
 			b.flights--
 			b.mu.Unlock()
@@ -247,7 +250,7 @@ func (b *batcher) fly() {
 		}
 		b.mu.Unlock()
 
-		batch := store.Batch{Ops: make([]store.Op, 0, len(calls))}
+		batch = store.Batch{Ops: slices.Grow(batch.Ops[:0], len(calls)), Replies: batch.Replies}
 		for _, c := range calls {
 			if c.before != nil {
 				batch.Ops = append(batch.Ops, *c.before)
@@ -257,6 +260,9 @@ func (b *batcher) fly() {
 		sent := time.Now()
 		err := b.core.apply(&batch)
 		b.land(calls, &batch, sent, err, probe)
+		if err != nil {
+			batch = store.Batch{} // the driver may not be through with it
+		}
 	}
 }
 

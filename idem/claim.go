@@ -36,7 +36,8 @@ type claim struct {
 	entered   bool // holds the token in this guard
 	result    []byte
 	parent    context.Context
-	ctx       context.Context
+	handling  context.Context // that the handler is given
+	ctx       context.Context // what it is made of; nil: it was not asked for yet
 	cancel    context.CancelCauseFunc
 	stopAfter func() bool
 	derived   map[string]any
@@ -96,31 +97,6 @@ func (c *Claim) SetResult(result []byte) {
 	c.result = result
 }
 
-// Context is the handler's context: derived from the one that the claim was asked
-// for with, it ends when the claim ends, with cause ErrLeaseLost where the lease
-// was lost. FromContext finds the claim in it.
-func (c *Claim) Context() context.Context {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.context(c)
-}
-
-// context is called with mu held. The claim that FromContext finds is given by whoever
-// asks first.
-func (c *claim) context(found *Claim) context.Context {
-	if c.ctx == nil {
-		c.ctx, c.cancel = context.WithCancelCause(context.WithValue(c.parent, claimKey{}, found))
-		c.enlist()
-		switch {
-		case c.lost:
-			c.cancel(ErrLeaseLost)
-		case c.ended:
-			c.cancel(nil)
-		}
-	}
-	return c.ctx
-}
-
 // Start is to be called just before the handler is: it returns the handler's
 // context, derived from ctx, or ErrLeaseLost where the lease has run out by this
 // process's clock. Then the handler must not start. The handler's own claim, which
@@ -131,7 +107,7 @@ func (c *Claim) Start(ctx context.Context) (context.Context, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.ctx == nil {
+	if c.handling == nil {
 		c.parent = ctx
 	}
 	switch {
@@ -140,7 +116,7 @@ func (c *Claim) Start(ctx context.Context) (context.Context, error) {
 	case c.ended:
 		return nil, fmt.Errorf("idem: token %q: %w", c.token, ErrClaimEnded)
 	}
-	return c.context(&Claim{claim: c.claim, borrowed: true}), nil
+	return c.context(nil), nil
 }
 
 // Commit records that the message was handled. After ErrLeaseLost somebody else
@@ -409,16 +385,6 @@ func (c *claim) lose() {
 // attempt zero, and holds nothing in the store.
 func (g *Guard) Detached(ctx context.Context, token string) *Claim {
 	return &Claim{claim: &claim{guard: g, token: token, oneTrip: true, parent: ctx}}
-}
-
-type claimKey struct{}
-
-// FromContext returns the claim that a handler runs under, of Do or of a consumer. The
-// handler cannot end it: Do and the consumer do, by what the handler returns, and
-// Commit, Release and their like answer ErrClaimBorrowed.
-func FromContext(ctx context.Context) (*Claim, bool) {
-	c, ok := ctx.Value(claimKey{}).(*Claim)
-	return c, ok
 }
 
 // Derive makes a token for something that the handler of this claim sends on, from

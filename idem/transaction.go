@@ -9,21 +9,25 @@ import (
 	"github.com/idemq/idemq/idem/store"
 )
 
+// enlists reports whether the handler's context has to tell its transactions whose they
+// are: this claim's, or, of a handler around this one, nobody's.
+func (c *claim) enlists() bool {
+	_, is := c.guard.core.opts.store.(store.Transactor)
+	return is || c.parent.Value(store.TxKey{}) != nil
+}
+
 // enlist is called with mu held, when the claim's context is made.
-func (c *claim) enlist() {
+func (c *claim) enlist(ctx context.Context) (context.Context, store.Tx) {
 	t, ok := c.guard.core.opts.store.(store.Transactor)
 	if !ok {
-		if c.ctx.Value(store.TxKey{}) != nil { // of a handler around this one: no effect of this one's is to go there
-			c.ctx = context.WithValue(c.ctx, store.TxKey{}, nil)
-		}
-		return
+		return context.WithValue(ctx, store.TxKey{}, nil), nil // no effect of this one's is to go there
 	}
 	var b store.Batch
 	c.guard.core.terms(&b)
 	if !c.oneTrip {
 		b.Ops = []store.Op{c.commitOp()}
 	}
-	c.ctx, c.tx = t.Enlist(c.ctx, &b, c.hold)
+	return t.Enlist(ctx, &b, c.hold)
 }
 
 // commitOp is called with mu held.
