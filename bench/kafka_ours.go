@@ -7,6 +7,7 @@ import (
 
 	idemkafka "github.com/idemq/idemq/consumers/kafka"
 	"github.com/idemq/idemq/idem"
+	"github.com/idemq/idemq/idem/store/redisstore"
 )
 
 // kafkaOurs are this library's consumers, in order and with their defaults. A layout of
@@ -15,6 +16,7 @@ func kafkaOurs() []Row {
 	return []Row{
 		ourGroup("idemkafka.NewGroupConsumer, records"),
 		ourReader("idemkafka.NewConsumer, records"),
+		ourGroup("idemkafka.NewGroupConsumer, compact", idem.WithCompact(redisstore.Compact{Tokens: 10_000_000})),
 	}
 }
 
