@@ -77,6 +77,9 @@ type Broker struct {
 	// ConfirmsAcks says that Ack waits for the broker's answer: then acks are sent side
 	// by side, and nothing waits for them.
 	ConfirmsAcks bool
+	// AckAll acks several deliveries of a lane and returns an error, or nil, for each: for
+	// brokers that one ack can tell of many. Nil has each acked by itself.
+	AckAll func(ctx context.Context, all []Delivery) []error
 	// DeadLetters says that there is a dead-letter destination.
 	DeadLetters bool
 	// FewDeliveries says that the broker drops a message after a number of

@@ -107,13 +107,43 @@ func (e *Engine) commit(batch []*entry) (again []*entry) {
 	for i, en := range batch {
 		claims[i] = en.claim
 	}
-	errs := e.guard.CommitAll(batch[0].l.ph.final, claims)
+	l := batch[0].l
+	errs := e.guard.CommitAll(l.ph.final, claims)
+	var done []*entry
 	for i, en := range batch {
-		if en.recorded(errs[i]) {
+		switch {
+		case errs[i] == nil && e.broker.AckAll != nil && l.cond != nil:
+			done = append(done, en)
+		case en.recorded(errs[i]):
 			again = append(again, en)
 		}
 	}
+	if len(done) > 0 {
+		l.ackAll(done)
+	}
 	return again
+}
+
+// ackAll acks what was recorded, and what is parked behind it.
+func (l *Lane) ackAll(done []*entry) {
+	for _, en := range done {
+		en.setClaim(nil)
+		en.leaveGate()
+	}
+	for _, r := range l.duplicatesOf(done) {
+		l.e.emit(r, idem.Event{Kind: idem.EventDuplicate})
+		done = append(done, r)
+	}
+	deliveries := make([]Delivery, len(done))
+	for i, en := range done {
+		deliveries[i] = en.d
+	}
+	for i, err := range l.e.broker.AckAll(l.ph.final, deliveries) {
+		if err != nil {
+			l.e.emit(done[i], idem.Event{Kind: idem.EventSettleFailed, Err: err})
+		}
+		l.e.forget(done[i], completed)
+	}
 }
 
 // recorded acts on the answer to a commit. It reports whether the token is to be asked

@@ -77,6 +77,20 @@ func (en *entry) settleRepeat() {
 	en.settle(en.d.Ack, completed)
 }
 
+// duplicatesOf takes what is parked behind entries that are recorded as done.
+func (l *Lane) duplicatesOf(done []*entry) (duplicates []*entry) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, en := range done {
+		for _, r := range en.repeats {
+			r.awaits = nil
+		}
+		duplicates = append(duplicates, en.repeats...)
+		en.repeats = nil
+	}
+	return duplicates
+}
+
 // unpark ends, with mu held, the wait of those that were parked with an entry. Where it
 // was completed they are returned, to be settled; else they are next.
 func (l *Lane) unpark(en *entry) (duplicates []*entry) {

@@ -97,6 +97,32 @@ func (d *delivery) Ack(context.Context) error {
 	return d.settle("ack", func(tag uint64) error { return d.session.ch.Ack(tag, false) })
 }
 
+// ackAll acks several deliveries. Those of one session share its acks.
+func ackAll(_ context.Context, all []consumers.Delivery) []error {
+	tags := make(map[*session][]uint64, 1)
+	for _, d := range all {
+		d := d.(*delivery)
+		tags[d.session] = append(tags[d.session], d.d.DeliveryTag)
+	}
+	failed := make(map[*session]error, len(tags))
+	for s, some := range tags {
+		if err := s.ackAll(some); err != nil {
+			failed[s] = err
+		}
+	}
+	errs := make([]error, len(all))
+	if len(failed) == 0 {
+		return errs
+	}
+	for i, d := range all {
+		d := d.(*delivery)
+		if err := failed[d.session]; err != nil {
+			errs[i] = fmt.Errorf("ack of %s: %w", d, err)
+		}
+	}
+	return errs
+}
+
 func (d *delivery) Terminate(ctx context.Context) error {
 	if d.s.reject {
 		return d.settle("reject", func(tag uint64) error { return d.session.ch.Reject(tag, false) })

@@ -19,7 +19,8 @@
 //	shutdown, not handled                 Nack with requeue
 //
 // An ack is fire and forget: one that gets lost with its connection costs a delivery,
-// which is dropped as a duplicate.
+// which is dropped as a duplicate. What is recorded in one trip is acked together: by
+// NewQueueConsumer with one ack, as far as nothing before it is outstanding.
 //
 // # Prefetch, and who has the connection
 //

@@ -144,6 +144,7 @@ func (c *config) engine(p consumers.Policy) consumers.Broker {
 		FewDeliveries: c.fewDeliveries(p),
 		KeepHandlers:  true,
 		HoldLimit:     c.holdLimit,
+		AckAll:        ackAll,
 	}
 }
 

@@ -50,6 +50,9 @@ type session struct {
 	last        uint64 // delivery tag
 	outstanding int
 	settled     bool // something was
+	acks        acks
+
+	acking sync.Mutex // held while an ack for several is decided upon and sent
 }
 
 // newSession watches a channel. Its context carries the values of ctx and outlives it.
@@ -128,7 +131,50 @@ func (s *session) settle(tag uint64, verb func(tag uint64) error) error {
 	s.outstanding-- // first: the broker may send the next one at once
 	s.settled = true
 	s.mu.Unlock()
-	return verb(tag)
+	if err := verb(tag); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.acks.settle(tag) // not before it was sent: an ack for several would take it along
+	return nil
+}
+
+// ackAll acks deliveries of the session. On a connection of the consumer's own one ack stands
+// for all before which nothing else is outstanding. On a channel of the caller's, which the
+// client may open again meanwhile (Config.Recovery), it might reach as many others.
+func (s *session) ackAll(tags []uint64) error {
+	if err := s.alive(); err != nil {
+		return fmt.Errorf("%w: %w", errOver, err)
+	}
+	s.acking.Lock()
+	defer s.acking.Unlock()
+	s.mu.Lock()
+	s.outstanding -= len(tags)
+	s.settled = true
+	for _, tag := range tags {
+		s.acks.settle(tag)
+	}
+	var upTo uint64
+	if s.conn != nil {
+		upTo = s.acks.upTo()
+	}
+	s.mu.Unlock()
+	var last uint64 // that one ack can stand for: it has to be outstanding itself
+	for _, tag := range tags {
+		if tag <= upTo {
+			last = max(last, tag)
+		}
+	}
+	for _, tag := range tags {
+		if tag < last {
+			continue
+		}
+		if err := s.ch.Ack(tag, tag == last); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // wasOfUse reports whether something was settled in the session.
@@ -149,6 +195,7 @@ func (s *session) accept(d amqp.Delivery) error {
 		return fmt.Errorf("delivery tag %d came after %d: the channel was opened again (Config.Recovery), or the deliveries are not those of one subscription", d.DeliveryTag, s.last)
 	}
 	s.last = d.DeliveryTag
+	s.acks.accept(d.DeliveryTag)
 	s.outstanding++
 	if s.prefetch > 0 && s.outstanding > s.prefetch {
 		return fmt.Errorf("%d deliveries are unsettled, Prefetch says %d: call Channel.Qos(%[2]d, 0, false) before Consume, and subscribe with autoAck false", s.outstanding, s.prefetch)
