@@ -9,7 +9,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/idemq/idemq/consumers"
-	"github.com/idemq/idemq/consumers/amqp"
+	idemamqp "github.com/idemq/idemq/consumers/amqp"
 	"github.com/idemq/idemq/internal/testenv"
 )
 

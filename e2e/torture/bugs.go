@@ -62,11 +62,11 @@ func Bugs() []Bug {
 			What: "a message is acked as soon as its handler has returned, before that is recorded",
 			Replace: []Replacement{{
 				File: "consumers/record.go",
-				Old:  "	errs := e.guard.CommitAll(batch[0].l.ph.final, claims)\n",
+				Old:  "	errs := e.guard.CommitAll(l.ph.final, claims)\n",
 				New: `	for _, en := range batch {
-		_ = en.d.Ack(batch[0].l.ph.final)
+		_ = en.d.Ack(l.ph.final)
 	}
-	errs := e.guard.CommitAll(batch[0].l.ph.final, claims)
+	errs := e.guard.CommitAll(l.ph.final, claims)
 `,
 			}},
 			Trial: storeGoes,
