@@ -24,6 +24,7 @@ test: ## run every test of every module with the race detector; gets and starts 
 	@IDEM_CONFORMANCE=$(REPORTS) IDEM_HISTORIES=15 IDEM_TORTURE_DURATION=5m .ci/with-servers .ci/each go test $(TESTFLAGS) ./...
 	@go run ./internal/conformance -reports $(REPORTS) -doc docs/stores.md -check
 
+# It runs the tests that have Store in their names: a suite's run under another is not in the table.
 .PHONY: conformance
 conformance: ## run the stores' conformance suite on every server, and write its table into docs/stores.md
 	@rm -rf $(REPORTS) && mkdir -p $(REPORTS)

@@ -21,7 +21,7 @@ func compactHarness(c redis.UniversalClient, lease time.Duration) storetest.Harn
 	return h
 }
 
-func TestCompact(t *testing.T) {
+func TestCompactStore(t *testing.T) {
 	t.Parallel()
 	for _, v := range redistest.Versions(t) {
 		t.Run(v.Name, func(t *testing.T) {
@@ -37,7 +37,7 @@ func TestCompactHistories(t *testing.T) {
 	storetest.Histories(t, compactHarness(redistest.Start(t).Client(t), shortUnit))
 }
 
-func TestCompactOnCluster(t *testing.T) {
+func TestCompactStoreOnCluster(t *testing.T) {
 	t.Parallel()
 	c := redistest.StartCluster(t).Client(t)
 	storetest.Run(t, named(t, compactHarness(c, unit), redistest.Versions(t)[0].Name+", Cluster, compact", c))
