@@ -53,17 +53,12 @@ func (en *entry) awaitPrevious() (isSettled bool) {
 func (l *Lane) ended(en *entry) <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	ended := en.changed.wait()
 	if en.isEnded {
-		return alreadyEnded
+		en.changed.signal()
 	}
-	return en.changed.wait()
+	return ended
 }
-
-var alreadyEnded = func() <-chan struct{} {
-	c := make(chan struct{})
-	close(c)
-	return c
-}()
 
 // isCompleted reports whether a message is known to be done.
 func (l *Lane) isCompleted(en *entry) bool {
@@ -82,11 +77,7 @@ func (l *Lane) duplicatesOf(done []*entry) (duplicates []*entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, en := range done {
-		for _, r := range en.repeats {
-			r.awaits = nil
-		}
-		duplicates = append(duplicates, en.repeats...)
-		en.repeats = nil
+		duplicates = append(duplicates, en.takeRepeats()...)
 	}
 	return duplicates
 }
@@ -94,14 +85,21 @@ func (l *Lane) duplicatesOf(done []*entry) (duplicates []*entry) {
 // unpark ends, with mu held, the wait of those that were parked with an entry. Where it
 // was completed they are returned, to be settled; else they are next.
 func (l *Lane) unpark(en *entry) (duplicates []*entry) {
-	repeats := en.repeats
-	en.repeats = nil
-	for _, r := range repeats {
-		r.awaits = nil // nobody is parked here any more
-	}
+	repeats := en.takeRepeats()
 	if len(repeats) == 0 || en.outcome == completed {
 		return repeats
 	}
 	l.queue = append(repeats, l.queue...)
 	return nil
+}
+
+// takeRepeats returns, with the lane's mu held, what is parked behind an entry, and parks it
+// there no more: neither is anything that repeats those.
+func (en *entry) takeRepeats() []*entry {
+	repeats := en.repeats
+	en.repeats = nil
+	for _, r := range repeats {
+		r.awaits = nil
+	}
+	return repeats
 }
