@@ -66,6 +66,9 @@ func run(ctx context.Context, config string, commands io.Reader) (err error) {
 		idem.WithStore(history.Store(st, rec, c.Run)), idem.WithPrefix(c.Store.Prefix), idem.WithLease(c.Lease),
 		idem.WithObserver(idem.ObserverFunc(tell)),
 	}
+	if c.Store.Kind == redisCompact {
+		c.Retention = compactRetention
+	}
 	if c.Retention > 0 {
 		options = append(options, idem.WithRetention(c.Retention))
 	}
@@ -73,8 +76,8 @@ func run(ctx context.Context, config string, commands io.Reader) (err error) {
 		options = append(options, idem.WithInstance(c.Instance))
 	}
 	policies := []consumers.Option{consumers.Backoff(firstBackoff, lastBackoff), consumers.Budget(c.Budget)}
-	if c.Ahead > 0 {
-		policies = append(policies, consumers.WorkAhead(c.Ahead))
+	if c.Ahead != 0 {
+		policies = append(policies, consumers.WorkAhead(max(c.Ahead, 0)))
 	}
 	consuming, cancel := context.WithCancel(ctx)
 	defer cancel()
