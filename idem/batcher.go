@@ -38,6 +38,8 @@ type call struct {
 	until    time.Time
 	failOpen time.Duration
 
+	age uint64 // of the near cache, when the call was made
+
 	answered func(*call) // called once, without locks held, unless abandoned
 
 	// The answer; written before answered is called.
@@ -49,6 +51,7 @@ type call struct {
 	// Guarded by the batcher's mutex.
 	submitted bool
 	everSent  bool
+	resent    bool // an earlier try may have been executed
 	finished  bool
 	abandoned bool
 	crowded   bool      // waited in full
@@ -246,7 +249,7 @@ func (b *batcher) fly() {
 			return
 		}
 		for _, c := range calls {
-			c.everSent = true
+			c.resent, c.everSent = c.everSent, true
 		}
 		b.mu.Unlock()
 

@@ -139,6 +139,12 @@ func (g *Guard) askAll(ctx context.Context, kind store.Kind, reqs []Request) []B
 		if err == nil && r.Payload != nil && g.core.opts.store.Capabilities().NoFingerprints {
 			err = fmt.Errorf("idem: claim token %q: %w", r.Token, ErrNoFingerprints)
 		}
+		if err == nil && kind == store.Begin {
+			if dup := g.core.near.known(g.run(r.Token), &r); dup != nil {
+				err = dup
+				g.Emit(Event{Kind: EventDuplicate, Token: r.Token, Attempt: dup.Attempt, Near: true})
+			}
+		}
 		if err == nil && !g.core.enter(g.run(r.Token)) {
 			err = &InProgressError{Token: r.Token, RetryAfter: g.core.opts.lease / 3}
 			g.Emit(Event{Kind: EventInProgress, Token: r.Token, Wait: g.core.opts.lease / 3})
@@ -171,7 +177,7 @@ func (g *Guard) claimCall(kind store.Kind, r Request) call {
 	if r.Payload != nil {
 		op.Fingerprint = fingerprint(r.Payload)
 	}
-	return call{op: op, patient: r.Patient, failOpen: r.FailOpen}
+	return call{op: op, patient: r.Patient, failOpen: r.FailOpen, age: g.core.near.now()}
 }
 
 // begun turns an answer into a claim, or leaves the token.
@@ -192,6 +198,7 @@ func (g *Guard) begun(ctx context.Context, c *call) Begun {
 	}
 	switch r.Status {
 	case store.Duplicate:
+		g.core.near.duplicate(c)
 		g.Emit(Event{Kind: EventDuplicate, Token: token, Attempt: r.Attempt})
 		return Begun{Err: &DuplicateError{Token: token, At: r.At, Attempt: r.Attempt, Dead: r.Dead, Redrive: r.Redrive, Result: r.Result}}
 	case store.InProgress, store.Lost: // Lost: this very claim was given back meanwhile

@@ -235,7 +235,7 @@ func (g *Guard) endAll(ctx context.Context, claims []*Claim, kind store.Kind, co
 			continue
 		}
 		patient = patient && c.patient
-		made[i] = call{op: c.op(kind, counted), patient: c.patient}
+		made[i] = call{op: c.op(kind, counted), patient: c.patient, age: g.core.near.now()}
 		calls = append(calls, &made[i])
 		places = append(places, i)
 	}
@@ -292,6 +292,9 @@ var endVerbs = map[store.Kind]struct {
 
 func (c *Claim) endedBy(answered *call) error {
 	how := endVerbs[answered.op.Kind]
+	if c.oneTrip && answered.op.Kind == store.Bury {
+		c.guard.core.near.drop(c.guard.run(c.token)) // it was done, and may be dead now
+	}
 	switch {
 	case answered.err != nil:
 		c.finish(false, false)
@@ -303,6 +306,9 @@ func (c *Claim) endedBy(answered *call) error {
 		c.lose()
 		c.finish(true, true)
 		return fmt.Errorf("idem: %s token %q: attempt %d: %w", how.verb, c.token, c.attempt, ErrLeaseLost)
+	}
+	if answered.op.Kind == store.Commit {
+		c.guard.core.near.committed(c.claim, answered)
 	}
 	c.finish(true, true)
 	c.guard.Emit(Event{Kind: how.event, Token: c.token, Attempt: c.attempt})

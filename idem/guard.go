@@ -37,6 +37,7 @@ func New(opts ...Option) *Guard {
 	_, _ = rand.Read(nonce[:]) // does not fail since Go 1.24
 	c.nonce = base64.RawURLEncoding.EncodeToString(nonce[:])
 	c.runs = make(map[run]struct{})
+	c.near = newNearCache(o)
 	return &Guard{core: c}
 }
 
@@ -115,6 +116,7 @@ type core struct {
 	counter atomic.Uint64
 	batcher batcher
 	leases  leases
+	near    *nearCache // nil: none
 
 	incarnation struct {
 		mu    sync.Mutex
@@ -165,6 +167,7 @@ func (c *core) noticed(b *store.Batch) (Event, bool) {
 	if b.Notice == "" || !fresh {
 		return Event{}, false
 	}
+	c.near.empty()
 	if c.opts.haltOnLoss {
 		c.dataLoss.Store(true)
 	}

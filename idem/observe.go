@@ -13,7 +13,7 @@ type EventKind uint8
 // Token.
 const (
 	EventClaimed      EventKind = iota + 1 // a claim was made: Attempt
-	EventDuplicate                         // a token was done or dead: Attempt
+	EventDuplicate                         // a token was done or dead: Attempt; Near, where WithNearCache knew it
 	EventInProgress                        // a token is held elsewhere: Wait
 	EventCommitted                         // a completion was recorded: Attempt
 	EventReleased                          // a claim was given back: Attempt
@@ -65,6 +65,7 @@ type Event struct {
 	Err     error
 	Text    string
 	Finding *Finding
+	Near    bool
 }
 
 // Observer is told of events. Observe is called on the way of the message, from
@@ -108,7 +109,7 @@ func (o logObserver) Observe(e Event) {
 	if !o.log.Enabled(ctx, level) {
 		return
 	}
-	attrs := make([]slog.Attr, 0, 6)
+	attrs := make([]slog.Attr, 0, 7)
 	if e.Group != "" {
 		attrs = append(attrs, slog.String("group", e.Group))
 	}
@@ -117,6 +118,9 @@ func (o logObserver) Observe(e Event) {
 	}
 	if e.Attempt != 0 {
 		attrs = append(attrs, slog.Int("attempt", e.Attempt))
+	}
+	if e.Near {
+		attrs = append(attrs, slog.Bool("near", true))
 	}
 	if e.Wait != 0 {
 		attrs = append(attrs, slog.Duration("wait", e.Wait))

@@ -19,6 +19,7 @@ const (
 	DefaultExpire    = 60 // minutes
 	DefaultRetention = 24 * time.Hour
 	DefaultLease     = 10 * time.Second
+	DefaultNearTTL   = time.Minute
 )
 
 const (
@@ -41,6 +42,7 @@ type Options struct {
 	keys       []signer // the current one first; none: tokens are not signed
 	unsigned   bool
 	haltOnLoss bool
+	near       *nearTerms
 	observers  observers
 	faults     []error
 }
@@ -208,6 +210,7 @@ func newOptions(opts []Option) (*Options, error) {
 	if o.retention < o.lease {
 		fault("WithRetention: %v is shorter than the lease, %v", o.retention, o.lease)
 	}
+	faults = append(faults, o.near.faults()...)
 	faults = append(faults, o.layOut()...)
 	if len(faults) > 0 {
 		return o, fmt.Errorf("idem: options: %w", errors.Join(faults...))

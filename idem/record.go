@@ -23,9 +23,11 @@ func (g *Guard) Inspect(ctx context.Context, token string) (Record, error) {
 
 // Forget makes the guard's group handle a token again, at its next delivery. What
 // was spent of its budget is spent no more; its attempts go on counting. Claims
-// made before are void. A token that somebody holds now is ErrInProgress.
+// made before are void. A token that somebody holds now is ErrInProgress. Other guards
+// WithNearCache may answer ErrDuplicate for the time that they were given there.
 func (g *Guard) Forget(ctx context.Context, token string) error {
 	token = g.core.bare(token)
+	defer g.core.near.drop(g.run(token)) // after an error too: it may have been forgotten
 	reply, err := g.single(ctx, "forget", store.Op{Kind: store.Forget, Group: g.group, Token: token, Claim: g.core.claimID()})
 	if err != nil {
 		return err
