@@ -18,10 +18,20 @@ type setting struct {
 	apply func(c *role.Config, on bool)
 }
 
+// nearCache is how many tokens a process remembers: fewer than a round has, so that some
+// are crowded out.
+const nearCache = 1000
+
 var settings = []setting{
 	{"ahead", "working ahead", true, func(c *role.Config, on bool) {
 		if !on {
 			c.Ahead = role.NoneAhead
+		}
+	}},
+	{"near", "near cache", false, func(c *role.Config, on bool) {
+		c.NearCache = 0
+		if on {
+			c.NearCache = nearCache
 		}
 	}},
 }

@@ -89,16 +89,18 @@ func TestSettingsReachConsumers(t *testing.T) {
 		name     string
 		settings Settings
 		ahead    int
+		near     int
 		words    string
 	}{
-		{"nothing said", nil, 0, "working ahead on"},
-		{"off", Settings{"ahead": false}, role.NoneAhead, "working ahead off"},
-		{"on is the default", Settings{"ahead": true}, 0, "working ahead on"},
+		{"nothing said", nil, 0, 0, "working ahead on, near cache off"},
+		{"off", Settings{"ahead": false}, role.NoneAhead, 0, "working ahead off, near cache off"},
+		{"on is the default", Settings{"ahead": true}, 0, 0, "working ahead on, near cache off"},
+		{"a near cache", Settings{"near": true}, 0, nearCache, "working ahead on, near cache on"},
 	} {
 		r := Round{Seed: 1, Settings: tt.settings}
 		r.withDefaults()
-		if r.Config.Ahead != tt.ahead {
-			t.Errorf("%s: consumers are told %d, want %d", tt.name, r.Config.Ahead, tt.ahead)
+		if r.Config.Ahead != tt.ahead || r.Config.NearCache != tt.near {
+			t.Errorf("%s: consumers are told %d ahead and a near cache of %d, want %d and %d", tt.name, r.Config.Ahead, r.Config.NearCache, tt.ahead, tt.near)
 		}
 		if got := r.Settings.String(); got != tt.words {
 			t.Errorf("%s: %q, want %q", tt.name, got, tt.words)

@@ -23,6 +23,9 @@ import (
 	"github.com/idemq/idemq/idem"
 )
 
+// nearTTL is shorter than a round: entries run out in it.
+const nearTTL = 5 * time.Second
+
 // Backoffs are short, so that what failed is settled within a round.
 const (
 	firstBackoff = 10 * time.Millisecond
@@ -71,6 +74,9 @@ func run(ctx context.Context, config string, commands io.Reader) (err error) {
 	}
 	if c.Retention > 0 {
 		options = append(options, idem.WithRetention(c.Retention))
+	}
+	if c.NearCache > 0 {
+		options = append(options, idem.WithNearCache(c.NearCache, nearTTL))
 	}
 	if c.Instance != "" {
 		options = append(options, idem.WithInstance(c.Instance))

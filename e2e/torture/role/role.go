@@ -24,6 +24,7 @@ type Config struct {
 	Budget      int
 	Concurrency int    // handlers at a time; in a lane, where the broker has lanes
 	Ahead       int    // claims made ahead; zero is the library's default, [NoneAhead] none
+	NearCache   int    // tokens of it; zero for none
 	Instance    string // empty for none
 
 	FailEvery   int           // one token in so many fails on its first attempt; zero for none
