@@ -228,6 +228,7 @@ With an SQL store the effect is a row in the transaction of the completion: no w
 - Over a kafka.Reader (kafka-reader), a consumer that was stopped for long may move the offset of a partition back that has gone to another one, until the next rebalance: what lies between is fetched again then, and dropped. A round that ends like this is given a deploy more, so that everything is settled.
 - A quorum queue is five seconds old, at least, when its server is killed: of younger ones RabbitMQ 3.10 finds no leader afterwards.
 - The servers are single processes on one machine, but for the replica that a failover goes to: no quorum loses its majority here, and no disk lies about what it wrote.
+- Kafka refuses what is an hour ahead of its clock: a consumer whose clock is cannot dead-letter, and ends. The dead-letter topics here take any time.
 - All clocks are one machine's. Consumers' wall clocks are stepped; the stores' are not.
 - What a seed repeats is the faults and their times. How the processes run between them is up to the machine, so a failure that hangs on a race may need several tries.
 - Handlers record their effect at the end of what they do: an effect is one instant. A handler that does several things can be stopped between them.
