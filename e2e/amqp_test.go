@@ -31,17 +31,23 @@ func TestAMQP(t *testing.T) {
 	s := &amqpSite{rabbit: rabbittest.Start(t), redis: redistest.Start(t)}
 	s.rdb = s.redis.Client(t)
 	for _, test := range []struct {
-		name string
-		run  func(*amqpSite)
+		name  string
+		alone bool // it counts what all of the process or of the servers do
+		run   func(*amqpSite)
 	}{
-		{"kill", amqpKill},
-		{"connections", amqpConnections},
-		{"duplicates", amqpDuplicates},
-		{"poison", amqpPoison},
-		{"unroutable", amqpUnroutable},
-		{"delivery limit", amqpDeliveryLimit},
+		{"connections", true, amqpConnections},
+		{"duplicates", true, amqpDuplicates},
+		{"kill", false, amqpKill},
+		{"poison", false, amqpPoison},
+		{"unroutable", false, amqpUnroutable},
+		{"delivery limit", false, amqpDeliveryLimit},
 	} {
-		t.Run(test.name, func(t *testing.T) { test.run(s.with(t)) })
+		t.Run(test.name, func(t *testing.T) {
+			if !test.alone {
+				t.Parallel()
+			}
+			test.run(s.with(t))
+		})
 	}
 }
 
@@ -436,6 +442,7 @@ func (s *amqpSite) checkNeighbours(tokens []string) (again int) {
 func amqpPoison(s *amqpSite) {
 	for _, concurrency := range []int{1, 8} {
 		s.t.Run(fmt.Sprintf("concurrency %d", concurrency), func(t *testing.T) {
+			t.Parallel()
 			s := s.with(t)
 			s.declare()
 			neighbours := tokens("innocent", 100)

@@ -102,6 +102,7 @@ func once(token string) found { return found{tokens: []string{token}} }
 // What a producer in another language and without this library writes is handled once
 // where it names itself, and by policy where it does not.
 func TestForeignProducers(t *testing.T) {
+	t.Parallel()
 	for _, b := range []struct {
 		start    func(*testing.T) queues
 		prefixes []string // of CloudEvents' headers

@@ -125,12 +125,14 @@ func (n *notices) observer() idem.Observer {
 // The connection of a handler's transaction is cut at its COMMIT, before the server has it
 // and after: the payment is booked once all the same.
 func TestInboxCommitCut(t *testing.T) {
+	t.Parallel()
 	n, every := 90, 3
 	if isFull() {
 		n = 900
 	}
 	for _, e := range []sqlEngine{onPostgres, onMariaDB} {
 		t.Run(e.name, func(t *testing.T) {
+			t.Parallel()
 			server := e.start(t)
 			for i, v := range variants(e, sql.LevelReadCommitted, sql.LevelSerializable) {
 				t.Run(v.String(), func(t *testing.T) {
@@ -212,9 +214,11 @@ func cutCommits(t *testing.T, e sqlEngine, server *sqltest.Server, tables string
 // Nothing passes any more just when a COMMIT is to be sent, for longer than a lease. Then
 // the COMMIT arrives late, or never. The same payment comes to another consumer meanwhile.
 func TestInboxCommitHeld(t *testing.T) {
+	t.Parallel()
 	const lease = time.Second
 	for _, e := range []sqlEngine{onPostgres, onMariaDB} {
 		t.Run(e.name, func(t *testing.T) {
+			t.Parallel()
 			server := e.start(t)
 			i := 0
 			for _, v := range variants(e, sql.LevelReadCommitted) {

@@ -28,9 +28,11 @@ import (
 // while payments are booked: consumers wait, no attempt counts, and they go on by
 // themselves.
 func TestInboxOutage(t *testing.T) {
+	t.Parallel()
 	const n, away, within = 600, 3 * time.Second, 10 * time.Second
 	for _, e := range []sqlEngine{onPostgres, onMariaDB} {
 		t.Run(e.name, func(t *testing.T) {
+			t.Parallel()
 			server := e.start(t)
 			proxy := sqltest.StartProxy(t, server)
 			s := newBroker(t, 5*time.Second)

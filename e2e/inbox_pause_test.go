@@ -78,8 +78,10 @@ func pauseCases(e sqlEngine) (all []pauseCase) {
 // back. In MariaDB from the completion on, in SQLite from the transaction's beginning, the
 // database itself lets nobody take over: then the first one's transaction counts.
 func TestInboxPaused(t *testing.T) {
+	t.Parallel()
 	for _, e := range []sqlEngine{onPostgres, onMariaDB, onSQLite} {
 		t.Run(e.name, func(t *testing.T) {
+			t.Parallel()
 			dsn := ""
 			if e.start != nil {
 				dsn = e.start(t).DSN()

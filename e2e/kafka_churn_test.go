@@ -108,6 +108,7 @@ func (f *fleet) stop() {
 // at first: every message takes effect, and again only where its process was killed
 // between the effect and the record of it.
 func TestKafkaChurn(t *testing.T) {
+	t.Parallel()
 	const slots = 3
 	n, perSecond := 10_000, 600
 	if isFull() {

@@ -111,10 +111,12 @@ func (tr *traveller) hold(round, partitions int) (tokens []string, release func(
 // a handler and others are on their way: each message is handled once. Over a Reader the
 // second consumer waits for the handler; without one the handler is cancelled first.
 func TestPartitionMovesAwayAndBack(t *testing.T) {
+	t.Parallel()
 	const partitions, rounds = 2, 3
 	servers := newKafkaSite(t)
 	for _, c := range constructors {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			s := servers.with(t, "moves-"+c.name, partitions)
 			tr := &traveller{s: s, held: map[string]bool{}, holding: make(chan string, partitions)}
 			tr.forget()

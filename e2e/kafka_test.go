@@ -23,6 +23,7 @@ import (
 // of its redelivery, and within half the lease where the next process carries the same
 // name.
 func TestKafkaTakeover(t *testing.T) {
+	t.Parallel()
 	const lease = 6 * time.Second
 	servers := newKafkaSite(t)
 	t.Run("constructors", func(t *testing.T) { // side by side: they wait
@@ -75,6 +76,7 @@ func TestKafkaTakeover(t *testing.T) {
 // A message that fails for long, while those behind it succeed and the process is
 // killed: its offset is not passed before it is done.
 func TestSkipTrap(t *testing.T) {
+	t.Parallel()
 	const before, after = 10, 5000
 	failing := 6 * time.Second
 	if isFull() {
@@ -163,6 +165,7 @@ func TestSkipTrap(t *testing.T) {
 // dead-lettered when its budget is used up, and all others are handled. The copy that is
 // moved back is handled, once; a stray redelivery is not.
 func TestKafkaPoison(t *testing.T) {
+	t.Parallel()
 	servers := newKafkaSite(t)
 	t.Run("constructors", func(t *testing.T) {
 		for _, c := range constructors {
@@ -401,9 +404,11 @@ func (v *values) len() int {
 
 // A compacted topic: gaps between the offsets, tombstones, messages without a token.
 func TestKafkaCompacted(t *testing.T) {
+	t.Parallel()
 	servers := newKafkaSite(t, "log.cleaner.backoff.ms=100", "log.cleaner.threads=1", "log.initial.task.delay.ms=100", "log.retention.check.interval.ms=100")
 	for _, c := range constructors {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			s := servers.with(t, "table-"+c.name, 1,
 				"cleanup.policy=compact", "segment.ms=100", "min.cleanable.dirty.ratio=0.001", "delete.retention.ms=600000")
 			const keys, rounds = 20, 5
@@ -461,9 +466,11 @@ func TestKafkaCompacted(t *testing.T) {
 // kafka-go hands over the markers, and the messages of aborted transactions, like any
 // others; how many is logged.
 func TestKafkaTransactions(t *testing.T) {
+	t.Parallel()
 	servers := newKafkaSite(t)
 	for _, c := range constructors {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			s := servers.with(t, "ledger-"+c.name, 1)
 			producer, err := kgo.NewClient(kgo.SeedBrokers(s.kafka.Addr()), kgo.TransactionalID(s.topic), kgo.DefaultProduceTopic(s.topic))
 			if err != nil {

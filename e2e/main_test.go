@@ -1,6 +1,8 @@
 package e2e_test
 
 import (
+	"flag"
+	"fmt"
 	"os"
 	"testing"
 )
@@ -18,6 +20,11 @@ func TestMain(m *testing.M) {
 	}
 	if role := os.Getenv(inboxRoleEnv); role != "" {
 		os.Exit(consumeInbox(role))
+	}
+	// They mostly wait, for leases and sessions to end and servers to come.
+	if err := flag.Set("test.parallel", "4"); err != nil { // the command line's comes later, and wins
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
 	}
 	os.Exit(m.Run())
 }

@@ -214,8 +214,10 @@ func tokens(name string, n int) []string {
 // with attempt 2, 3, …, and is dead-lettered when its budget is used up. Messages
 // claimed ahead behind it, and those handled beside it, are all handled.
 func TestPoison(t *testing.T) {
+	t.Parallel()
 	for _, concurrency := range []int{1, 8} {
 		t.Run(fmt.Sprintf("concurrency %d", concurrency), func(t *testing.T) {
+			t.Parallel()
 			s := newSite(t, 2*time.Second)
 			innocent := tokens("innocent", 100)
 			s.publish("poison-1")
@@ -446,6 +448,7 @@ func TestLostReplyOfEachOperation(t *testing.T) {
 // A handler that outlives its lease while its renewals are cut off: the message is
 // handled by the one who took over, and the loser acks nothing.
 func TestLoserOfALeaseAcksNothing(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, time.Minute)
 	proxy := redistest.NewProxy(t, s.redis.Addr())
 	s.publish("a")

@@ -2,6 +2,7 @@ package idemamqp_test
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"maps"
 	"os"
@@ -25,7 +26,11 @@ import (
 // shared is the server of all tests that do not kill theirs.
 var shared rabbittest.Shared
 
+// The tests wait far more than they compute.
 func TestMain(m *testing.M) {
+	if err := flag.Set("test.parallel", "8"); err != nil { // the command line's comes later, and wins
+		panic(err)
+	}
 	code := m.Run()
 	shared.Stop()
 	if code == 0 {

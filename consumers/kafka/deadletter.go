@@ -85,6 +85,9 @@ func (l *letters) post(ctx context.Context, m message, letter consumers.Letter) 
 		return fmt.Errorf("writing to topic %s: the writer was closed: close it after Run: %w: %w", l.name(), consumers.ErrUndeliverable, err)
 	case errors.Is(err, kafka.UnknownTopicOrPartition), errors.Is(err, kafka.InvalidTopic):
 		return fmt.Errorf("writing to topic %s: it does not exist, or cannot: create it: %w: %w", l.name(), consumers.ErrUndeliverable, err)
+	case errors.Is(err, kafka.InvalidTimestamp): // the copy's time is this machine's
+		return fmt.Errorf("writing to topic %s: the broker refuses the copy for its time, which is that of this machine's clock, %s: set the clock, or raise the topic's message.timestamp.after.max.ms (or before): %w: %w",
+			l.name(), time.Now().Format(time.RFC3339), consumers.ErrUndeliverable, err)
 	case errors.Is(err, kafka.TopicAuthorizationFailed), errors.Is(err, kafka.ClusterAuthorizationFailed):
 		return fmt.Errorf("writing to topic %s: the writer's user may not: allow it: %w: %w", l.name(), consumers.ErrUndeliverable, err)
 	}

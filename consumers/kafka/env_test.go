@@ -3,6 +3,7 @@ package idemkafka_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"slices"
 	"strings"
@@ -23,7 +24,13 @@ import (
 	"github.com/idemq/idemq/internal/testenv"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(kafkatest.Main(m)) }
+// The tests wait far more than they compute.
+func TestMain(m *testing.M) {
+	if err := flag.Set("test.parallel", "8"); err != nil { // the command line's comes later, and wins
+		panic(err)
+	}
+	goleak.VerifyTestMain(kafkatest.Main(m))
+}
 
 var names atomic.Int64
 

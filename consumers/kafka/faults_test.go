@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -340,4 +341,37 @@ func TestDeadLetterCopy(t *testing.T) {
 			t.Errorf("header %s is %q, want %q", name, got[name], want)
 		}
 	}
+}
+
+// A copy whose time the broker refuses, as it does where the clock of the consumer's machine
+// is an hour ahead, ends Run: consumers whose clock is right take over. Here copies are late
+// for a topic that takes none of a moment ago.
+func TestLetterTimeRefused(t *testing.T) {
+	t.Parallel()
+	v := setup(t, 1)
+	dead := unique("punctual")
+	v.srv.CreateTopic(t, dead, 1, "message.timestamp.before.max.ms=1")
+	w := v.writer()
+	w.Transport = &kafka.Transport{Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, network, addr)
+		return lateConn{conn}, err
+	}}
+	t.Cleanup(w.Transport.(*kafka.Transport).CloseIdleConnections)
+	r := v.run("reader", func(context.Context, kafka.Message) error { return idem.Permanent(errTest) }, idemkafka.DeadLetter(w, dead))
+	v.publish("bad")
+	if err := r.result(); !errors.Is(err, consumers.ErrUndeliverable) || !errors.Is(err, kafka.InvalidTimestamp) || !strings.Contains(err.Error(), "set the clock") {
+		t.Errorf("Run: %v", err)
+	}
+	if n, m := v.owed(), len(v.srv.All(t, dead)); n != 1 || m != 0 {
+		t.Errorf("%d messages are owed, %d letters", n, m)
+	}
+}
+
+// lateConn sends everything a little later.
+type lateConn struct{ net.Conn }
+
+func (c lateConn) Write(b []byte) (int, error) {
+	<-time.After(20 * time.Millisecond)
+	return c.Conn.Write(b)
 }

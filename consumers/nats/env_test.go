@@ -2,6 +2,7 @@ package idemnats_test
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"slices"
 	"sync"
@@ -21,7 +22,13 @@ import (
 	"github.com/idemq/idemq/internal/testenv"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// The tests wait far more than they compute.
+func TestMain(m *testing.M) {
+	if err := flag.Set("test.parallel", "8"); err != nil { // the command line's comes later, and wins
+		panic(err)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const shortAckWait = 700 * time.Millisecond
 

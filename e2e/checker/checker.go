@@ -21,6 +21,7 @@ type Run struct {
 
 	Ordered       bool          // messages of a key are handled in the order of their publishing
 	Transactional bool          // effects are the rows of a database: Stored, not Effect
+	NoDoneDetails bool          // of a done token the store knows only that it is done: see store.Capabilities
 	Lease         time.Duration // of every claim
 	Budget        int           // failures that a message has before it is dead-lettered; zero: not looked at
 	Kill          uint8         // the fault that ends a process at once, as SIGKILL does

@@ -46,6 +46,50 @@ func TestAccepted(t *testing.T) {
 	}
 }
 
+// A store that knows of a done token only that it is done takes anybody's completion for
+// the one that it has, and that of a token which somebody else has in work for none.
+func TestNoDoneDetails(t *testing.T) {
+	late := func(w *world, status store.Status, done bool) {
+		c, _ := w.begin(1, 1)
+		c.start()
+		w.pause(1, lease)
+		other, _ := w.begin(2, 1)
+		c.effect()
+		c.event(history.Returned, 0)
+		other.run()
+		if done {
+			other.commit(arrives)
+		}
+		c.commit(arrives)
+		w.events[len(w.events)-1].Status = uint8(status)
+		if !done {
+			other.commit(arrives)
+		}
+	}
+	for _, tt := range []struct {
+		name          string
+		status        store.Status
+		done, without bool
+		want          int // violations
+	}{
+		{"whose completion it was is known", store.Lost, true, false, 0},
+		{"and if it is known, it is not said to be another's", store.OK, true, false, 1},
+		{"it is not known", store.OK, true, true, 0},
+		{"what is in work is not done", store.OK, false, true, 1},
+		{"what is done does not get lost", store.Lost, true, true, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld()
+			w.publish(1, 1)
+			late(w, tt.status, tt.done)
+			v := w.check(func(r *checker.Run) { r.NoDoneDetails = tt.without })
+			if v.Total[checker.NotLinearizable] != tt.want || v.InWindow[checker.LeaseLost] != 1 {
+				t.Errorf("%v, in windows %v", v.Violations, v.InWindow)
+			}
+		})
+	}
+}
+
 // Each planted fault is caught by its rule.
 func TestPlanted(t *testing.T) {
 	for _, tt := range []struct {

@@ -25,6 +25,7 @@ func TestPlantedBugs(t *testing.T) {
 	full := *flagReport != "" || os.Getenv("IDEM_E2E_FULL") == "1"
 	bugs := Bugs()
 	if !full {
+		t.Parallel() // the report of all is TestTorture's, which comes before what is parallel
 		bugs = slices.DeleteFunc(bugs, func(b Bug) bool { return b.Chance })
 	}
 	dir := outDir(t)

@@ -20,6 +20,7 @@ var (
 	}
 	stores = []maker[Store]{
 		{"redis", NewRedis},
+		{"redis-compact", NewCompactRedis},
 		{"nats", NewNATSKV},
 		{"postgres", func(tb testing.TB) Store { return NewPostgres(tb, "18") }},
 		{"mariadb", NewMariaDB},

@@ -213,6 +213,8 @@ With an SQL store the effect is a row in the transaction of the completion: no w
 `)
 	say("Every round is held to this as well: nothing is acked before its completion, or its dead letter, was acknowledged (where acks can be seen: see below); nothing is dead-lettered before its budget was spent; no handler starts after the completion was acknowledged; one live claim at most, by [porcupine](https://github.com/anishathalye/porcupine) against the rules that the drivers execute; no attempt's number is given to two claims; messages of a key take effect in the order of their publishing, where the broker keeps one; everything is settled in the end; and no process ends unasked.\n\n")
 
+	say("By what the consumers were told, as the seed of a round decides, and by what Redis keeps (rounds from before there was a choice count with what they had):\n\n%s\n", settingsTable(all))
+
 	say("## The faults\n\n%s\n", markdown(append([]string{"fault", "in all"}, append(kindsOf(brokers, "broker "), kindsOf(stores, "store ")...)...), faultRows(all)))
 	for _, k := range Kinds() {
 		if sum.Faults[k.String()] > 0 {
@@ -226,11 +228,12 @@ With an SQL store the effect is a row in the transaction of the completion: no w
 - Over a kafka.Reader (kafka-reader), a consumer that was stopped for long may move the offset of a partition back that has gone to another one, until the next rebalance: what lies between is fetched again then, and dropped. A round that ends like this is given a deploy more, so that everything is settled.
 - A quorum queue is five seconds old, at least, when its server is killed: of younger ones RabbitMQ 3.10 finds no leader afterwards.
 - The servers are single processes on one machine, but for the replica that a failover goes to: no quorum loses its majority here, and no disk lies about what it wrote.
+- Kafka refuses what is an hour ahead of its clock: a consumer whose clock is cannot dead-letter, and ends. The dead-letter topics here take any time.
 - All clocks are one machine's. Consumers' wall clocks are stepped; the stores' are not.
 - What a seed repeats is the faults and their times. How the processes run between them is up to the machine, so a failure that hangs on a race may need several tries.
 - Handlers record their effect at the end of what they do: an effect is one instant. A handler that does several things can be stopped between them.
 - Histories are written to memory that outlives a killed process. They say what the processes did, not what a machine without power would remember.
-- Consumers are those of the constructors with their default policies, a backoff, a budget and claims ahead: at most once, FailOpen, fingerprints, issued and signed tokens, redrives, Forget, Wrap and Do are left to the model and to the tests beside the code.
+- Consumers are those of the constructors with their default policies, a backoff, a budget, and the settings of the table above: at most once, FailOpen, fingerprints, issued and signed tokens, redrives, Forget, Wrap and Do are left to the model and to the tests beside the code.
 - Where the client offers no place to look (RabbitMQ's queue consumers, kafka-group), acks are not recorded: there an early ack is found by the loss that it leads to, and not by itself.
 - The effects of the stores without transactions are records in the history. What a real effect costs, and what fails in it, is not part of this.
 `)

@@ -16,19 +16,21 @@ import (
 	"github.com/idemq/idemq/e2e/checker"
 	"github.com/idemq/idemq/e2e/history"
 	"github.com/idemq/idemq/e2e/torture/role"
+	"github.com/idemq/idemq/idem/store"
 )
 
 // Round is one site under the faults of one seed. What is zero has a default.
 type Round struct {
-	Seed   uint64
-	Length time.Duration // of the faults; what is left is handled in the calm after it
-	Rate   int           // messages a second at most
-	Bin    string        // the consumer program
-	Dir    string        // of the round's files
-	Clock  bool          // the program can step its clock
-	Every  time.Duration // from fault to fault
-	Only   []Kind        // of faults
-	Config role.Config   // what differs from the default
+	Seed     uint64
+	Length   time.Duration // of the faults; what is left is handled in the calm after it
+	Rate     int           // messages a second at most
+	Bin      string        // the consumer program
+	Dir      string        // of the round's files
+	Clock    bool          // the program can step its clock
+	Every    time.Duration // from fault to fault
+	Only     []Kind        // of faults
+	Config   role.Config   // what differs from the default
+	Settings Settings      // of consumers; what is missing is as usual
 
 	faults *faults
 	pub    *publisher
@@ -53,16 +55,17 @@ const (
 
 // Result is what became of a round: a line of the results file.
 type Result struct {
-	Time    time.Time `json:"time"`
-	Site    string    `json:"site"`
-	Seed    uint64    `json:"seed"`
-	Length  string    `json:"length"`
-	Seconds float64   `json:"seconds"`
-	Phases  []Phase   `json:"phases"`
-	Broker  string    `json:"broker"` // version
-	Store   string    `json:"store"`  // version
-	Library string    `json:"library,omitempty"`
-	Again   string    `json:"again,omitempty"` // the command
+	Time     time.Time `json:"time"`
+	Site     string    `json:"site"`
+	Seed     uint64    `json:"seed"`
+	Length   string    `json:"length"`
+	Seconds  float64   `json:"seconds"`
+	Phases   []Phase   `json:"phases"`
+	Broker   string    `json:"broker"` // version
+	Store    string    `json:"store"`  // version
+	Library  string    `json:"library,omitempty"`
+	Again    string    `json:"again,omitempty"`    // the command
+	Settings Settings  `json:"settings,omitempty"` // what is missing was as usual
 
 	Messages  int            `json:"messages"`
 	Copies    int            `json:"copies"`
@@ -148,6 +151,7 @@ func (r *Round) withDefaults() {
 	if c.PoisonEvery == 0 {
 		c.PoisonEvery = 10_000
 	}
+	r.Settings.apply(c)
 }
 
 // runs makes the names of runs different.
@@ -353,11 +357,11 @@ func (r *Round) collect(ctx context.Context, s Site, to *history.Recorder) error
 	for _, token := range dead {
 		to.Add(history.Event{Kind: history.DeadLettered, Token: token})
 	}
-	store, is := s.Store.(Transactional)
+	database, is := s.Store.(Transactional)
 	if !is {
 		return nil
 	}
-	rows, err := store.Effects(ctx)
+	rows, err := database.Effects(ctx)
 	if err != nil {
 		return fmt.Errorf("reading the effects: %w", err)
 	}
@@ -376,8 +380,12 @@ func (r *Round) check(s Site) (*checker.Verdict, error) {
 		return nil, err
 	}
 	_, transactional := s.Store.(Transactional)
+	var lacks store.Capabilities
+	if limited, is := s.Store.(Limited); is {
+		lacks = limited.Capabilities()
+	}
 	v := checker.Check(checker.Run{
-		Events: events, Ordered: s.Broker.Ordered(), Transactional: transactional,
+		Events: events, Ordered: s.Broker.Ordered(), Transactional: transactional, NoDoneDetails: lacks.NoDoneDetails,
 		Lease: r.Config.Lease, Budget: r.Config.Budget, Kill: uint8(Kill), Stop: stops, Forgot: r.faults.forgot,
 		FaultName: func(op uint8) string { return Kind(op).String() },
 	})
@@ -387,7 +395,7 @@ func (r *Round) check(s Site) (*checker.Verdict, error) {
 func (r *Round) result(s Site, v *checker.Verdict) *Result {
 	res := &Result{
 		Phases: r.phases,
-		Site:   s.String(), Seed: r.Seed, Length: r.Length.String(),
+		Site:   s.String(), Seed: r.Seed, Length: r.Length.String(), Settings: r.Settings,
 		Broker: s.Broker.Version(), Store: s.Store.Version(),
 		Messages: v.Messages, Copies: v.Published, Faults: map[string]int{}, Processes: int(r.faults.fleet.started),
 		Effects: v.Effects, DeadLetters: v.DeadLetters, Claims: v.Claims, Takeovers: v.Takeovers, Duplicates: v.Duplicates,
@@ -416,7 +424,7 @@ func (r *Round) result(s Site, v *checker.Verdict) *Result {
 
 func (r *Round) writePlan(s Site, plan []Fault) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s, seed %d, %v of faults\n", s, r.Seed, r.Length)
+	fmt.Fprintf(&b, "%s, seed %d, %v of faults; %s\n", s, r.Seed, r.Length, r.Settings)
 	for _, f := range plan {
 		fmt.Fprintln(&b, f)
 	}

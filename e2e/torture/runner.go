@@ -27,6 +27,7 @@ type Options struct {
 	Sites    string        // see places; empty for all
 	Once     bool          // ends when each site has had its round, and not before
 	Rate     int           // messages a second of a site at most
+	Choices  Choices       // of the consumers' settings
 	Dir      string        // of the results file, and of what rounds that fail leave
 	Bin      string        // the consumer program
 }
@@ -99,7 +100,7 @@ func Run(t *testing.T, o Options) []Result {
 	if !t.Failed() {
 		t.Log(r.progress())
 	}
-	t.Log("\n" + table(r.results))
+	t.Log("\n" + table(r.results) + "\n" + settingsTable(r.results))
 	return r.results
 }
 
@@ -155,12 +156,12 @@ func (r *runner) seed() uint64 {
 func (r *runner) round(t *testing.T, p place, seed uint64) {
 	site := r.lab.site(t, p)
 	round := &Round{
-		Seed: seed, Length: r.o.Round, Rate: r.o.Rate, Bin: r.o.Bin, Clock: true, Config: role.Config{Lease: roundLease},
+		Seed: seed, Length: r.o.Round, Rate: r.o.Rate, Bin: r.o.Bin, Clock: true, Config: role.Config{Lease: roundLease}, Settings: r.o.Choices.draw(seed),
 		Dir: filepath.Join(r.o.Dir, strings.ReplaceAll(fmt.Sprintf("%s-%d", p, seed), "/", "-")),
 	}
 	r.enlist(round, true)
 	defer r.enlist(round, false)
-	again := fmt.Sprintf("make torture SEED=%d SITE=%s DURATION=%v ROUND=%[3]v", seed, p, r.o.Round)
+	again := fmt.Sprintf("make torture SEED=%d SITE=%s DURATION=%v ROUND=%[3]v%s", seed, p, r.o.Round, r.o.Choices)
 	if err := os.RemoveAll(round.Dir); err != nil {
 		t.Fatal(err)
 	}
@@ -169,7 +170,7 @@ func (r *runner) round(t *testing.T, p place, seed uint64) {
 	res, err := round.Run(ctx, site)
 	if err != nil {
 		r.lab.drop(p)
-		res = &Result{Site: site.String(), Seed: seed, Length: r.o.Round.String(), Time: time.Now().UTC().Truncate(time.Second), Failures: []string{fmt.Sprintf("there is no verdict: %v", err)}}
+		res = &Result{Site: site.String(), Seed: seed, Settings: round.Settings, Length: r.o.Round.String(), Time: time.Now().UTC().Truncate(time.Second), Failures: []string{fmt.Sprintf("there is no verdict: %v", err)}}
 	}
 	res.Again, res.Library = again, r.library
 	if err := r.keep(res); err != nil {
@@ -187,7 +188,7 @@ func (r *runner) round(t *testing.T, p place, seed uint64) {
 	if err := round.writeVerdict(res); err != nil {
 		t.Error(err)
 	}
-	t.Errorf("%s\nhistories, schedule and logs are in %s\nagain: %s", strings.Join(res.Failures, "\n\n"), round.Dir, again)
+	t.Errorf("%s\n%s; histories, schedule and logs are in %s\nagain: %s", strings.Join(res.Failures, "\n\n"), round.Settings, round.Dir, again)
 }
 
 func (r *runner) enlist(round *Round, runs bool) {

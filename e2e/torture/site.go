@@ -6,6 +6,7 @@ import (
 	"context"
 
 	"github.com/idemq/idemq/e2e/torture/role"
+	"github.com/idemq/idemq/idem/store"
 )
 
 // Message is one to be published.
@@ -74,6 +75,11 @@ type Forgetter interface {
 type Filler interface {
 	Fill()  // nothing more can be written
 	Empty() // there is room again
+}
+
+// Limited is a store whose driver may lack something.
+type Limited interface {
+	Capabilities() store.Capabilities
 }
 
 // Transactional is a store whose effects are rows, written in the transaction of the

@@ -33,6 +33,7 @@ func TestSites(t *testing.T) {
 		store  func(testing.TB) Store
 	}{
 		{"kafka-reader with redis", func(tb testing.TB) Broker { return NewKafka(tb, false) }, NewRedis},
+		{"nats with redis-compact", NewNATS, NewCompactRedis},
 		{"kafka-group with postgres", func(tb testing.TB) Broker { return NewKafka(tb, true) }, func(tb testing.TB) Store { return NewPostgres(tb, "") }},
 		{"amqp-classic with mariadb", func(tb testing.TB) Broker { return NewAMQP(tb, false) }, NewMariaDB},
 		{"amqp-quorum with sqlite", func(tb testing.TB) Broker { return NewAMQP(tb, true) }, NewSQLite},

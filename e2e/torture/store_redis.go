@@ -10,6 +10,7 @@ import (
 
 	"github.com/idemq/idemq/e2e/history"
 	"github.com/idemq/idemq/e2e/torture/role"
+	"github.com/idemq/idemq/idem/store"
 	"github.com/idemq/idemq/internal/redistest"
 )
 
@@ -21,6 +22,7 @@ type redisStore struct {
 	primary, replica *redistest.Server
 	proxy            *Proxy
 	version, prefix  string
+	compact          bool // its layout
 }
 
 // redisArgs are options of servers that lose nothing which they have acknowledged when they
@@ -31,7 +33,18 @@ var redisArgs = []string{"--appendonly", "yes", "--appendfsync", "no", "--repl-d
 // NewRedis starts a Redis with a replica. It is a Forgetter and a Filler.
 func NewRedis(tb testing.TB) Store {
 	tb.Helper()
-	s := &redisStore{tb: tb, primary: redistest.Start(tb, redisArgs...)}
+	return newRedis(tb, false)
+}
+
+// NewCompactRedis is NewRedis, for consumers that use the compact layout.
+func NewCompactRedis(tb testing.TB) Store {
+	tb.Helper()
+	return newRedis(tb, true)
+}
+
+func newRedis(tb testing.TB, compact bool) Store {
+	tb.Helper()
+	s := &redisStore{tb: tb, primary: redistest.Start(tb, redisArgs...), compact: compact}
 	s.proxy = NewProxy(tb, s.primary.Addr())
 	s.do(func(ctx context.Context, c *redis.Client) error {
 		text, err := c.Info(ctx, "server").Result()
@@ -71,12 +84,23 @@ func (s *redisStore) do(f func(ctx context.Context, c *redis.Client) error) {
 	}
 }
 
-func (s *redisStore) Kind() string    { return "redis" }
+func (s *redisStore) Kind() string {
+	if s.compact {
+		return "redis-compact"
+	}
+	return "redis"
+}
+
 func (s *redisStore) Version() string { return s.version }
 func (s *redisStore) Proxy() *Proxy   { return s.proxy }
 
+// Capabilities implements Limited.
+func (s *redisStore) Capabilities() store.Capabilities {
+	return store.Capabilities{NoDoneDetails: s.compact, NoFingerprints: s.compact}
+}
+
 func (s *redisStore) Role() role.Store {
-	return role.Store{Kind: "redis", Addr: s.proxy.Addr(), Prefix: s.prefix}
+	return role.Store{Kind: s.Kind(), Addr: s.proxy.Addr(), Prefix: s.prefix}
 }
 
 func (s *redisStore) Round(run string) {

@@ -25,9 +25,12 @@ func client(t *testing.T, s Store) store.Store {
 	t.Helper()
 	r := s.Role()
 	switch r.Kind {
-	case "redis":
+	case "redis", "redis-compact":
 		c := redis.NewClient(&redis.Options{Addr: r.Addr, ContextTimeoutEnabled: true})
 		t.Cleanup(func() { _ = c.Close() })
+		if r.Kind == "redis-compact" {
+			return redisstore.New(c, redisstore.WithCompact(redisstore.Compact{}))
+		}
 		return redisstore.New(c)
 	case "nats":
 		nc, err := nats.Connect(r.Addr, nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond))
@@ -89,7 +92,7 @@ func stateOf(t *testing.T, st store.Store, prefix, token string) (state store.St
 // before; a restart forgets nothing, and one with nothing all.
 func TestForgetters(t *testing.T) {
 	t.Parallel()
-	for name, start := range map[string]func(testing.TB) Store{"redis": NewRedis, "nats": NewNATSKV} {
+	for name, start := range map[string]func(testing.TB) Store{"redis": NewRedis, "redis-compact": NewCompactRedis, "nats": NewNATSKV} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := start(t)

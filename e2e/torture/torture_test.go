@@ -20,6 +20,22 @@ var (
 	flagReport   = flag.String("torture.report", "", "file that the page of all results in torture.dir is written to")
 )
 
+var flagChoices = choiceFlags()
+
+// choiceFlags has a flag for each setting.
+func choiceFlags() Choices {
+	c := Choices{}
+	for _, s := range settings {
+		c[s.name] = Drawn
+		flag.Func("torture."+s.name, s.what+": on, off, or drawn from a round's seed", func(text string) error {
+			choice, err := parseChoice(text)
+			c[s.name] = choice
+			return err
+		})
+	}
+	return c
+}
+
 // fixedSeed is where half of the rounds of a pass without a seed count from.
 const fixedSeed = 1
 
@@ -30,7 +46,7 @@ func TestTorture(t *testing.T) {
 	}
 	o := Options{
 		Seed: *flagSeed, Duration: *flagDuration, Round: *flagRound, Parallel: *flagParallel,
-		Sites: *flagSite, Rate: *flagRate, Dir: outDir(t),
+		Sites: *flagSite, Rate: *flagRate, Dir: outDir(t), Choices: flagChoices,
 	}
 	if o.Duration == 0 {
 		o.Duration = 20 * time.Second

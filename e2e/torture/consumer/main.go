@@ -23,6 +23,9 @@ import (
 	"github.com/idemq/idemq/idem"
 )
 
+// nearTTL is shorter than a round: entries run out in it.
+const nearTTL = 5 * time.Second
+
 // Backoffs are short, so that what failed is settled within a round.
 const (
 	firstBackoff = 10 * time.Millisecond
@@ -66,15 +69,21 @@ func run(ctx context.Context, config string, commands io.Reader) (err error) {
 		idem.WithStore(history.Store(st, rec, c.Run)), idem.WithPrefix(c.Store.Prefix), idem.WithLease(c.Lease),
 		idem.WithObserver(idem.ObserverFunc(tell)),
 	}
+	if c.Store.Kind == redisCompact {
+		c.Retention = compactRetention
+	}
 	if c.Retention > 0 {
 		options = append(options, idem.WithRetention(c.Retention))
+	}
+	if c.NearCache > 0 {
+		options = append(options, idem.WithNearCache(c.NearCache, nearTTL))
 	}
 	if c.Instance != "" {
 		options = append(options, idem.WithInstance(c.Instance))
 	}
 	policies := []consumers.Option{consumers.Backoff(firstBackoff, lastBackoff), consumers.Budget(c.Budget)}
-	if c.Ahead > 0 {
-		policies = append(policies, consumers.WorkAhead(c.Ahead))
+	if c.Ahead != 0 {
+		policies = append(policies, consumers.WorkAhead(max(c.Ahead, 0)))
 	}
 	consuming, cancel := context.WithCancel(ctx)
 	defer cancel()

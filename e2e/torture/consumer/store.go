@@ -25,6 +25,14 @@ const (
 	poolSize    = 32
 )
 
+const (
+	redisCompact = "redis-compact"
+	// In a round some buckets go over to the next generation, and none forgets what was done in it.
+	compactRetention = 5 * time.Minute
+	// Buckets get many tokens, as in production.
+	compactTokens = 20_000
+)
+
 // effect writes the effect of an attempt.
 type effect = func(ctx context.Context, token uint32, attempt int) error
 
@@ -32,11 +40,15 @@ type effect = func(ctx context.Context, token uint32, attempt int) error
 // store. It sends nothing.
 func openStore(c role.Config) (st store.Store, eff effect, done func(), err error) {
 	switch c.Store.Kind {
-	case "redis":
+	case "redis", redisCompact:
 		client := redis.NewClient(&redis.Options{
 			Addr: c.Store.Addr, DialTimeout: dialTimeout, ReadTimeout: dialTimeout, WriteTimeout: dialTimeout, ContextTimeoutEnabled: true,
 		})
-		return redisstore.New(client), nil, func() { _ = client.Close() }, nil
+		var opts []redisstore.Option
+		if c.Store.Kind == redisCompact {
+			opts = append(opts, redisstore.WithCompact(redisstore.Compact{Retention: compactRetention, Tokens: compactTokens}))
+		}
+		return redisstore.New(client, opts...), nil, func() { _ = client.Close() }, nil
 	case "nats":
 		js, done, err := connectNATS(c.Store.Addr)
 		if err != nil {

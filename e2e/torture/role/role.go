@@ -23,7 +23,8 @@ type Config struct {
 	Retention   time.Duration // zero is the library's default
 	Budget      int
 	Concurrency int    // handlers at a time; in a lane, where the broker has lanes
-	Ahead       int    // claims made ahead; zero is the library's default
+	Ahead       int    // claims made ahead; zero is the library's default, [NoneAhead] none
+	NearCache   int    // tokens of it; zero for none
 	Instance    string // empty for none
 
 	FailEvery   int           // one token in so many fails on its first attempt; zero for none
@@ -42,6 +43,9 @@ const (
 	Clock = "clock" // how far the wall clock of the process is off, for builds with the overlay that can
 )
 
+// NoneAhead is an Ahead.
+const NoneAhead = -1
+
 // Broker is where messages come from.
 type Broker struct {
 	Kind   string // "kafka-reader", "kafka-group", "nats", "amqp-classic", "amqp-quorum"
@@ -53,7 +57,7 @@ type Broker struct {
 
 // Store is where records are kept.
 type Store struct {
-	Kind   string // "redis", "nats", "postgres", "mariadb", "sqlite"
+	Kind   string // "redis", "redis-compact", "nats", "postgres", "mariadb", "sqlite"
 	Addr   string // of the proxy: host and port, URL, DSN, file
 	Bucket string // of NATS
 	Prefix string

@@ -1,0 +1,153 @@
+package torture
+
+import (
+	"fmt"
+	"hash/fnv"
+	"math/rand/v2"
+	"strings"
+
+	"github.com/idemq/idemq/e2e/torture/role"
+)
+
+// setting is a feature of the library that the consumers of a round have on or off. What it
+// says in one place is all that a new one needs, besides the consumer that does it.
+type setting struct {
+	name  string // of the flag, and in results
+	what  string
+	usual bool // where nothing is said: what rounds had before there was the choice
+	apply func(c *role.Config, on bool)
+}
+
+// nearCache is how many tokens a process remembers: fewer than a round has, so that some
+// are crowded out.
+const nearCache = 1000
+
+var settings = []setting{
+	{"ahead", "working ahead", true, func(c *role.Config, on bool) {
+		if !on {
+			c.Ahead = role.NoneAhead
+		}
+	}},
+	{"near", "near cache", false, func(c *role.Config, on bool) {
+		c.NearCache = 0
+		if on {
+			c.NearCache = nearCache
+		}
+	}},
+}
+
+// Settings are those of a round, by name; what is missing is as usual.
+type Settings map[string]bool
+
+func (s Settings) on(of *setting) bool {
+	if on, is := s[of.name]; is {
+		return on
+	}
+	return of.usual
+}
+
+func (s Settings) apply(c *role.Config) {
+	for i := range settings {
+		if on, is := s[settings[i].name]; is {
+			settings[i].apply(c, on)
+		}
+	}
+}
+
+// String is all settings, for people.
+func (s Settings) String() string {
+	var all []string
+	for i := range settings {
+		all = append(all, settings[i].what+" "+onOff(s.on(&settings[i])))
+	}
+	return strings.Join(all, ", ")
+}
+
+func onOff(on bool) string {
+	if on {
+		return "on"
+	}
+	return "off"
+}
+
+// Choice is how the rounds of a run come by a setting.
+type Choice int
+
+// The choices.
+const (
+	Usual Choice = iota
+	Drawn        // from the round's seed
+	On
+	Off
+)
+
+func parseChoice(text string) (Choice, error) {
+	switch text {
+	case "on":
+		return On, nil
+	case "off":
+		return Off, nil
+	case "drawn":
+		return Drawn, nil
+	}
+	return Usual, fmt.Errorf("%q: must be on, off or drawn", text)
+}
+
+// Choices are those of a run, by the names of the settings.
+type Choices map[string]Choice
+
+// draw returns the settings of a round. Each is drawn apart: a seed gives those of today
+// next year too, when there are more.
+func (c Choices) draw(seed uint64) Settings {
+	s := Settings{}
+	for i := range settings {
+		switch of := &settings[i]; c[of.name] {
+		case Drawn:
+			h := fnv.New64a()
+			_, _ = h.Write([]byte(of.name))
+			s[of.name] = rand.New(rand.NewPCG(seed, h.Sum64())).IntN(2) == 0
+		case On, Off:
+			s[of.name] = c[of.name] == On
+		}
+	}
+	return s
+}
+
+// String is what make torture needs to be told, for a round to have the same settings.
+func (c Choices) String() string {
+	var b strings.Builder
+	for i := range settings {
+		if of := &settings[i]; c[of.name] == On || c[of.name] == Off {
+			fmt.Fprintf(&b, " %s=%s", strings.ToUpper(of.name), onOff(c[of.name] == On))
+		}
+	}
+	return b.String()
+}
+
+// settingsTable is the results by setting, and by what a Redis keeps.
+func settingsTable(all []Result) string {
+	var rows [][]string
+	add := func(name string, has func(*Result) bool) {
+		var some []Result
+		for i := range all {
+			if has(&all[i]) {
+				some = append(some, all[i])
+			}
+		}
+		t := totals(some)
+		row := []string{name}
+		for _, n := range []int{t.rounds, t.Messages, t.faults(), t.Lost, t.windows(), t.Elsewhere} {
+			row = append(row, grouped(n))
+		}
+		rows = append(rows, row)
+	}
+	for i := range settings {
+		for _, on := range []bool{true, false} {
+			add(settings[i].what+" "+onOff(on), func(r *Result) bool { return r.Settings.on(&settings[i]) == on })
+		}
+	}
+	for _, layout := range []struct{ name, kind string }{{"Redis with records", "redis"}, {"Redis, compact layout", "redis-compact"}} {
+		add(layout.name, func(r *Result) bool { return strings.HasSuffix(r.Site, "/"+layout.kind) })
+	}
+	return markdown([]string{"setting", "rounds", "messages", "faults", "lost", "doubled in a window", "doubled elsewhere"}, rows)
+}

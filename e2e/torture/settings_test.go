@@ -1,0 +1,109 @@
+package torture
+
+import (
+	"maps"
+	"testing"
+
+	"github.com/idemq/idemq/e2e/torture/role"
+)
+
+// all is the choice of every setting.
+func all(c Choice) Choices {
+	choices := Choices{}
+	for i := range settings {
+		choices[settings[i].name] = c
+	}
+	return choices
+}
+
+// A seed gives the same settings each time, and each is on in about half of the seeds,
+// whatever the others are.
+func TestSettingsAreDrawn(t *testing.T) {
+	const seeds = 1000
+	drawn := all(Drawn)
+	on := map[string]int{}
+	for seed := range uint64(seeds) {
+		s := drawn.draw(seed)
+		if again := drawn.draw(seed); !maps.Equal(s, again) {
+			t.Fatalf("seed %d gives %v, and then %v", seed, s, again)
+		}
+		for i := range settings {
+			name := settings[i].name
+			if s[name] {
+				on[name]++
+			}
+			if alone := (Choices{name: Drawn}).draw(seed); len(alone) != 1 || alone[name] != s[name] {
+				t.Errorf("seed %d: %s is %t beside the others, and alone %v", seed, name, s[name], alone)
+			}
+		}
+	}
+	for i := range settings {
+		if n := on[settings[i].name]; n < seeds*4/10 || n > seeds*6/10 {
+			t.Errorf("%s is on for %d of %d seeds", settings[i].name, n, seeds)
+		}
+	}
+	// A seed that somebody noted down has to give the same settings next year.
+	const want = "on on on on off on off off"
+	got := ""
+	for seed := range uint64(8) {
+		got += " " + onOff(drawn.draw(seed)["ahead"])
+	}
+	if got[1:] != want {
+		t.Errorf("seeds 0 to 7 have working ahead %s, want %s", got[1:], want)
+	}
+}
+
+// What is forced is so for every seed, and the command that repeats a round says it.
+func TestSettingsAreForced(t *testing.T) {
+	for _, tt := range []struct {
+		choice Choice
+		on     bool
+		again  string // of working ahead
+	}{{On, true, " AHEAD=on"}, {Off, false, " AHEAD=off"}} {
+		for seed := range uint64(20) {
+			s := all(tt.choice).draw(seed)
+			for i := range settings {
+				if on, is := s[settings[i].name]; !is || on != tt.on {
+					t.Errorf("seed %d: %s is %t, %t; want %t", seed, settings[i].name, on, is, tt.on)
+				}
+			}
+		}
+		if got := (Choices{"ahead": tt.choice}).String(); got != tt.again {
+			t.Errorf("the command is told %q, want %q", got, tt.again)
+		}
+	}
+	if again := all(Drawn).String(); again != "" {
+		t.Errorf("the command is told %q of what the seed decides", again)
+	}
+	if s := all(Usual).draw(1); len(s) != 0 {
+		t.Errorf("nothing is asked for, and set is %v", s)
+	}
+	if c, err := parseChoice("of"); err == nil {
+		t.Errorf(`"of" is choice %d`, c)
+	}
+}
+
+// The round's settings reach its consumers, its schedule and its result.
+func TestSettingsReachConsumers(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		settings Settings
+		ahead    int
+		near     int
+		words    string
+	}{
+		{"nothing said", nil, 0, 0, "working ahead on, near cache off"},
+		{"off", Settings{"ahead": false}, role.NoneAhead, 0, "working ahead off, near cache off"},
+		{"on is the default", Settings{"ahead": true}, 0, 0, "working ahead on, near cache off"},
+		{"a near cache", Settings{"near": true}, 0, nearCache, "working ahead on, near cache on"},
+	} {
+		r := Round{Seed: 1, Settings: tt.settings}
+		r.withDefaults()
+		if r.Config.Ahead != tt.ahead || r.Config.NearCache != tt.near {
+			t.Errorf("%s: consumers are told %d ahead and a near cache of %d, want %d and %d", tt.name, r.Config.Ahead, r.Config.NearCache, tt.ahead, tt.near)
+		}
+		if got := r.Settings.String(); got != tt.words {
+			t.Errorf("%s: %q, want %q", tt.name, got, tt.words)
+		}
+	}
+}
