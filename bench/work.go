@@ -28,8 +28,9 @@ const (
 // One in ten carries a token that was there before, half of these a short while ago, half
 // at any time.
 type Work struct {
-	tokens   []string
-	messages []int // each one's token, as an index
+	tokens     []string
+	messages   []int // each one's token, as an index
+	partitions int
 }
 
 // NewWork makes n messages, a multiple of ten. The same seed gives the same order.
@@ -37,7 +38,7 @@ func NewWork(n int, seed uint64) (*Work, error) {
 	if n <= 0 || n%copyEvery != 0 {
 		return nil, fmt.Errorf("%d messages: must be a multiple of %d, above zero", n, copyEvery)
 	}
-	w := &Work{messages: make([]int, 0, n)}
+	w := &Work{messages: make([]int, 0, n), partitions: partitions}
 	r := rand.New(rand.NewPCG(seed, 0))
 	for i := range n {
 		switch {
@@ -71,5 +72,5 @@ func (w *Work) at(i int) message {
 	n := w.messages[i]
 	payload := make([]byte, payloadSize)
 	binary.BigEndian.PutUint64(payload, uint64(n))
-	return message{token: w.tokens[n], partition: n % partitions, payload: payload}
+	return message{token: w.tokens[n], partition: n % w.partitions, payload: payload}
 }
