@@ -160,7 +160,7 @@ func ackEach(ctx context.Context, s *Site, r *Run) (err error) {
 
 // ourAMQP is this library's consumer, in order and with its defaults.
 func ourAMQP(name string, guard ...idem.Option) Row {
-	return Row{Name: name, Kind: Ours, consume: func(ctx context.Context, s *Site, r *Run) error {
+	return Row{Name: name, Kind: Ours, flood: 40_000, consume: func(ctx context.Context, s *Site, r *Run) error {
 		c, err := idemamqp.NewQueueConsumer(s.Addr, s.Source, s.guard(guard...), func(_ context.Context, d amqp.Delivery) error {
 			r.Begin()
 			return r.Handle(d.Body)

@@ -124,17 +124,17 @@ func (l *lab) site(tb testing.TB, partitions int) (s *Site, counted *trips, disc
 	l.runs++
 	s = &Site{Source: fmt.Sprintf("bench-%d", l.runs), Group: fmt.Sprintf("bench-group-%d", l.runs), Partitions: partitions}
 	s.Addr = l.server.create(tb, s.Source, partitions)
-	s.Redis, counted = countedClient(l.redis)
+	s.Redis, counted = countedClient(l.redis, workers+1)
 	return s, counted, func() {
 		_ = s.Redis.Close()
 		l.server.discard(tb, s.Source)
 	}
 }
 
-// countedClient is a client whose round trips are counted, for all of the workers at once.
-func countedClient(server *redistest.Server) (*redis.Client, *trips) {
+// countedClient is a client of so many connections whose round trips are counted.
+func countedClient(server *redistest.Server, connections int) (*redis.Client, *trips) {
 	options := server.Options()
-	options.PoolSize = workers + 1
+	options.PoolSize = connections
 	c, counted := redis.NewClient(options), new(trips)
 	c.AddHook(counted)
 	return c, counted
@@ -198,22 +198,33 @@ func (l *lab) run(ctx context.Context, row Row, s *Site, r *Run) (ended usage, e
 
 // settled returns when the broker owes nothing.
 func (l *lab) settled(ctx context.Context, s *Site) error {
+	var owed int
+	var failed error
+	err := await(ctx, func() bool {
+		owed, failed = l.server.owed(ctx, s)
+		return failed != nil || owed == 0
+	})
+	switch {
+	case failed != nil:
+		return failed
+	case err != nil:
+		return fmt.Errorf("%d messages were not settled: %w", owed, err)
+	}
+	return nil
+}
+
+// await returns when cond, which is asked again and again, is true.
+func await(ctx context.Context, cond func() bool) error {
 	tick := time.NewTicker(askEvery)
 	defer tick.Stop()
-	for {
-		owed, err := l.server.owed(ctx, s)
-		switch {
-		case err != nil:
-			return err
-		case owed == 0:
-			return nil
-		}
+	for !cond() {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("%d messages were not settled: %w", owed, ctx.Err())
+			return ctx.Err()
 		}
 	}
+	return nil
 }
 
 // orElse is err, or otherwise where there is none.

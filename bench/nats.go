@@ -226,7 +226,7 @@ func natsRows() []Row {
 
 // ourNATS is this library's consumer, in order and with its defaults.
 func ourNATS(name string, guard ...idem.Option) Row {
-	return natsRow(name, Ours, func(ctx context.Context, source jetstream.Consumer, s *Site, r *Run) error {
+	row := natsRow(name, Ours, func(ctx context.Context, source jetstream.Consumer, s *Site, r *Run) error {
 		c, err := idemnats.NewConsumer(source, s.guard(guard...), func(_ context.Context, m jetstream.Msg) error {
 			r.Begin()
 			return r.Handle(m.Data())
@@ -238,4 +238,6 @@ func ourNATS(name string, guard ...idem.Option) Row {
 		defer stop()
 		return c.Run(ctx)
 	})
+	row.flood = 100_000
+	return row
 }

@@ -20,6 +20,10 @@ type Row struct {
 	// Repeats says that copies are handled again.
 	Repeats bool
 
+	// flood is how many messages its maximum is measured with, for latencies at a share of
+	// it; zero: the row has none.
+	flood int
+
 	consume consume
 	// warm, in its place, makes ready what is measured afterwards, over an emptied Redis.
 	warm func(tb testing.TB, s *Site, w *Work) (consume, error)

@@ -67,10 +67,23 @@ type message struct {
 	payload   []byte
 }
 
-// at is the i-th message. Its payload begins with the number of its token.
+// at is the i-th message.
 func (w *Work) at(i int) message {
 	n := w.messages[i]
+	return w.message(n, w.tokens[n])
+}
+
+// message is of a token, with whose number its payload begins.
+func (w *Work) message(n int, token string) message {
 	payload := make([]byte, payloadSize)
 	binary.BigEndian.PutUint64(payload, uint64(n))
-	return message{token: w.tokens[n], partition: n % w.partitions, payload: payload}
+	return message{token: token, partition: n % w.partitions, payload: payload}
+}
+
+// numberOf is the number of a message's token.
+func numberOf(payload []byte) (uint64, error) {
+	if len(payload) != payloadSize {
+		return 0, fmt.Errorf("a message of %d bytes, which was not published", len(payload))
+	}
+	return binary.BigEndian.Uint64(payload), nil
 }
