@@ -104,7 +104,7 @@ type calling struct {
 // loaded.
 const warmed = 500 * time.Millisecond
 
-// run calls from all goroutines until the time is over. Calls that began in it are counted.
+// run calls from all goroutines, once at least, until the time is over.
 func (b *bed) run(ctx context.Context, c calling) (*Load, error) {
 	if c.warm > 0 {
 		first := c
@@ -127,7 +127,7 @@ func (b *bed) run(ctx context.Context, c calling) (*Load, error) {
 	for i := range c.goroutines {
 		g.Go(func() error {
 			own := newHistogram()
-			for at := time.Now(); at.Sub(begun.at) < c.length && ctx.Err() == nil; {
+			for at := time.Now(); ctx.Err() == nil; {
 				n, err := c.call(ctx, i)
 				if err != nil {
 					return fmt.Errorf("%s: %w", c.name, err)
@@ -138,7 +138,9 @@ func (b *bed) run(ctx context.Context, c calling) (*Load, error) {
 				if second := int(now.Sub(begun.at) / time.Second); second < len(perSecond) {
 					perSecond[second].Add(int64(n))
 				}
-				at = now
+				if at = now; now.Sub(begun.at) >= c.length {
+					break
+				}
 			}
 			mu.Lock()
 			defer mu.Unlock()
