@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/shirou/gopsutil/v4/cpu"
 	"github.com/shirou/gopsutil/v4/host"
 	"github.com/shirou/gopsutil/v4/mem"
@@ -171,7 +172,7 @@ func (res *Result) lab(t *testing.T, b Broker) *lab {
 	t.Helper()
 	l := newLab(t, b)
 	res.know(l.server.version())
-	res.know(l.redisVersion(t))
+	res.know(redisVersion(t, l.own))
 	return l
 }
 
@@ -199,9 +200,9 @@ func (res *Result) know(version string) {
 	}
 }
 
-func (l *lab) redisVersion(tb testing.TB) string {
+func redisVersion(tb testing.TB, c *redis.Client) string {
 	tb.Helper()
-	info, err := l.own.InfoMap(tb.Context(), "server").Result()
+	info, err := c.InfoMap(tb.Context(), "server").Result()
 	if err != nil {
 		tb.Fatalf("asking Redis for its version: %v", err)
 	}

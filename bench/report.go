@@ -82,10 +82,14 @@ func again(res *Result) string {
 			fmt.Fprintf(&b, "- %s: `%s`, %s\n", part, ran.Command, ran)
 		}
 	}
-	fmt.Fprintf(&b, "\n%s, %d CPUs, %.0f GB of memory, %s; client and servers on the one machine, over loopback. %s. %s, %s.\n",
-		cmp.Or(res.CPU, "CPU unknown"), res.CPUs, float64(res.Memory)/1e9, res.System,
-		strings.Join(res.Servers, ", "), strings.Join(res.Clients, ", "), res.Go)
+	fmt.Fprintf(&b, "\n%s %s.\n", res.machine(), strings.Join(res.Clients, ", "))
 	return b.String()
+}
+
+// machine is what it ran on.
+func (res *Result) machine() string {
+	return fmt.Sprintf("%s, %d CPUs, %.0f GB of memory, %s; client and servers on the one machine, over loopback. %s, %s.",
+		cmp.Or(res.CPU, "CPU unknown"), res.CPUs, float64(res.Memory)/1e9, res.System, strings.Join(res.Servers, ", "), res.Go)
 }
 
 const legend = `- *messages/s*: from the first message that the row has until the broker has seen everything settled, [lowest-highest] round. Rows marked * settle by a timer or when they are closed: their clock stops at the last effect, in their favour.

@@ -39,7 +39,7 @@ func TestPage(t *testing.T) {
 		"| **idemkafka.NewGroupConsumer, records** | 12,500 [2,500-25,000] | 25 % | 1 | 0 |",
 		"| SETNX, 1 goroutine | not measured |",
 		"- Kafka, SETNX, 1 goroutine (0 of 3 rounds measured): no such server",
-		"some CPU, 2 CPUs, 25 GB of memory, debian 12", "Kafka 4.3.0, Redis 7.0.15", "kafka-go 0.4.51, go1.26.",
+		"some CPU, 2 CPUs, 25 GB of memory, debian 12", "Kafka 4.3.0, Redis 7.0.15, go1.26. kafka-go 0.4.51.",
 		"- rows: `make bench`, 2026-11-27 12:00:00 UTC, the library at 0123456789ab",
 	} {
 		if !strings.Contains(page, want) {
