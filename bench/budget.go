@@ -36,9 +36,10 @@ type budget struct {
 }
 
 func (p plan) budget(c cost) budget {
-	b := budget{Mean: p.perDay / (24 * time.Hour).Seconds()}
+	const day = 24 * time.Hour
+	b := budget{Mean: p.perDay / day.Seconds()}
 	b.Busiest = b.Mean * p.peak
-	b.Memory = b.Mean * p.retention.Seconds() * c.bytes
+	b.Memory = p.perDay * c.bytes * (float64(p.retention) / float64(day)) // no rounding where it is a day
 	b.BySpeed = atLeastOne(b.Busiest / (c.perCore * p.headroom))
 	b.ByMemory = atLeastOne(b.Memory / (p.memory * p.headroom))
 	b.Masters = max(b.BySpeed, b.ByMemory)

@@ -88,7 +88,7 @@ func bucketsFor(tokens int) int {
 
 // setKey is the set of a bucket for a generation, 0 or 1. Buckets are counted over all tags.
 func setKey(bucket, generation int) string {
-	return fmt.Sprintf("%s:{%d}:b:%d:%d", idem.DefaultPrefix, bucket%fillTags, bucket/fillTags, generation)
+	return idem.DefaultPrefix + ":{" + strconv.Itoa(bucket%fillTags) + "}:b:" + strconv.Itoa(bucket/fillTags) + ":" + strconv.Itoa(generation)
 }
 
 // fingerprint is 64 random bits, as those of a hash are.
@@ -142,14 +142,15 @@ func (f *filler) set(ins *inserter, key string, n int, goes string) error {
 	return ins.do("PEXPIREAT", key, goes)
 }
 
-// memoryOf is what a server holds, and what its process has.
-func memoryOf(ctx context.Context, c *redis.Client) (used, rss int64, err error) {
+// memoryOf is what a server holds, what its process has, and by which allocator.
+func memoryOf(ctx context.Context, c *redis.Client) (used, rss int64, allocator string, err error) {
 	info, err := c.InfoMap(ctx, "memory").Result()
 	if err != nil {
-		return 0, 0, fmt.Errorf("asking Redis for its memory: %w", err)
+		return 0, 0, "", fmt.Errorf("asking Redis for its memory: %w", err)
 	}
-	if used, err = strconv.ParseInt(info["Memory"]["used_memory"], 10, 64); err == nil {
-		rss, err = strconv.ParseInt(info["Memory"]["used_memory_rss"], 10, 64)
+	memory := info["Memory"]
+	if used, err = strconv.ParseInt(memory["used_memory"], 10, 64); err == nil {
+		rss, err = strconv.ParseInt(memory["used_memory_rss"], 10, 64)
 	}
-	return used, rss, err
+	return used, rss, memory["mem_allocator"], err
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -95,4 +96,25 @@ func (res *Result) measured(t *testing.T, o Options, part string, begun time.Tim
 		t.Fatal(err)
 	}
 	t.Logf("part %s: %.0f s", part, time.Since(begun).Seconds())
+}
+
+// parseNumbers reads "10k,1M"; empty is none.
+func parseNumbers(list string) (all []int, err error) {
+	for text := range strings.SplitSeq(list, ",") {
+		if text = strings.TrimSpace(text); text == "" {
+			continue
+		}
+		factor := 1
+		for suffix, by := range map[string]int{"k": 1000, "M": 1_000_000} {
+			if digits, is := strings.CutSuffix(text, suffix); is {
+				text, factor = digits, by
+			}
+		}
+		n, err := strconv.Atoi(text)
+		if err != nil || n <= 0 {
+			return nil, fmt.Errorf("%q in %q: write numbers as 10k,1M,50M", text, list)
+		}
+		all = append(all, n*factor)
+	}
+	return all, nil
 }

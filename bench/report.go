@@ -56,7 +56,7 @@ func Page(res *Result) string {
 		}
 	}
 	section("Latency", len(res.Latency) > 0, func() string { return latencySection(res.Latency) })
-	section("Do", len(res.Do) > 0, func() string { return doSection(res.Do) })
+	section("Do", len(res.Do) > 0, func() string { return doSection(res.Do, res.CPUs) })
 	section("Round trips", len(res.Trips) > 0, func() string { return tripsSection(res.Trips) })
 	section("The slowest second", len(res.Seconds) > 0, func() string { return secondsSection(res.Seconds) })
 	section("Memory of a consumer", res.Soak != nil, func() string { return soakSection(res.Soak) })

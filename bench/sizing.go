@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/shirou/gopsutil/v4/mem"
+
 	"github.com/idemq/idemq/idem"
 )
 
@@ -33,6 +35,7 @@ type Sizing struct {
 	Ran     map[string]Ran `json:"ran"`
 
 	Tokens     []Remembered `json:"tokens"`
+	Allocator  string       `json:"allocator"` // of Redis
 	Cliffs     []Cliff      `json:"cliffs"`
 	Partitions []Sized      `json:"partitions"`
 	Handlers   []Sized      `json:"handlers"`
@@ -129,6 +132,7 @@ func (z *Sizing) sizeTokens(t *testing.T, o SizingOptions, length time.Duration)
 	z.Tokens, z.Cliffs = nil, nil
 	for i, n := range o.Records {
 		t.Run(fmt.Sprint("records ", n), func(t *testing.T) {
+			roomFor(t, n, recordRoom)
 			b, f, empty := z.fillable(t)
 			most := i == len(o.Records)-1
 			pings, err := watched(t.Context(), b, most, func(ctx context.Context) error { return f.records(ctx, n) })
@@ -144,6 +148,7 @@ func (z *Sizing) sizeTokens(t *testing.T, o SizingOptions, length time.Duration)
 	}
 	for _, n := range o.Compact {
 		t.Run(fmt.Sprint("compact ", n), func(t *testing.T) {
+			roomFor(t, n+n/2, compactRoom)
 			b, f, empty := z.fillable(t)
 			one := n <= oneAtATimeUpTo
 			if err := f.compact(t.Context(), n, n, 0, one); err != nil {
@@ -170,16 +175,38 @@ func (z *Sizing) bed(t *testing.T) *bed {
 	return b
 }
 
+// What a token takes at most, its share of the growing table included, and what is left for
+// all else.
+const (
+	recordRoom  = 260
+	compactRoom = 16
+	otherRoom   = 2_000_000_000
+)
+
+// roomFor ends the test where the machine has no memory for so many tokens.
+func roomFor(t *testing.T, tokens, bytes int) {
+	t.Helper()
+	memory, err := mem.VirtualMemory()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if need := uint64(tokens)*uint64(bytes) + otherRoom; memory.Available < need {
+		t.Fatalf("%s tokens need %s of memory, and %s are available: ask for fewer (RECORDS=1M,10M COMPACT=1M,10M)",
+			grouped(tokens), gigabytes(int64(need)), gigabytes(int64(memory.Available)))
+	}
+}
+
 // emptyMemory is what a Redis uses that holds nothing.
 type emptyMemory struct{ used, rss int64 }
 
 func (z *Sizing) fillable(t *testing.T) (*bed, *filler, emptyMemory) {
 	t.Helper()
 	b := z.bed(t)
-	used, rss, err := memoryOf(t.Context(), b.masters[0])
+	used, rss, allocator, err := memoryOf(t.Context(), b.masters[0])
 	if err != nil {
 		t.Fatal(err)
 	}
+	z.Allocator = allocator
 	return b, newFiller(b.masters[0].Options().Addr), emptyMemory{used, rss}
 }
 
@@ -201,7 +228,7 @@ func watched(ctx context.Context, b *bed, is bool, work func(context.Context) er
 
 func (z *Sizing) remember(t *testing.T, b *bed, empty emptyMemory, r Remembered, c calling) {
 	t.Helper()
-	used, rss, err := memoryOf(t.Context(), b.masters[0])
+	used, rss, _, err := memoryOf(t.Context(), b.masters[0])
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,7 +24,7 @@ func (z *Sizing) Page() (string, error) {
 	usual := usualPlan(0)
 	data := map[string]any{
 		"CPUs": z.Machine.CPUs, "Redis": z.redis(), "Goroutines": loadGoroutines, "Handling": handling,
-		"Tokens": z.tokensTable(), "Cliffs": z.cliffsTable(),
+		"Allocator": z.Allocator, "Tokens": z.tokensTable(), "Cliffs": z.cliffsTable(),
 		"Partitions": sizedTable(z.Partitions, "partitions", nil),
 		"Handlers": sizedTable(z.Handlers, "goroutines", &column{"at most", func(s *Sized) string {
 			return grouped(int(s.Value / handling.Seconds()))

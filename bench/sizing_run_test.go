@@ -2,12 +2,9 @@ package bench
 
 import (
 	"flag"
-	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
-	"strconv"
-	"strings"
 	"testing"
 
 	"github.com/idemq/idemq/internal/testenv"
@@ -18,8 +15,8 @@ var (
 	flagSizing        = flag.Bool("sizing", false, "measures; else nothing is")
 	flagSizingParts   = flag.String("sizing.parts", "", "parts, separated by commas: tokens, partitions, handlers, duplicates, masters; empty: all")
 	flagSizingQuick   = flag.Bool("sizing.quick", false, "makes all parts short, to see that they work")
-	flagSizingRecords = flag.String("sizing.records", "1M,10M,50M", "numbers of tokens to be remembered as records, lowest first; 50M take 9 GB")
-	flagSizingCompact = flag.String("sizing.compact", "1M,10M,100M", "the same in the compact layout; 100M take 1.5 GB")
+	flagSizingRecords = flag.String("sizing.records", "1M,10M,50M", "numbers of tokens to be remembered as records, lowest first; 50M take 12 GB")
+	flagSizingCompact = flag.String("sizing.compact", "1M,10M,100M", "the same in the compact layout; 100M take 2 GB")
 	flagSizingDocs    = flag.String("sizing.docs", "", "folder that the page and its plot are written to; empty: the page is printed")
 	flagSizingCommand = flag.String("sizing.command", "go test", "the command that asked for this, for the page")
 )
@@ -37,13 +34,11 @@ func TestSizing(t *testing.T) {
 		Parts: parts, Quick: *flagSizingQuick, Command: *flagSizingCommand, Rows: regexp.MustCompile(""),
 		Dir: filepath.Join(testenv.Root(t), ".cache", pick(Options{Quick: *flagSizingQuick}, "bench", "bench-quick")),
 	}}
-	for list, into := range map[string]*[]int{
-		pick(o.Options, *flagSizingRecords, "10k,2M"):  &o.Records,
-		pick(o.Options, *flagSizingCompact, "10k,30k"): &o.Compact,
-	} {
-		if *into, err = parseNumbers(list); err != nil {
-			t.Fatal(err)
-		}
+	if o.Records, err = parseNumbers(pick(o.Options, *flagSizingRecords, "10k,2M")); err != nil {
+		t.Fatalf("-sizing.records: %v", err)
+	}
+	if o.Compact, err = parseNumbers(pick(o.Options, *flagSizingCompact, "10k,30k")); err != nil {
+		t.Fatalf("-sizing.compact: %v", err)
 	}
 	z := Size(t, o)
 	page, err := z.Page()
@@ -64,25 +59,4 @@ func TestSizing(t *testing.T) {
 		}
 	}
 	t.Logf("wrote %s and %s into %s", SizingPageFile, SizingPlotFile, *flagSizingDocs)
-}
-
-// parseNumbers reads "10k,1M"; empty is none.
-func parseNumbers(list string) (all []int, err error) {
-	for text := range strings.SplitSeq(list, ",") {
-		if text = strings.TrimSpace(text); text == "" {
-			continue
-		}
-		factor := 1
-		for suffix, by := range map[string]int{"k": 1000, "M": 1_000_000} {
-			if digits, is := strings.CutSuffix(text, suffix); is {
-				text, factor = digits, by
-			}
-		}
-		n, err := strconv.Atoi(text)
-		if err != nil || n <= 0 {
-			return nil, fmt.Errorf("%q in %q: write numbers as 10k,1M,50M", text, list)
-		}
-		all = append(all, n*factor)
-	}
-	return all, nil
 }
