@@ -183,7 +183,7 @@ func TestInserterTellsWhatWasRefused(t *testing.T) {
 	if err == nil {
 		err = ins.do("SADD", "k", "1")
 	}
-	if err = ins.end(err); err == nil || !strings.Contains(err.Error(), "refused command 2") || !strings.Contains(err.Error(), "WRONGTYPE") {
+	if err = ins.end(err); err == nil || !strings.Contains(err.Error(), "command 2 was refused") || !strings.Contains(err.Error(), "WRONGTYPE") {
 		t.Errorf("ended with %v, want what Redis said of command 2", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

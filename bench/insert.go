@@ -57,7 +57,7 @@ func countAnswers(r io.Reader) (a answers) {
 		case line == last:
 			return a
 		case line[0] == '-':
-			a.err = fmt.Errorf("Redis refused command %d: %q", a.n+1, line)
+			a.err = fmt.Errorf("command %d was refused: %q", a.n+1, line)
 			return a
 		}
 		a.n++

@@ -150,15 +150,19 @@ func TestBudget(t *testing.T) {
 		want budget
 	}{
 		{
-			"memory decides", usualPlan(1e9), cost{bytes: 200, perCore: 100_000},
+			"memory decides", usualPlan(1e9),
+			cost{bytes: 200, perCore: 100_000},
 			budget{Mean: 11574.07, Busiest: 34722.2, Memory: 200e9, BySpeed: 1, ByMemory: 25, Masters: 25},
 		},
 		{
-			"speed decides", usualPlan(1e9), cost{bytes: 7, perCore: 20_000},
+			"speed decides", usualPlan(1e9),
+			cost{bytes: 7, perCore: 20_000},
 			budget{Mean: 11574.07, Busiest: 34722.2, Memory: 7e9, BySpeed: 4, ByMemory: 1, Masters: 4},
 		},
 		{
-			"half of a day is remembered", plan{perDay: 864_000, peak: 1, retention: 12 * time.Hour, headroom: 1, memory: 1e9}, cost{bytes: 10, perCore: 10},
+			"half of a day is remembered",
+			plan{perDay: 864_000, peak: 1, retention: 12 * time.Hour, headroom: 1, memory: 1e9},
+			cost{bytes: 10, perCore: 10},
 			budget{Mean: 10, Busiest: 10, Memory: 4.32e6, BySpeed: 1, ByMemory: 1, Masters: 1},
 		},
 	} {
