@@ -88,7 +88,7 @@ audit: ## look for known vulnerabilities, and for licences that are not allowed
 microbench: ## run the Go benchmarks of every module (BENCH=regexp chooses)
 	@.ci/with-servers .ci/each go test -run='^$$' -bench='$(BENCH)' -benchmem ./...
 
-# BASE=commit, and a regexp of benchmarks, BENCH, which take long together.
+# BASE=commit; BENCH is a regexp of benchmarks, which take long together; COUNT=6 runs of each.
 .PHONY: benchstat
 benchstat: ## compare the Go benchmarks of the work tree with those of BASE, by default the last release (BENCH, COUNT)
 	@.ci/with-servers .ci/benchstat '$(BASE)' '$(BENCH)' $(COUNT)
@@ -114,7 +114,7 @@ SIZING_ARGS = $(if $(PARTS), PARTS=$(PARTS))$(if $(RECORDS), RECORDS=$(RECORDS))
 SIZING = .ci/with-servers go test -C bench -count=1 -v -timeout=0 -run='^TestSizing$$' . -sizing $(if $(PARTS),-sizing.parts='$(PARTS)') $(if $(RECORDS),-sizing.records='$(RECORDS)') $(if $(COMPACT),-sizing.compact='$(COMPACT)')
 
 .PHONY: sizing
-sizing: ## measure throughput and memory against what grows (PARTS, RECORDS, COMPACT), and write docs/sizing.md; wants 12 GB
+sizing: ## measure throughput and memory against what grows (PARTS, RECORDS, COMPACT), and write docs/sizing.md; wants 14 GB
 	@$(SIZING) -sizing.docs=$(CURDIR)/docs -sizing.command='make sizing$(SIZING_ARGS)'
 
 .PHONY: sizing-quick

@@ -134,11 +134,12 @@ func (z *Sizing) sizeTokens(t *testing.T, o SizingOptions, length time.Duration)
 		t.Run(fmt.Sprint("records ", n), func(t *testing.T) {
 			roomFor(t, n, recordRoom)
 			b, f, empty := z.fillable(t)
-			most := i == len(o.Records)-1
+			most, begun := i == len(o.Records)-1, time.Now()
 			pings, err := watched(t.Context(), b, most, func(ctx context.Context) error { return f.records(ctx, n) })
 			if err != nil {
 				t.Fatal(err)
 			}
+			t.Logf("filled in %.0f s", time.Since(begun).Seconds())
 			if most {
 				z.Cliffs = cliffs(pings)
 				t.Logf("%+v", z.Cliffs)
@@ -150,10 +151,11 @@ func (z *Sizing) sizeTokens(t *testing.T, o SizingOptions, length time.Duration)
 		t.Run(fmt.Sprint("compact ", n), func(t *testing.T) {
 			roomFor(t, n+n/2, compactRoom)
 			b, f, empty := z.fillable(t)
-			one := n <= oneAtATimeUpTo
+			one, begun := n <= oneAtATimeUpTo, time.Now()
 			if err := f.compact(t.Context(), n, n, 0, one); err != nil {
 				t.Fatal(err)
 			}
+			t.Logf("filled in %.0f s", time.Since(begun).Seconds())
 			l := layout{name: "compact", guard: []idem.Option{compactFor(n)}}
 			within := Remembered{Layout: "compact", Tokens: n, AtOnce: !one}
 			z.remember(t, b, empty, within, calling{})
