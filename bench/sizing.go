@@ -318,8 +318,12 @@ func (z *Sizing) sizeHandlers(t *testing.T, length time.Duration) {
 	})
 }
 
-// known is how many tokens are done before duplicates come.
-const known = 10_000
+// known is how many tokens are done before duplicates come, an equal part of them for each
+// goroutine: two that ask for one token at a time are in each other's way.
+const (
+	knownOfEach = 8
+	known       = knownOfEach * loadGoroutines
+)
 
 func (z *Sizing) sizeDuplicates(t *testing.T, length time.Duration) {
 	t.Helper()
@@ -340,7 +344,7 @@ func (z *Sizing) sizeDuplicates(t *testing.T, length time.Duration) {
 			calls[i]++
 			// So many of each hundred, evenly spread.
 			if n := calls[i] * 37; n%100 < int(share) {
-				err := g.Do(ctx, done[(n+i*known/loadGoroutines)%known], func(context.Context) error {
+				err := g.Do(ctx, done[i*knownOfEach+n%knownOfEach], func(context.Context) error {
 					return errors.New("a duplicate was handled")
 				})
 				if errors.Is(err, idem.ErrDuplicate) {
