@@ -3,7 +3,6 @@ package bench
 import (
 	"context"
 	"fmt"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -120,13 +119,15 @@ func (b *bed) run(ctx context.Context, c calling) (*Load, error) {
 	}
 	tripsBefore, perSecond := b.trips.n.Load(), make([]atomic.Int64, int(c.length/time.Second))
 	var done atomic.Int64
-	var mu sync.Mutex
-	all := newHistogram()
+	var counted [8]*histogram // each of some goroutines: one would hold them up, and one for each is large
+	for i := range counted {
+		counted[i] = newHistogram()
+	}
 	begun := use()
 	g, ctx := errgroup.WithContext(ctx)
 	for i := range c.goroutines {
 		g.Go(func() error {
-			own := newHistogram()
+			own := counted[i%len(counted)]
 			for at := time.Now(); ctx.Err() == nil; {
 				n, err := c.call(ctx, i)
 				if err != nil {
@@ -142,9 +143,6 @@ func (b *bed) run(ctx context.Context, c calling) (*Load, error) {
 					break
 				}
 			}
-			mu.Lock()
-			defer mu.Unlock()
-			all.merge(own)
 			return nil
 		})
 	}
@@ -155,6 +153,10 @@ func (b *bed) run(ctx context.Context, c calling) (*Load, error) {
 	after, err := b.use(context.WithoutCancel(ctx))
 	if err != nil {
 		return nil, err
+	}
+	all := newHistogram()
+	for _, h := range counted {
+		all.merge(h)
 	}
 	l.Seconds, l.Done, l.Latency = ended.at.Sub(begun.at).Seconds(), done.Load(), all.quantiles()
 	l.ClientCPU, l.RedisCPU = (ended.cpu - begun.cpu).Seconds(), (after.cpu - before.cpu).Seconds()
