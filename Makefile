@@ -16,7 +16,7 @@ export GOLANGCI_LINT_CACHE := $(CACHE)/golangci-lint
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: test
 test: ## run every test of every module with the race detector; gets and starts the servers they need
@@ -89,16 +89,38 @@ audit: ## look for known vulnerabilities, and for licences that are not allowed
 microbench: ## run the Go benchmarks of every module (BENCH=regexp chooses)
 	@.ci/with-servers .ci/each go test -run='^$$' -bench='$(BENCH)' -benchmem ./...
 
-# ROWS=Kafka/ or ROWS='/idem' chooses rows by a regexp.
-COMPARE = .ci/with-servers go test -C bench -count=1 -v -timeout=0 -run='^TestCompare$$' . $(if $(ROWS),-compare.rows='$(ROWS)')
+# BASE=commit; BENCH is a regexp of benchmarks, which take long together; COUNT=6 runs of each.
+.PHONY: benchstat
+benchstat: ## compare the Go benchmarks of the work tree with those of BASE, by default the last release (BENCH, COUNT)
+	@.ci/with-servers .ci/benchstat '$(BASE)' '$(BENCH)' $(COUNT)
+
+# ROWS=Kafka/ or ROWS='/idem' chooses rows by a regexp, PARTS=rows,do parts.
+BENCH_ARGS = $(if $(ROWS), ROWS=$(ROWS))$(if $(PARTS), PARTS=$(PARTS))
+COMPARE = .ci/with-servers go test -C bench -count=1 -v -timeout=0 -run='^TestCompare$$' . $(if $(ROWS),-compare.rows='$(ROWS)') $(if $(PARTS),-compare.parts='$(PARTS)')
 
 .PHONY: bench
-bench: ## measure consumers beside what people run today, three rounds (ROWS), and write docs/performance.md
-	@$(COMPARE) -compare.messages=200000 -compare.docs=$(CURDIR)/docs -compare.command='make bench$(if $(ROWS), ROWS=$(ROWS))'
+bench: ## measure consumers beside what people run today, three rounds (ROWS, PARTS), and write docs/performance.md
+	@$(COMPARE) -compare.messages=200000 -compare.docs=$(CURDIR)/docs -compare.command='make bench$(BENCH_ARGS)'
 
 .PHONY: bench-quick
-bench-quick: ## the same in under three minutes, with too few messages to quote, and print it (ROWS)
-	@$(COMPARE) -compare.messages=10000 -compare.rounds=1 -compare.command='make bench-quick$(if $(ROWS), ROWS=$(ROWS))'
+bench-quick: ## the same in some minutes, with too few messages to quote, and print it (ROWS, PARTS)
+	@$(COMPARE) -compare.messages=10000 -compare.rounds=1 -compare.quick -compare.command='make bench-quick$(BENCH_ARGS)'
+
+.PHONY: bench-soak
+bench-soak: ## consume MESSAGES=10000000 from Kafka, and look whether the consumer's memory grows; for docs/performance.md
+	@$(COMPARE) -compare.messages=200000 -compare.parts=soak $(if $(MESSAGES),-compare.soak=$(MESSAGES)) -compare.docs=$(CURDIR)/docs -compare.command='make bench-soak$(if $(MESSAGES), MESSAGES=$(MESSAGES))'
+
+# PARTS=tokens,masters chooses; RECORDS=10M COMPACT=10M,100M are the tokens to be remembered.
+SIZING_ARGS = $(if $(PARTS), PARTS=$(PARTS))$(if $(RECORDS), RECORDS=$(RECORDS))$(if $(COMPACT), COMPACT=$(COMPACT))
+SIZING = .ci/with-servers go test -C bench -count=1 -v -timeout=0 -run='^TestSizing$$' . -sizing $(if $(PARTS),-sizing.parts='$(PARTS)') $(if $(RECORDS),-sizing.records='$(RECORDS)') $(if $(COMPACT),-sizing.compact='$(COMPACT)')
+
+.PHONY: sizing
+sizing: ## measure throughput and memory against what grows (PARTS, RECORDS, COMPACT), and write docs/sizing.md; wants 14 GB
+	@$(SIZING) -sizing.docs=$(CURDIR)/docs -sizing.command='make sizing$(SIZING_ARGS)'
+
+.PHONY: sizing-quick
+sizing-quick: ## the same, too short to quote, and print it (PARTS)
+	@$(SIZING) -sizing.quick -sizing.command='make sizing-quick$(SIZING_ARGS)'
 
 .PHONY: up
 up: ## start every server of docker-compose.yml, and wait until they are healthy

@@ -46,32 +46,62 @@ func openAMQP(queueType string) func(testing.TB) server {
 
 func (a *amqpServer) version() string { return "RabbitMQ " + a.release }
 
-func (a *amqpServer) publish(tb testing.TB, w *Work, source string) string {
+func (a *amqpServer) create(tb testing.TB, source string, _ int) string {
 	tb.Helper()
-	ctx := context.Background()
 	if _, err := a.ch.QueueDeclare(source, true, false, false, false, a.queue); err != nil {
 		tb.Fatalf("declaring queue %s: %v", source, err)
 	}
-	var confirms []*amqp.DeferredConfirmation
-	for i := range w.Messages() {
-		m := w.at(i)
-		confirm, err := a.ch.PublishWithDeferredConfirmWithContext(ctx, "", source, true, false, amqp.Publishing{
+	return a.URL()
+}
+
+func (a *amqpServer) producer(_ testing.TB, source string) producer {
+	return &amqpProducer{ch: a.ch, source: source}
+}
+
+type amqpProducer struct {
+	ch       *amqp.Channel
+	source   string
+	confirms []*amqp.DeferredConfirmation // the oldest first
+}
+
+// send waits where too many are not confirmed.
+func (p *amqpProducer) send(ctx context.Context, some ...message) error {
+	for _, m := range some {
+		confirm, err := p.ch.PublishWithDeferredConfirmWithContext(ctx, "", p.source, true, false, amqp.Publishing{
 			DeliveryMode: amqp.Persistent, Headers: amqp.Table{idem.Header: m.token}, Body: m.payload,
 		})
 		if err != nil {
-			tb.Fatalf("publishing to queue %s: %v", source, err)
+			return err
 		}
-		if confirms = append(confirms, confirm); i >= publishAhead {
-			confirms[i-publishAhead].Wait()
-		}
-	}
-	for _, c := range confirms {
-		if !c.Wait() {
-			tb.Fatalf("queue %s did not take a message", source)
+		if p.confirms = append(p.confirms, confirm); len(p.confirms) > publishAhead {
+			if err := p.taken(ctx, p.confirms[0]); err != nil {
+				return err
+			}
+			p.confirms = p.confirms[1:]
 		}
 	}
-	return a.URL()
+	return nil
 }
+
+func (p *amqpProducer) taken(ctx context.Context, c *amqp.DeferredConfirmation) error {
+	ok, err := c.WaitContext(ctx)
+	if err == nil && !ok {
+		err = fmt.Errorf("queue %s did not take a message", p.source)
+	}
+	return err
+}
+
+func (p *amqpProducer) flush(ctx context.Context) error {
+	for _, c := range p.confirms {
+		if err := p.taken(ctx, c); err != nil {
+			return err
+		}
+	}
+	p.confirms = nil
+	return nil
+}
+
+func (*amqpProducer) close() {}
 
 func (a *amqpServer) owed(_ context.Context, s *Site) (int, error) { return a.Count(s.Source) }
 
@@ -130,7 +160,7 @@ func ackEach(ctx context.Context, s *Site, r *Run) (err error) {
 
 // ourAMQP is this library's consumer, in order and with its defaults.
 func ourAMQP(name string, guard ...idem.Option) Row {
-	return Row{Name: name, Kind: Ours, consume: func(ctx context.Context, s *Site, r *Run) error {
+	return Row{Name: name, Kind: Ours, flood: 40_000, consume: func(ctx context.Context, s *Site, r *Run) error {
 		c, err := idemamqp.NewQueueConsumer(s.Addr, s.Source, s.guard(guard...), func(_ context.Context, d amqp.Delivery) error {
 			r.Begin()
 			return r.Handle(d.Body)

@@ -1,11 +1,8 @@
 package bench
 
 import (
-	"encoding/json"
 	"fmt"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"runtime"
 	"slices"
@@ -13,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/shirou/gopsutil/v4/cpu"
 	"github.com/shirou/gopsutil/v4/host"
 	"github.com/shirou/gopsutil/v4/mem"
@@ -25,6 +23,20 @@ type Options struct {
 	Rows     *regexp.Regexp // of "broker/row"
 	Command  string         // that asks for it
 	Dir      string         // of its records
+
+	Parts []string
+	// Quick makes all but the rows short, to see that they work.
+	Quick bool
+	// Soak is how many messages the part of that name consumes.
+	Soak int
+}
+
+// pick is the time or number for a run to quote, or for a quick one.
+func pick[T any](o Options, usual, quick T) T {
+	if o.Quick {
+		return quick
+	}
+	return usual
 }
 
 // RecordsFile has the Result, in the folder of the options.
@@ -48,37 +60,126 @@ type Result struct {
 	Servers []string `json:"servers"`
 	Clients []string `json:"clients"`
 	Records []Record `json:"records"`
+
+	Latency []Latency `json:"latency,omitempty"`
+	Do      []Load    `json:"do,omitempty"`
+	Trips   []Trips   `json:"trips,omitempty"`
+	Seconds []Load    `json:"seconds,omitempty"`
+	Soak    *Soak     `json:"soak,omitempty"`
+
+	Ran map[string]Ran `json:"ran,omitempty"` // by part
 }
 
-// Compare runs the rows of every broker, one after another in each round, so that what a
-// machine does meanwhile meets all of them.
+// Compare measures parts of a comparison; the others stay as they were in its folder's
+// records.
 func Compare(t *testing.T, o Options) *Result {
 	t.Helper()
 	res := describe(t, o)
+	var last Result
+	if there, err := load(o.Dir, RecordsFile, &last); err != nil {
+		t.Fatal(err)
+	} else if there && !o.Quick {
+		res.keep(&last, o.Parts)
+	}
+	for _, part := range o.Parts {
+		begun := time.Now()
+		switch part {
+		case partRows:
+			res.eachBroker(t, o, false, func(t *testing.T, b Broker, rows []Row) { res.compare(t, o, b, rows) })
+		case partLatency:
+			res.eachBroker(t, o, true, func(t *testing.T, b Broker, rows []Row) {
+				t.Helper()
+				l := res.lab(t, b)
+				for _, row := range rows {
+					got := l.measureLatency(t, row, pick(o, row.flood, row.flood/20), pick(o, 8*time.Second, time.Second))
+					res.Latency = append(res.Latency, got)
+					t.Logf("%s: %.0f messages/s %s", row.Name, got.Most, got.Failed)
+				}
+			})
+		case partDo:
+			t.Run("Do", func(t *testing.T) { res.measureDo(t, pick(o, 5*time.Second, time.Second/2)) })
+		case partTrips:
+			res.eachBroker(t, o, true, func(t *testing.T, b Broker, rows []Row) {
+				t.Helper()
+				l := res.lab(t, b)
+				for _, row := range rows {
+					if row.Kind == Ours {
+						got := l.measureTrips(t, row, pick(o, row.flood/2, row.flood/20))
+						res.Trips = append(res.Trips, got)
+						t.Logf("%+v", got)
+					}
+				}
+			})
+		case partSeconds:
+			t.Run("seconds", func(t *testing.T) { res.measureSeconds(t, pick(o, time.Minute, 3*time.Second)) })
+		case partSoak:
+			t.Run("soak", func(t *testing.T) { res.measureSoak(t, o.Soak) })
+		}
+		if t.Failed() {
+			t.FailNow()
+		}
+		res.measured(t, o, part, begun)
+	}
+	return res
+}
+
+// keep takes over what the last comparison has of parts that are not measured now.
+func (res *Result) keep(last *Result, parts []string) {
+	res.Ran = last.Ran
+	measured := func(part string) bool { return slices.Contains(parts, part) }
+	if !measured(partRows) {
+		res.Messages, res.Rounds, res.Distinct, res.Records, res.Servers = last.Messages, last.Rounds, last.Distinct, last.Records, last.Servers
+		if res.Ran == nil && len(last.Records) > 0 { // records from before there were parts
+			res.Ran = map[string]Ran{partRows: {Time: last.Time, Library: last.Library, Command: last.Command}}
+		}
+	}
+	if !measured(partLatency) {
+		res.Latency = last.Latency
+	}
+	if !measured(partDo) {
+		res.Do = last.Do
+	}
+	if !measured(partTrips) {
+		res.Trips = last.Trips
+	}
+	if !measured(partSeconds) {
+		res.Seconds = last.Seconds
+	}
+	if !measured(partSoak) {
+		res.Soak = last.Soak
+	}
+}
+
+// eachBroker runs a part of it for each broker that has rows which are asked for: those with
+// a flood only, or all.
+func (res *Result) eachBroker(t *testing.T, o Options, flooded bool, part func(t *testing.T, b Broker, rows []Row)) {
+	t.Helper()
 	for _, b := range Brokers() {
 		var rows []Row
 		for _, row := range b.Rows {
-			if o.Rows.MatchString(b.Name + "/" + row.Name) {
+			if o.Rows.MatchString(b.Name+"/"+row.Name) && (!flooded || row.flood > 0) {
 				rows = append(rows, row)
 			}
 		}
-		if len(rows) == 0 {
-			continue
-		}
-		t.Run(b.Name, func(t *testing.T) { res.compare(t, o, b, rows) })
-		if err := res.save(o.Dir); err != nil {
-			t.Fatal(err)
+		if len(rows) > 0 {
+			t.Run(b.Name, func(t *testing.T) { part(t, b, rows) })
 		}
 	}
-	return res
+}
+
+// lab starts a broker, and notes the servers' versions.
+func (res *Result) lab(t *testing.T, b Broker) *lab {
+	t.Helper()
+	l := newLab(t, b)
+	res.know(l.server.version())
+	res.know(redisVersion(t, l.own))
+	return l
 }
 
 // compare runs the rows of one broker.
 func (res *Result) compare(t *testing.T, o Options, b Broker, rows []Row) {
 	t.Helper()
-	l := newLab(t, b)
-	res.know(l.server.version())
-	res.know(l.redisVersion(t))
+	l := res.lab(t, b)
 	for round := 1; round <= o.Rounds; round++ {
 		w, err := NewWork(o.Messages, uint64(round))
 		if err != nil {
@@ -99,9 +200,9 @@ func (res *Result) know(version string) {
 	}
 }
 
-func (l *lab) redisVersion(tb testing.TB) string {
+func redisVersion(tb testing.TB, c *redis.Client) string {
 	tb.Helper()
-	info, err := l.own.InfoMap(tb.Context(), "server").Result()
+	info, err := c.InfoMap(tb.Context(), "server").Result()
 	if err != nil {
 		tb.Fatalf("asking Redis for its version: %v", err)
 	}
@@ -166,15 +267,4 @@ func clients(t *testing.T) (all []string) {
 		all = append(all, name+" "+strings.TrimPrefix(version, "v"))
 	}
 	return all
-}
-
-func (res *Result) save(dir string) error {
-	text, err := json.MarshalIndent(res, "", "\t")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(dir, RecordsFile), text, 0o644)
 }

@@ -2,9 +2,12 @@ package bench
 
 import (
 	"flag"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/idemq/idemq/internal/testenv"
@@ -13,6 +16,9 @@ import (
 // What make bench sets.
 var (
 	flagMessages = flag.Int("compare.messages", 0, "of each row and round, a multiple of ten; zero: nothing is compared")
+	flagParts    = flag.String("compare.parts", "", "parts, separated by commas: rows, latency, do, trips, seconds, soak; empty: all but soak")
+	flagQuick    = flag.Bool("compare.quick", false, "makes the parts behind the rows short, to see that they work")
+	flagSoak     = flag.Int("compare.soak", 10_000_000, "messages of the part soak")
 	flagRounds   = flag.Int("compare.rounds", 3, "rounds, in each of which every row runs once")
 	flagRows     = flag.String("compare.rows", "", "regexp of broker/row; empty: all")
 	flagDocs     = flag.String("compare.docs", "", "folder that the page and its plot are written to; empty: the page is printed")
@@ -28,26 +34,33 @@ func TestCompare(t *testing.T) {
 	if err != nil {
 		t.Fatalf("-compare.rows: %v", err)
 	}
+	parts, err := parseParts(*flagParts, Parts, partSoak)
+	if err != nil {
+		t.Fatalf("-compare.parts: %v", err)
+	}
 	res := Compare(t, Options{
 		Messages: *flagMessages, Rounds: *flagRounds, Rows: rows, Command: *flagCommand,
-		Dir: filepath.Join(testenv.Root(t), ".cache", "bench"),
+		Parts: parts, Quick: *flagQuick, Soak: *flagSoak,
+		Dir: filepath.Join(testenv.Root(t), ".cache", pick(Options{Quick: *flagQuick}, "bench", "bench-quick")),
 	})
-	if len(res.Records) == 0 {
+	if slices.Contains(parts, partRows) && len(res.Records) == 0 {
 		t.Fatalf("no row was run: -compare.rows is %q", *flagRows)
 	}
 	page := Page(res)
-	svg, err := Plot(res)
-	if err != nil {
-		t.Fatal(err)
-	}
 	if *flagDocs == "" {
 		t.Log("\n" + page)
 		return
 	}
-	for file, text := range map[string][]byte{PageFile: []byte(page), PlotFile: svg} {
+	files := map[string][]byte{PageFile: []byte(page)}
+	if len(res.Records) > 0 {
+		if files[PlotFile], err = Plot(res); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for file, text := range files {
 		if err := os.WriteFile(filepath.Join(*flagDocs, file), text, 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	t.Logf("wrote %s and %s into %s", PageFile, PlotFile, *flagDocs)
+	t.Logf("wrote %s into %s", strings.Join(slices.Sorted(maps.Keys(files)), " and "), *flagDocs)
 }

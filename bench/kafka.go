@@ -2,7 +2,6 @@ package bench
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"slices"
 	"testing"
@@ -13,9 +12,6 @@ import (
 	"github.com/idemq/idemq/idem"
 	"github.com/idemq/idemq/internal/kafkatest"
 )
-
-// publishBatch is how many messages are handed to a client at once.
-const publishBatch = 10_000
 
 type kafkaServer struct {
 	*kafkatest.Server
@@ -33,33 +29,48 @@ func openKafka(tb testing.TB) server {
 
 func (k *kafkaServer) version() string { return "Kafka " + k.Version() }
 
-func (k *kafkaServer) publish(tb testing.TB, w *Work, source string) string {
+func (k *kafkaServer) create(tb testing.TB, source string, partitions int) string {
 	tb.Helper()
 	k.CreateTopic(tb, source, partitions)
-	transport := new(kafka.Transport) // a new one knows the new topic
-	defer transport.CloseIdleConnections()
-	writer := &kafka.Writer{
-		Addr: kafka.TCP(k.Addr()), Transport: transport, Topic: source, RequiredAcks: kafka.RequireAll, BatchSize: 1000, BatchTimeout: 5 * time.Millisecond,
-		Balancer: kafka.BalancerFunc(func(m kafka.Message, _ ...int) int {
-			return int(binary.BigEndian.Uint64(m.Value) % partitions)
-		}),
-	}
-	defer writer.Close()
-	all := make([]kafka.Message, w.Messages())
-	for i := range all {
-		m := w.at(i)
-		all[i] = kafka.Message{Key: []byte(m.token), Value: m.payload, Headers: []kafka.Header{{Key: idem.Header, Value: []byte(m.token)}}}
-	}
-	for some := range slices.Chunk(all, publishBatch) {
-		if err := writer.WriteMessages(context.Background(), some...); err != nil {
-			tb.Fatalf("publishing to topic %s: %v", source, err)
-		}
-	}
 	return k.Addr()
 }
 
+func (k *kafkaServer) producer(_ testing.TB, source string) producer {
+	transport := new(kafka.Transport) // a new one knows the new topic
+	return &kafkaProducer{transport: transport, writer: &kafka.Writer{
+		Addr: kafka.TCP(k.Addr()), Transport: transport, Topic: source, RequiredAcks: kafka.RequireAll,
+		BatchSize: 1000, BatchTimeout: time.Millisecond,
+		Balancer: kafka.BalancerFunc(func(m kafka.Message, _ ...int) int { return m.WriterData.(int) }),
+	}}
+}
+
+// kafkaProducer waits for what it sends: what becomes due meanwhile makes the next batch. The
+// writer by itself makes one of each millisecond, and these queue up.
+type kafkaProducer struct {
+	transport *kafka.Transport
+	writer    *kafka.Writer
+}
+
+func (p *kafkaProducer) send(ctx context.Context, some ...message) error {
+	all := make([]kafka.Message, len(some))
+	for i, m := range some {
+		all[i] = kafka.Message{
+			Key: []byte(m.token), Value: m.payload, WriterData: m.partition,
+			Headers: []kafka.Header{{Key: idem.Header, Value: []byte(m.token)}},
+		}
+	}
+	return p.writer.WriteMessages(ctx, all...)
+}
+
+func (*kafkaProducer) flush(context.Context) error { return nil }
+
+func (p *kafkaProducer) close() {
+	_ = p.writer.Close()
+	p.transport.CloseIdleConnections()
+}
+
 func (k *kafkaServer) owed(ctx context.Context, s *Site) (int, error) {
-	offsets, err := k.client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: s.Group, Topics: map[string][]int{s.Source: {0, 1, 2, 3}}})
+	offsets, err := k.client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: s.Group, Topics: map[string][]int{s.Source: s.partitions()}})
 	if err == nil {
 		err = offsets.Error
 	}
@@ -74,6 +85,14 @@ func (k *kafkaServer) owed(ctx context.Context, s *Site) (int, error) {
 		owed -= int(max(p.CommittedOffset, 0))
 	}
 	return owed, nil
+}
+
+func (s *Site) partitions() []int {
+	all := make([]int, s.Partitions)
+	for i := range all {
+		all[i] = i
+	}
+	return all
 }
 
 func (k *kafkaServer) discard(tb testing.TB, source string) {

@@ -39,12 +39,14 @@ func kafkaByHand() []Row {
 		return one(func(_ context.Context, m kafka.Message) error { return handle(m) })
 	})
 	none.Kind, none.Repeats = Baseline, true
+	single := row("lease and done, 1 goroutine", func(rdb *redis.Client, handle effect) taking { return one(lease(rdb, handle)) })
+	single.flood = 20_000
 	return []Row{
 		none,
 		row("SETNX, 1 goroutine", func(rdb *redis.Client, handle effect) taking { return one(mark(rdb, handle)) }),
 		row("SETNX, 64 goroutines", func(rdb *redis.Client, handle effect) taking { return many(workers, mark(rdb, handle)) }),
 		row("SETNX, pipelines of 200", func(rdb *redis.Client, handle effect) taking { return gathered(markBatch, markAll(rdb, handle)) }),
-		row("lease and done, 1 goroutine", func(rdb *redis.Client, handle effect) taking { return one(lease(rdb, handle)) }),
+		single,
 		row("lease and done, 64 goroutines", func(rdb *redis.Client, handle effect) taking { return many(workers, lease(rdb, handle)) }),
 		row("lease and done, 2 pipelines per 1,000", func(rdb *redis.Client, handle effect) taking {
 			return gathered(leaseBatch, leaseAll(rdb, handle))
@@ -181,27 +183,31 @@ var claim = redis.SetArgs{Mode: "NX", Get: true, TTL: leaseFor}
 // lease handles under a lease, and records that it did.
 func lease(rdb *redis.Client, handle effect) func(context.Context, kafka.Message) error {
 	return func(ctx context.Context, m kafka.Message) error {
-		k := key(m)
-		for {
-			there, err := rdb.SetArgs(ctx, k, leased, claim).Result()
-			if errors.Is(err, redis.Nil) {
-				break
-			}
-			if err != nil || there == finished {
-				return err
-			}
-			// Somebody has it in hand.
-			select {
-			case <-time.After(time.Millisecond):
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
-		if err := handle(m); err != nil {
-			return errors.Join(err, rdb.Del(ctx, k).Err())
-		}
-		return rdb.Set(ctx, k, finished, seenFor).Err()
+		return leaseOne(ctx, rdb, key(m), func() error { return handle(m) })
 	}
+}
+
+// leaseOne is two phases: lease, handle, record.
+func leaseOne(ctx context.Context, rdb redis.UniversalClient, k string, handle func() error) error {
+	for {
+		there, err := rdb.SetArgs(ctx, k, leased, claim).Result()
+		if errors.Is(err, redis.Nil) {
+			break
+		}
+		if err != nil || there == finished {
+			return err
+		}
+		// Somebody has it in hand.
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if err := handle(); err != nil {
+		return errors.Join(err, rdb.Del(ctx, k).Err())
+	}
+	return rdb.Set(ctx, k, finished, seenFor).Err()
 }
 
 // leaseAll is lease for many messages in two trips. It does not wait for somebody else's

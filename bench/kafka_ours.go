@@ -22,7 +22,7 @@ func kafkaOurs() []Row {
 
 // ourGroup consumes over a membership of the consumer's own.
 func ourGroup(name string, guard ...idem.Option) Row {
-	return Row{Name: name, Kind: Ours, consume: func(ctx context.Context, s *Site, r *Run) error {
+	return Row{Name: name, Kind: Ours, flood: 150_000, consume: func(ctx context.Context, s *Site, r *Run) error {
 		c, err := idemkafka.NewGroupConsumer(s.reader(), s.guard(guard...), r.kafkaHandler)
 		if err != nil {
 			return err

@@ -68,17 +68,11 @@ func (l *lab) measure(tb testing.TB, row Row, w *Work, round int) Record {
 	if err := l.own.FlushAll(ctx).Err(); err != nil {
 		tb.Fatalf("emptying Redis: %v", err)
 	}
-	l.runs++
-	s := &Site{Source: fmt.Sprintf("bench-%d", l.runs), Group: fmt.Sprintf("bench-group-%d", l.runs), Messages: w.Messages()}
-	s.Addr = l.server.publish(tb, w, s.Source)
-	defer l.server.discard(tb, s.Source)
-
-	counted := new(trips)
-	options := l.redis.Options()
-	options.PoolSize = workers + 1
-	s.Redis = redis.NewClient(options)
-	defer s.Redis.Close()
-	s.Redis.AddHook(counted)
+	s, counted, discard := l.site(tb, w.partitions)
+	defer discard()
+	if err := l.publish(tb, s, w); err != nil {
+		tb.Fatalf("publishing to %s: %v", s.Source, err)
+	}
 
 	if row.warm != nil {
 		var err error
@@ -123,6 +117,51 @@ func (l *lab) measure(tb testing.TB, row Row, w *Work, round int) Record {
 	return rec
 }
 
+// site makes a source for one run, and a client of Redis whose trips are counted. The caller
+// discards both.
+func (l *lab) site(tb testing.TB, partitions int) (s *Site, counted *trips, discard func()) {
+	tb.Helper()
+	l.runs++
+	s = &Site{Source: fmt.Sprintf("bench-%d", l.runs), Group: fmt.Sprintf("bench-group-%d", l.runs), Partitions: partitions}
+	s.Addr = l.server.create(tb, s.Source, partitions)
+	s.Redis, counted = countedClient(l.redis, workers+1)
+	return s, counted, func() {
+		_ = s.Redis.Close()
+		l.server.discard(tb, s.Source)
+	}
+}
+
+// countedClient is a client of so many connections whose round trips are counted.
+func countedClient(server *redistest.Server, connections int) (*redis.Client, *trips) {
+	options := server.Options()
+	options.PoolSize = connections
+	c, counted := redis.NewClient(options), new(trips)
+	c.AddHook(counted)
+	return c, counted
+}
+
+// publishBatch is how many messages are handed to a client at once.
+const publishBatch = 10_000
+
+// publish puts all of the work into a site's source.
+func (l *lab) publish(tb testing.TB, s *Site, w *Work) error {
+	tb.Helper()
+	p := l.server.producer(tb, s.Source)
+	defer p.close()
+	ctx := tb.Context()
+	some := make([]message, 0, publishBatch)
+	for i := range w.Messages() {
+		if some = append(some, w.at(i)); len(some) == publishBatch || i == w.Messages()-1 {
+			if err := p.send(ctx, some...); err != nil {
+				return err
+			}
+			some = some[:0]
+		}
+	}
+	s.Messages = w.Messages()
+	return p.flush(ctx)
+}
+
 // run lets a row consume until every token has had its effect and, unless the row is late
 // with it, until the broker has seen everything settled. It returns what had been used then.
 func (l *lab) run(ctx context.Context, row Row, s *Site, r *Run) (ended usage, err error) {
@@ -159,22 +198,33 @@ func (l *lab) run(ctx context.Context, row Row, s *Site, r *Run) (ended usage, e
 
 // settled returns when the broker owes nothing.
 func (l *lab) settled(ctx context.Context, s *Site) error {
+	var owed int
+	var failed error
+	err := await(ctx, func() bool {
+		owed, failed = l.server.owed(ctx, s)
+		return failed != nil || owed == 0
+	})
+	switch {
+	case failed != nil:
+		return failed
+	case err != nil:
+		return fmt.Errorf("%d messages were not settled: %w", owed, err)
+	}
+	return nil
+}
+
+// await returns when cond, which is asked again and again, is true.
+func await(ctx context.Context, cond func() bool) error {
 	tick := time.NewTicker(askEvery)
 	defer tick.Stop()
-	for {
-		owed, err := l.server.owed(ctx, s)
-		switch {
-		case err != nil:
-			return err
-		case owed == 0:
-			return nil
-		}
+	for !cond() {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("%d messages were not settled: %w", owed, ctx.Err())
+			return ctx.Err()
 		}
 	}
+	return nil
 }
 
 // orElse is err, or otherwise where there is none.

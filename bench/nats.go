@@ -100,34 +100,54 @@ func openNATS(tb testing.TB) server {
 
 func (n *natsServer) version() string { return "NATS " + n.nc.ConnectedServerVersion() }
 
-func (n *natsServer) publish(tb testing.TB, w *Work, source string) string {
+func (n *natsServer) create(tb testing.TB, source string, _ int) string {
 	tb.Helper()
-	ctx := context.Background()
-	_, err := n.js.CreateStream(ctx, jetstream.StreamConfig{Name: source, Subjects: []string{source}, Storage: jetstream.FileStorage})
+	_, err := n.js.CreateStream(context.Background(), jetstream.StreamConfig{Name: source, Subjects: []string{source}, Storage: jetstream.FileStorage})
 	if err != nil {
 		tb.Fatalf("creating stream %s: %v", source, err)
 	}
-	var confirms []jetstream.PubAckFuture
-	for i := range w.Messages() {
-		m := w.at(i)
-		msg := nats.NewMsg(source)
+	return n.addr
+}
+
+func (n *natsServer) producer(_ testing.TB, source string) producer {
+	return &natsProducer{js: n.js, source: source}
+}
+
+type natsProducer struct {
+	js       jetstream.JetStream
+	source   string
+	confirms []jetstream.PubAckFuture // not looked at yet
+}
+
+func (p *natsProducer) send(_ context.Context, some ...message) error {
+	for _, m := range some {
+		msg := nats.NewMsg(p.source)
 		msg.Data = m.payload
 		msg.Header.Set(idem.Header, m.token)
-		confirm, err := n.js.PublishMsgAsync(msg)
+		confirm, err := p.js.PublishMsgAsync(msg)
 		if err != nil {
-			tb.Fatalf("publishing to stream %s: %v", source, err)
+			return err
 		}
-		confirms = append(confirms, confirm)
+		p.confirms = append(p.confirms, confirm)
 	}
-	for _, c := range confirms {
+	return nil
+}
+
+func (p *natsProducer) flush(ctx context.Context) error {
+	for _, c := range p.confirms {
 		select {
 		case <-c.Ok():
 		case err := <-c.Err():
-			tb.Fatalf("publishing to stream %s: %v", source, err)
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
-	return n.addr
+	p.confirms = nil
+	return nil
 }
+
+func (*natsProducer) close() {}
 
 func (n *natsServer) owed(ctx context.Context, s *Site) (int, error) {
 	c, err := n.js.Consumer(ctx, s.Source, s.Group)
@@ -206,7 +226,7 @@ func natsRows() []Row {
 
 // ourNATS is this library's consumer, in order and with its defaults.
 func ourNATS(name string, guard ...idem.Option) Row {
-	return natsRow(name, Ours, func(ctx context.Context, source jetstream.Consumer, s *Site, r *Run) error {
+	row := natsRow(name, Ours, func(ctx context.Context, source jetstream.Consumer, s *Site, r *Run) error {
 		c, err := idemnats.NewConsumer(source, s.guard(guard...), func(_ context.Context, m jetstream.Msg) error {
 			r.Begin()
 			return r.Handle(m.Data())
@@ -218,4 +238,6 @@ func ourNATS(name string, guard ...idem.Option) Row {
 		defer stop()
 		return c.Run(ctx)
 	})
+	row.flood = 100_000
+	return row
 }

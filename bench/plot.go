@@ -60,15 +60,23 @@ func Plot(res *Result) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// panel has the first row on top.
-func panel(title string, rows []Summary) (*plot.Plot, error) {
+var axisFont = font.Font{Variant: "Sans", Size: vg.Points(7)}
+
+// newPanel is an empty one.
+func newPanel(title string) *plot.Plot {
 	p := plot.New()
-	p.Title.Text = title + ", thousand messages a second"
+	p.Title.Text = title
 	p.Title.TextStyle.Font = font.Font{Variant: "Sans", Size: vg.Points(9)}
 	for _, axis := range []*plot.Axis{&p.X, &p.Y} {
-		axis.Tick.Label.Font = font.Font{Variant: "Sans", Size: vg.Points(7)}
+		axis.Tick.Label.Font = axisFont
 		axis.Width, axis.Tick.Width = vg.Points(0.4), vg.Points(0.4)
 	}
+	return p
+}
+
+// panel has the first row on top.
+func panel(title string, rows []Summary) (*plot.Plot, error) {
+	p := newPanel(title + ", thousand messages a second")
 	slices.Reverse(rows)
 	names := make([]string, len(rows))
 	bars := map[Kind]plotter.Values{}

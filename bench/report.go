@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/dustin/go-humanize"
 )
@@ -27,10 +26,12 @@ func Page(res *Result) string {
 	var b strings.Builder
 	say := func(format string, args ...any) { fmt.Fprintf(&b, format, args...) }
 	say("# Performance\n\n<!-- Written by the program, from its records: %s -->\n\n", res.Command)
-	say("%s messages of %d bytes, one in ten with a token that was there before, for each row and round; the handler counts, and does nothing else. ",
-		grouped(res.Messages), payloadSize)
-	say("All rows run on the same servers, one after another, in %s. Rates are medians; ratios are medians of the ratios within a round, which a busy machine changes less. [bench/README.md](../bench/README.md) says what each row stands for, and what it loses.\n\n", rounds(res.Rounds))
-	say("![Messages a second of each row](%s)\n\n", PlotFile)
+	if len(res.Records) > 0 {
+		say("%s messages of %d bytes, one in ten with a token that was there before, for each row and round; the handler counts, and does nothing else. ",
+			grouped(res.Messages), payloadSize)
+		say("All rows run on the same servers, one after another, in %s. Rates are medians; ratios are medians of the ratios within a round, which a busy machine changes less. [bench/README.md](../bench/README.md) says what each row stands for, and what it loses.\n\n", rounds(res.Rounds))
+		say("![Messages a second of each row](%s)\n\n", PlotFile)
+	}
 
 	unmeasured, wrong := slices.Clone(unavailable), []string(nil)
 	for _, broker := range Brokers() {
@@ -49,6 +50,17 @@ func Page(res *Result) string {
 			}
 		}
 	}
+	section := func(head string, measured bool, text func() string) {
+		if measured {
+			say("## %s\n\n%s\n", head, text())
+		}
+	}
+	section("Latency", len(res.Latency) > 0, func() string { return latencySection(res.Latency) })
+	section("Do", len(res.Do) > 0, func() string { return doSection(res.Do, res.CPUs) })
+	section("Round trips", len(res.Trips) > 0, func() string { return tripsSection(res.Trips) })
+	section("The slowest second", len(res.Seconds) > 0, func() string { return secondsSection(res.Seconds) })
+	section("Memory of a consumer", res.Soak != nil, func() string { return soakSection(res.Soak) })
+
 	list := func(head string, lines []string) {
 		if len(lines) > 0 {
 			say("## %s\n\n- %s\n\n", head, strings.Join(lines, "\n- "))
@@ -58,15 +70,26 @@ func Page(res *Result) string {
 	list("Did not handle what they should", wrong)
 
 	say("## What the columns say\n\n%s\n\n", legend)
-	say("## Again\n\n    %s\n\n", res.Command)
-	say("%s UTC. %s, %d CPUs, %.0f GB of memory, %s; client and servers on the one machine, over loopback. %s. %s, %s",
-		res.Time.Format(time.DateTime), cmp.Or(res.CPU, "CPU unknown"), res.CPUs, float64(res.Memory)/1e9, res.System,
-		strings.Join(res.Servers, ", "), strings.Join(res.Clients, ", "), res.Go)
-	if res.Library != "" {
-		say("; the library is %s", res.Library)
-	}
-	say(".\n")
+	say("## Again\n\n%s\n", again(res))
 	return b.String()
+}
+
+// again says how each part is measured, and what on.
+func again(res *Result) string {
+	var b strings.Builder
+	for _, part := range append(slices.Clone(Parts), partSoak) {
+		if ran, is := res.Ran[part]; is {
+			fmt.Fprintf(&b, "- %s: `%s`, %s\n", part, ran.Command, ran)
+		}
+	}
+	fmt.Fprintf(&b, "\n%s %s.\n", res.machine(), strings.Join(res.Clients, ", "))
+	return b.String()
+}
+
+// machine is what it ran on.
+func (res *Result) machine() string {
+	return fmt.Sprintf("%s, %d CPUs, %.0f GB of memory, %s; client and servers on the one machine, over loopback. %s, %s.",
+		cmp.Or(res.CPU, "CPU unknown"), res.CPUs, float64(res.Memory)/1e9, res.System, strings.Join(res.Servers, ", "), res.Go)
 }
 
 const legend = `- *messages/s*: from the first message that the row has until the broker has seen everything settled, [lowest-highest] round. Rows marked * settle by a timer or when they are closed: their clock stops at the last effect, in their favour.
@@ -79,34 +102,29 @@ const legend = `- *messages/s*: from the first message that the row has until th
 var columns = []string{"", "messages/s", "of the first", "ours/this", "again", "trips", "commands", "client CPU", "Redis CPU", "allocations"}
 
 func table(rows []Summary) string {
-	var b strings.Builder
-	line := func(cells []string) { fmt.Fprintf(&b, "| %s |\n", strings.Join(cells, " | ")) }
-	line(columns)
-	line(append([]string{"---"}, strings.Split(strings.Repeat("---: ", len(columns)-1), " ")[:len(columns)-1]...))
+	all := [][]string{columns}
 	for i := range rows {
 		s := &rows[i]
 		name := s.Row.Name
 		if s.Row.Late {
 			name += " *"
 		}
-		if s.Row.Kind == Ours {
-			name = "**" + name + "**"
-		}
+		name = strong(name, s.Row.Kind == Ours)
 		if s.Runs == 0 {
-			line(append([]string{name, "not measured"}, make([]string, len(columns)-2)...))
+			all = append(all, append([]string{name, "not measured"}, make([]string, len(columns)-2)...))
 			continue
 		}
 		allocations := short(s.Mallocs)
 		if s.Mallocs == 0 {
 			allocations = "" // not a process of Go
 		}
-		line([]string{
+		all = append(all, []string{
 			name, fmt.Sprintf("%s [%s-%s]", grouped(int(s.Rate)), grouped(int(s.Least)), grouped(int(s.Most))),
-			fmt.Sprintf("%s %%", short(100*s.OfBaseline)), short(s.OurTimes), grouped(s.Doubled),
+			percent(s.OfBaseline), short(s.OurTimes), grouped(s.Doubled),
 			short(s.Trips), short(s.Commands), fmt.Sprintf("%.2f", s.ClientCPU), fmt.Sprintf("%.2f", s.RedisCPU), allocations,
 		})
 	}
-	return b.String()
+	return markdown(all)
 }
 
 func grouped(n int) string { return humanize.Comma(int64(n)) }

@@ -13,6 +13,7 @@ func planted() *Result {
 	res := &Result{
 		Time: time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC), Command: "make bench", Messages: 1000, Distinct: 900, Rounds: 3,
 		CPU: "some CPU", CPUs: 2, Memory: 25e9, System: "debian 12", Go: "go1.26", Library: "0123456789ab",
+		Ran:     map[string]Ran{partRows: {Time: time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC), Library: "0123456789ab", Command: "make bench"}},
 		Servers: []string{"Kafka 4.3.0", "Redis 7.0.15"}, Clients: []string{"kafka-go 0.4.51"},
 	}
 	rows := Brokers()[0].Rows
@@ -38,7 +39,8 @@ func TestPage(t *testing.T) {
 		"| **idemkafka.NewGroupConsumer, records** | 12,500 [2,500-25,000] | 25 % | 1 | 0 |",
 		"| SETNX, 1 goroutine | not measured |",
 		"- Kafka, SETNX, 1 goroutine (0 of 3 rounds measured): no such server",
-		"some CPU, 2 CPUs, 25 GB of memory, debian 12", "Kafka 4.3.0, Redis 7.0.15", "kafka-go 0.4.51, go1.26; the library is 0123456789ab",
+		"some CPU, 2 CPUs, 25 GB of memory, debian 12", "Kafka 4.3.0, Redis 7.0.15, go1.26. kafka-go 0.4.51.",
+		"- rows: `make bench`, 2026-11-27 12:00:00 UTC, the library at 0123456789ab",
 	} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page lacks %q:\n%s", want, page)

@@ -20,6 +20,10 @@ type Row struct {
 	// Repeats says that copies are handled again.
 	Repeats bool
 
+	// flood is how many messages its maximum is measured with, for latencies at a share of
+	// it; zero: the row has none.
+	flood int
+
 	consume consume
 	// warm, in its place, makes ready what is measured afterwards, over an emptied Redis.
 	warm func(tb testing.TB, s *Site, w *Work) (consume, error)
@@ -46,7 +50,8 @@ type Site struct {
 	Group  string // or durable consumer
 	Redis  *redis.Client
 
-	Messages int // that the source was given
+	Messages   int // that the source was given
+	Partitions int // of the source, where it has any
 }
 
 // guard is one with defaults, but for what a row is about.
@@ -66,13 +71,25 @@ type Broker struct {
 // told, but for owed.
 type server interface {
 	version() string
-	// publish puts the work into a source made for it.
-	publish(tb testing.TB, w *Work, source string) (addr string)
+	// create makes a source, of so many partitions where it has any, and returns where
+	// clients connect to.
+	create(tb testing.TB, source string, partitions int) (addr string)
+	// producer publishes into a source that was created.
+	producer(tb testing.TB, source string) producer
 	// owed is how many messages of the source the broker has to deliver, or has delivered
 	// and not seen settled.
 	owed(ctx context.Context, s *Site) (int, error)
 	// discard deletes the source.
 	discard(tb testing.TB, source string)
+}
+
+// producer publishes into one source. It is not safe for concurrent use.
+type producer interface {
+	// send may return before the broker has the messages.
+	send(ctx context.Context, some ...message) error
+	// flush returns when the broker has confirmed all that were sent.
+	flush(ctx context.Context) error
+	close()
 }
 
 // Brokers are all of them, in the order of the report.

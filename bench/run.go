@@ -24,6 +24,8 @@ type Run struct {
 	at      time.Time     // then
 	over    chan struct{} // closed when the row may end
 
+	legs []*histogram // from when a message was due until it was handled; see stamp
+
 	foreign *time.Duration // CPU time of the process that the row ran in, where that is another
 }
 
@@ -36,18 +38,37 @@ func (r *Run) Begin() { r.once.Do(func() { r.begun = use() }) }
 
 // Handle is the handler of every row: an effect that costs next to nothing.
 func (r *Run) Handle(payload []byte) error {
-	if len(payload) != payloadSize {
-		return fmt.Errorf("a message of %d bytes, which was not published", len(payload))
+	n, err := numberOf(payload)
+	if err != nil {
+		return err
 	}
-	n := binary.BigEndian.Uint64(payload)
 	if n >= uint64(len(r.effects)) {
 		return fmt.Errorf("a message of token %d, of %d", n, len(r.effects))
+	}
+	if leg := payload[legAt]; leg > 0 && int(leg) <= len(r.legs) {
+		due := time.Duration(binary.BigEndian.Uint64(payload[dueAt:]))
+		r.legs[leg-1].record(time.Since(started) - due)
 	}
 	if r.effects[n].Add(1) == 1 && r.done.Add(1) == int64(len(r.effects)) {
 		r.at = time.Now()
 		close(r.handled)
 	}
 	return nil
+}
+
+// What a payload has behind its token: when the message was due, by the clock of this process,
+// and in which leg.
+const (
+	dueAt = 8
+	legAt = 16
+)
+
+var started = time.Now()
+
+// stamp writes when a message is due. Legs are counted from 1.
+func (m *message) stamp(leg int, due time.Time) {
+	binary.BigEndian.PutUint64(m.payload[dueAt:], uint64(due.Sub(started)))
+	m.payload[legAt] = byte(leg)
 }
 
 // elsewhere is Handle's end for a row that runs in a process of its own, which used so much

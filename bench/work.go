@@ -28,8 +28,9 @@ const (
 // One in ten carries a token that was there before, half of these a short while ago, half
 // at any time.
 type Work struct {
-	tokens   []string
-	messages []int // each one's token, as an index
+	tokens     []string
+	messages   []int // each one's token, as an index
+	partitions int
 }
 
 // NewWork makes n messages, a multiple of ten. The same seed gives the same order.
@@ -37,7 +38,7 @@ func NewWork(n int, seed uint64) (*Work, error) {
 	if n <= 0 || n%copyEvery != 0 {
 		return nil, fmt.Errorf("%d messages: must be a multiple of %d, above zero", n, copyEvery)
 	}
-	w := &Work{messages: make([]int, 0, n)}
+	w := &Work{messages: make([]int, 0, n), partitions: partitions}
 	r := rand.New(rand.NewPCG(seed, 0))
 	for i := range n {
 		switch {
@@ -66,10 +67,23 @@ type message struct {
 	payload   []byte
 }
 
-// at is the i-th message. Its payload begins with the number of its token.
+// at is the i-th message.
 func (w *Work) at(i int) message {
 	n := w.messages[i]
+	return w.message(n, w.tokens[n])
+}
+
+// message is of a token, with whose number its payload begins.
+func (w *Work) message(n int, token string) message {
 	payload := make([]byte, payloadSize)
 	binary.BigEndian.PutUint64(payload, uint64(n))
-	return message{token: w.tokens[n], partition: n % partitions, payload: payload}
+	return message{token: token, partition: n % w.partitions, payload: payload}
+}
+
+// numberOf is the number of a message's token.
+func numberOf(payload []byte) (uint64, error) {
+	if len(payload) != payloadSize {
+		return 0, fmt.Errorf("a message of %d bytes, which was not published", len(payload))
+	}
+	return binary.BigEndian.Uint64(payload), nil
 }

@@ -1,0 +1,66 @@
+package bench
+
+import (
+	"slices"
+	"testing"
+	"time"
+)
+
+// brokerNamed is one of Brokers, with its row that has a flood.
+func brokerNamed(t *testing.T, name string) (Broker, Row) {
+	t.Helper()
+	all := Brokers()
+	b := all[slices.IndexFunc(all, func(b Broker) bool { return b.Name == name })]
+	return b, b.Rows[slices.IndexFunc(b.Rows, func(r Row) bool { return r.flood > 0 })]
+}
+
+// An idle consumer takes two trips for a message and one for a duplicate, and a full one far
+// fewer; messages that are published at a rate are all measured, each in its leg.
+func TestTripsAndLatency(t *testing.T) {
+	b, row := brokerNamed(t, "NATS JetStream")
+	l := newLab(t, b)
+	if got := l.measureTrips(t, row, 1000); got.Failed != "" || got.Idle != 2 || got.IdleRepeat != 1 || got.Load <= 0 || got.Load >= 1 || got.Repeats <= 0 || got.Repeats >= 1 {
+		t.Errorf("%+v, want 2 and 1 for a single message, and less than one trip where there are many", got)
+	}
+	got := l.measureLatency(t, row, 1000, 200*time.Millisecond)
+	if got.Failed != "" || got.Most <= 0 || len(got.Legs) != len(latencyShares) {
+		t.Fatalf("%+v", got)
+	}
+	for _, leg := range got.Legs {
+		// One message in ten is a copy, which no handler sees.
+		if want := int64(leg.messages - leg.messages/copyEvery); leg.Latency.N != want || leg.Latency.P50 <= 0 {
+			t.Errorf("%+v, want %d latencies", leg, want)
+		}
+	}
+}
+
+// Every load does what it is to do, in as many trips as it says.
+func TestDoLoads(t *testing.T) {
+	b := newBed(t)
+	for _, c := range doLoads(b, 20*time.Millisecond) {
+		b.empty(t)
+		l, err := b.run(t.Context(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		trips := float64(l.Trips) / float64(l.Done)
+		if l.Done == 0 || l.RedisCPU <= 0 || l.Latency.N == 0 || c.goroutines == 1 && (trips < 2 || trips > 2.5) {
+			t.Errorf("%s: %+v", c.name, l)
+		}
+	}
+}
+
+// Duplicates are found, also on three masters, and handled never.
+func TestSizingLoads(t *testing.T) {
+	z := &Sizing{}
+	z.sizeDuplicates(t, 10*time.Millisecond)
+	z.sizeMasters(t, 10*time.Millisecond)
+	for _, s := range slices.Concat(z.Duplicates, z.Masters) {
+		if s.Done == 0 || s.Trips == 0 || s.RedisCPU <= 0 {
+			t.Errorf("%+v", s)
+		}
+	}
+	if len(z.Duplicates) != 10 || len(z.Masters) != 4 {
+		t.Errorf("%d and %d loads", len(z.Duplicates), len(z.Masters))
+	}
+}
