@@ -35,11 +35,12 @@ func (l *Lane) windowLocked() int {
 	if a := l.e.policy.ahead; a > 0 {
 		return a - 1
 	}
+	batches := l.e.broker.MaxBatch * l.e.broker.Workers
 	if l.pace == 0 {
-		return 1
+		return max(1, batches)
 	}
 	n := int(horizon / l.pace)
-	return max(1, min(n*l.e.broker.Workers, maxWindow))
+	return max(1, batches, min(n*l.e.broker.Workers, maxWindow))
 }
 
 // took notes how long a message kept its worker: a handler's time, or none for a

@@ -24,7 +24,7 @@ import (
 // started that is known to be done or dead, no token runs twice at a time in one guard,
 // and nothing is settled twice.
 func TestChaos(t *testing.T) {
-	for seed := range uint64(12) {
+	for seed := range uint64(18) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { newChaos(t, seed).run() })
 		})
@@ -34,6 +34,7 @@ func TestChaos(t *testing.T) {
 type chaos struct {
 	t       *testing.T
 	workers int
+	batches bool // the handler takes several messages at a time
 	records *memstore.Store
 	calm    chan struct{}
 
@@ -51,7 +52,7 @@ type strayMessage struct {
 
 func newChaos(t *testing.T, seed uint64) *chaos {
 	c := &chaos{
-		t: t, workers: 1 + int(seed%3), records: memstore.New(), calm: make(chan struct{}),
+		t: t, workers: 1 + int(seed%3), batches: seed >= 12, records: memstore.New(), calm: make(chan struct{}),
 		rnd: rand.New(rand.NewPCG(seed, 1)), running: map[string]int{},
 	}
 	for i := range 600 {
@@ -129,7 +130,11 @@ func (c *chaos) process(ctx context.Context, i int) {
 	})
 	for ctx.Err() == nil && err == nil {
 		var e *consumers.Engine
-		if e, err = consumers.New(guard, consumers.Broker{DeadLetters: true, Workers: c.workers, MaxHeld: 40}, policy); err != nil {
+		shape := consumers.Broker{DeadLetters: true, Workers: c.workers, MaxHeld: 40}
+		if c.batches {
+			shape.HandleAll, shape.MaxBatch = handleStrays, 8
+		}
+		if e, err = consumers.New(guard, shape, policy); err != nil {
 			break
 		}
 		life, stop := context.WithCancel(ctx)
@@ -231,6 +236,19 @@ func (d *strayDelivery) Terminate(context.Context) error { return d.settle(true)
 func (d *strayDelivery) Redeliver(context.Context, time.Duration) error     { return d.settle(false) }
 func (d *strayDelivery) DeadLetter(context.Context, consumers.Letter) error { return nil }
 func (d *strayDelivery) Extend(context.Context) error                       { return nil }
+
+// handleStrays handles the messages of a batch side by side.
+func handleStrays(ctx context.Context, all []consumers.Delivery) []error {
+	claims, _ := idem.ClaimsFromContext(ctx)
+	errs := make([]error, len(all))
+	var wg sync.WaitGroup
+	for i, d := range all {
+		wg.Go(func() { errs[i] = d.Handle(claims[i].Context()) })
+	}
+	wg.Wait()
+	return errs
+}
+
 func (d *strayDelivery) Handle(ctx context.Context) error {
 	claim, _ := idem.FromContext(ctx)
 	token := claim.Token()

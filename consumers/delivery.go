@@ -80,6 +80,12 @@ type Broker struct {
 	// AckAll acks several deliveries of a lane and returns an error, or nil, for each: for
 	// brokers that one ack can tell of many. Nil has each acked by itself.
 	AckAll func(ctx context.Context, all []Delivery) []error
+	// HandleAll calls a handler that takes several messages at a time, in place of
+	// Delivery.Handle: with MaxBatch deliveries of one lane at most. It returns none, or
+	// an error or nil for each. Where FewDeliveries, AtMostOnce, a budget of one or
+	// WorkAhead(0) has nothing claimed ahead, each comes alone.
+	HandleAll func(ctx context.Context, all []Delivery) []error
+	MaxBatch  int
 	// DeadLetters says that there is a dead-letter destination.
 	DeadLetters bool
 	// FewDeliveries says that the broker drops a message after a number of

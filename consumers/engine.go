@@ -64,6 +64,9 @@ func New(g *idem.Guard, b Broker, p Policy) (*Engine, error) {
 		return nil, fmt.Errorf("options: Fingerprints: %w", idem.ErrNoFingerprints)
 	}
 	b.Workers = max(b.Workers, 1)
+	if b.HandleAll == nil {
+		b.MaxBatch = 0
+	}
 	p = p.withDefaults()
 	if p.atMostOnce || p.budget == 1 || b.FewDeliveries {
 		p.ahead = 1 // none

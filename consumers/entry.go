@@ -52,6 +52,9 @@ type entry struct {
 	failures  int // without a claim to count them: shadow mode, FailOpen
 	rollbacks int // of the handler's transaction, by the database
 
+	together  bool      // an attempt beside others is being ended: their claims are held
+	notBefore time.Time // when the next attempt may start
+
 	holdUntil time.Time       // zero: as long as it takes
 	ask       context.Context // ends when no claim is asked for any more
 	waits     context.Context // ends when nothing is waited for any more

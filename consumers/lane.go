@@ -203,23 +203,31 @@ func (l *Lane) settled(en *entry, o outcome) {
 
 // work is a worker: it takes what is next and sees it through its handler.
 func (l *Lane) work() {
-	for en := l.take(); en != nil; en = l.take() {
-		func() {
-			defer l.leaveWork()
-			en.process()
-		}()
+	var run []*entry
+	for run = l.take(run[:0]); len(run) > 0; run = l.take(run[:0]) {
+		l.process(run)
 	}
 }
 
-func (l *Lane) leaveWork() {
+func (l *Lane) process(run []*entry) {
+	n := len(run)
+	defer func() { l.leaveWork(n) }()
+	if n == 1 || !l.processBatch(run) {
+		n = 1
+		run[0].process()
+	}
+}
+
+func (l *Lane) leaveWork(n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.working--
+	l.working -= n
 	l.cond.Broadcast()
 }
 
-// take waits for the next entry; nil when there will be none.
-func (l *Lane) take() *entry {
+// take waits for the next entry, and appends it to run, with those that are handled
+// together with it; none when there will be none.
+func (l *Lane) take(run []*entry) []*entry {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for {
@@ -227,11 +235,12 @@ func (l *Lane) take() *entry {
 		case l.ending():
 			return nil
 		case len(l.queue) > 0 && !l.queue[0].asking && !l.leavesToAhead():
-			en := l.queue[0]
+			run = append(run, l.queue[0])
 			l.queue = l.queue[1:]
-			l.working++
+			run = l.takeBatch(run)
+			l.working += len(run)
 			l.cond.Broadcast()
-			return en
+			return run
 		case l.closed && l.idle():
 			return nil
 		}

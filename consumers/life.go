@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/idemq/idemq/idem"
@@ -19,6 +20,9 @@ const askAgain = time.Second
 // the store when it returns.
 func (en *entry) process() {
 	defer en.begin()()
+	if !en.notBefore.IsZero() {
+		sleep(en.waits, time.Until(en.notBefore))
+	}
 	if en.prev != nil && en.awaitPrevious() {
 		return
 	}
@@ -160,9 +164,8 @@ func (en *entry) admitted() (done, again bool) {
 	}
 	// What was claimed and given back proves nothing; what failed, or was redriven, was
 	// known before.
-	if t := en.d.Time(); !t.IsZero() && !en.stale && c.Spent() == 0 && c.Redrive() == 0 && c.ClaimedAt().Sub(t) > e.guard.Settings().Retention {
-		age := c.ClaimedAt().Sub(t).Round(time.Second)
-		text := fmt.Sprintf("%s is %v old, longer than the retention of %v: a record of its handling may have expired", en.d, age, e.guard.Settings().Retention)
+	if age, old := en.isOld(); old && !en.stale && c.Spent() == 0 && c.Redrive() == 0 {
+		text := fmt.Sprintf("%s is %v old, longer than the retention of %v: a record of its handling may have expired", en.d, age.Round(time.Second), e.guard.Settings().Retention)
 		e.emit(en, idem.Event{Kind: idem.EventStale, Text: text})
 		en.stale = true
 		switch {
@@ -175,15 +178,31 @@ func (en *entry) admitted() (done, again bool) {
 	return false, false
 }
 
+// isOld reports whether the message is older than the retention, by its own timestamp
+// against the store's clock at its claim, and how old it is.
+func (en *entry) isOld() (age time.Duration, old bool) {
+	t := en.d.Time()
+	if t.IsZero() {
+		return 0, false
+	}
+	age = en.claim.ClaimedAt().Sub(t)
+	return age, age > en.l.e.guard.Settings().Retention
+}
+
 // attempt runs the handler under the claim, and ends the claim by what it returns.
 func (en *entry) attempt() (again bool) {
-	l, e, c := en.l, en.l.e, en.claim
-	ctx, err := c.Start(l.handling)
+	ctx, end, err := en.l.e.start(en.l.handling, en.claim)
 	if err != nil {
 		en.giveBack(false)
 		return true
 	}
-	err = en.run(ctx)
+	defer end()
+	return en.end(ctx, en.run(ctx))
+}
+
+// end ends an attempt by what the handler returned.
+func (en *entry) end(ctx context.Context, err error) (again bool) {
+	l, e, c := en.l, en.l.e, en.claim
 	for e.policy.atMostOnce && errors.Is(err, ErrNotStarted) && ctx.Err() == nil {
 		delay, _ := idem.RetryDelay(err)
 		sleep(ctx, max(delay, e.policy.firstBackoff)) // nobody else starts it any more
@@ -235,49 +254,72 @@ func (en *entry) handledInside(err error) bool {
 	return true
 }
 
-// run calls the handler. A panic or runtime.Goexit of the handler releases the claim
-// and goes on.
+// run calls the handler for this entry alone.
 func (en *entry) run(ctx context.Context) error {
-	l, e := en.l, en.l.e
+	run, errs := [1]*entry{en}, [1]error{}
+	en.l.run(ctx, run[:], errs[:])
+	return errs[0]
+}
+
+// run calls the handler for all of run, and sets the errors in their places. A panic or
+// runtime.Goexit of the handler releases the claims and goes on.
+func (l *Lane) run(ctx context.Context, run []*entry, errs []error) {
+	e := l.e
 	if d := e.policy.handlerTimeout; d > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, d, ErrHandlerTimeout)
 		defer cancel()
-		report := time.AfterFunc(2*d, func() { e.emit(en, idem.Event{Kind: idem.EventStuck, Wait: 2 * d}) })
+		stuck := slices.Clone(run)
+		report := time.AfterFunc(2*d, func() {
+			for _, en := range stuck {
+				e.emit(en, idem.Event{Kind: idem.EventStuck, Wait: 2 * d})
+			}
+		})
 		defer report.Stop()
 	}
 	returned := false
 	begin := time.Now()
-	en.setStarted(true)
+	for _, en := range run {
+		en.setStarted(true)
+	}
 	defer func() {
-		en.setStarted(false)
-		l.took(time.Since(begin))
+		for _, en := range run {
+			en.setStarted(false)
+		}
+		l.took(time.Since(begin) / time.Duration(len(run)))
 		if !returned {
-			if en.claim != nil {
-				// Not for long: a panic has to go on.
-				ctx, cancel := context.WithTimeout(l.ph.final, e.guard.Settings().Lease/3)
-				defer cancel()
-				en.giveBackWithin(ctx, true)
+			// Not for long: a panic has to go on.
+			ctx, cancel := context.WithTimeout(l.ph.final, e.guard.Settings().Lease/3)
+			defer cancel()
+			for _, en := range run {
+				en.panicked(ctx)
 			}
-			err := fmt.Errorf("consumer: the handler of %s panicked, or ended its goroutine", en.d)
-			if e.policy.atMostOnce {
-				err = fmt.Errorf("%w; the token %q is spent: have the guard Forget it, or the message is dropped when it comes again", err, en.token)
-				e.emit(en, idem.Event{Kind: idem.EventDropped, Err: err})
-			}
-			en.halt(err)
 		}
 	}()
-	err := en.d.Handle(ctx)
+	e.handle(ctx, run, errs)
 	returned = true
-	return err
+}
+
+// panicked gives the claim back, and stops the consumer.
+func (en *entry) panicked(ctx context.Context) {
+	if en.claim != nil {
+		en.giveBackWithin(ctx, true)
+	}
+	err := fmt.Errorf("consumer: the handler of %s panicked, or ended its goroutine", en.d)
+	if en.l.e.policy.atMostOnce {
+		err = fmt.Errorf("%w; the token %q is spent: have the guard Forget it, or the message is dropped when it comes again", err, en.token)
+		en.l.e.emit(en, idem.Event{Kind: idem.EventDropped, Err: err})
+	}
+	en.halt(err)
 }
 
 // unguarded handles a message without a claim: shadow mode, FailOpen.
 func (en *entry) unguarded() (again bool) {
 	l, e := en.l, en.l.e
 	c := l.guard.Detached(l.handling, en.token)
-	ctx, err := c.Start(l.handling)
+	ctx, end, err := e.start(l.handling, c)
 	if err == nil {
+		defer end()
 		err = en.run(ctx)
 	}
 	if err == nil {

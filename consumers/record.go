@@ -53,12 +53,14 @@ func (l *Lane) nextReturned() []*entry {
 	}
 }
 
-// complete hands over an entry whose handler returned nil.
-func (l *Lane) complete(en *entry) {
+// complete hands over entries whose handler returned nil.
+func (l *Lane) complete(done ...*entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	en.awaits = en
-	l.returned = append(l.returned, en)
+	for _, en := range done {
+		en.awaits = en
+	}
+	l.returned = append(l.returned, done...)
 	l.cond.Broadcast()
 }
 

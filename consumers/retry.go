@@ -53,6 +53,11 @@ func (en *entry) tryLater(err error, d time.Duration, counted bool) (again bool)
 		return false
 	}
 	until := time.Now().Add(d)
+	if en.together {
+		en.notBefore = until
+		en.giveBack(counted)
+		return true
+	}
 	kept := !en.alone && en.keepFor(c, d)
 	if en.over() || !kept {
 		en.giveBack(counted)

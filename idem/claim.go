@@ -39,6 +39,7 @@ type claim struct {
 	handling  context.Context // that the handler is given
 	ctx       context.Context // what it is made of; nil: it was not asked for yet
 	cancel    context.CancelCauseFunc
+	loses     context.CancelCauseFunc // of the context that it shares with others; see StartAll
 	stopAfter func() bool
 	derived   map[string]any
 	tx        store.Tx                                  // the handler's transaction, where the store has any
@@ -102,21 +103,37 @@ func (c *Claim) SetResult(result []byte) {
 // process's clock. Then the handler must not start. The handler's own claim, which
 // FromContext finds, cannot be ended: that is for the caller of Start.
 func (c *Claim) Start(ctx context.Context) (context.Context, error) {
+	if err := c.startable(); err != nil {
+		return nil, err
+	}
+	return c.start(ctx), nil
+}
+
+// startable returns why the handler must not start.
+func (c *claim) startable() error {
 	if !c.oneTrip && !time.Now().Before(c.leaseEnd()) {
 		c.lose()
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	switch {
+	case c.lost:
+		return fmt.Errorf("idem: token %q: attempt %d: %w before its handler started", c.token, c.attempt, ErrLeaseLost)
+	case c.ended:
+		return fmt.Errorf("idem: token %q: %w", c.token, ErrClaimEnded)
+	}
+	return nil
+}
+
+// start returns the handler's context. A claim that was lost a moment ago has one that is
+// over.
+func (c *claim) start(ctx context.Context) context.Context {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.handling == nil {
 		c.parent = ctx
 	}
-	switch {
-	case c.lost:
-		return nil, fmt.Errorf("idem: token %q: attempt %d: %w before its handler started", c.token, c.attempt, ErrLeaseLost)
-	case c.ended:
-		return nil, fmt.Errorf("idem: token %q: %w", c.token, ErrClaimEnded)
-	}
-	return c.context(nil), nil
+	return c.context(nil)
 }
 
 // Commit records that the message was handled. After ErrLeaseLost somebody else
@@ -375,8 +392,10 @@ func (c *claim) lose() {
 	first := !c.lost && !c.ended && !c.committed
 	if first {
 		c.lost = true
-		if c.cancel != nil {
-			c.cancel(ErrLeaseLost)
+		for _, cancel := range [...]context.CancelCauseFunc{c.cancel, c.loses} {
+			if cancel != nil {
+				cancel(ErrLeaseLost)
+			}
 		}
 	}
 	c.mu.Unlock()

@@ -37,6 +37,7 @@ func TestFaults(t *testing.T) {
 		_, err := idemamqp.Wrap(g, h, opts...)
 		return err
 	}
+	batch := func(context.Context, []amqp.Delivery) []error { return nil }
 	of := func(_ any, err error) error { return err }
 	for name, c := range map[string]struct {
 		err  error
@@ -59,6 +60,11 @@ func TestFaults(t *testing.T) {
 		"channel, no Prefetch":   {of(idemamqp.NewConsumer(ch, g, h)), "Channel.Qos"},
 		"channel, no handler":    {of(idemamqp.NewConsumer(ch, g, nil, idemamqp.Prefetch(1))), "handler is nil"},
 		"channel, no guard":      {of(idemamqp.NewConsumer(ch, nil, h, idemamqp.Prefetch(1))), "guard is nil"},
+		"two handlers":           {of(idemamqp.NewQueueConsumer(url, "q", g, h, idemamqp.HandleBatches(0, batch))), "give the constructor nil"},
+		"batches":                {of(idemamqp.NewQueueConsumer(url, "q", g, nil, idemamqp.HandleBatches(0, batch))), ""},
+		"batches of -1":          {of(idemamqp.NewQueueConsumer(url, "q", g, nil, idemamqp.HandleBatches(-1, batch))), "-1: must not be negative"},
+		"batches, no handler":    {of(idemamqp.NewQueueConsumer(url, "q", g, nil, idemamqp.HandleBatches(5, nil))), "HandleBatches: the handler is nil"},
+		"wrap, batches":          {wrap(idemamqp.HandleBatches(5, batch)), "not for Wrap"},
 		"wrap, no handler":       {of(idemamqp.Wrap(g, nil)), "handler is nil"},
 		"wrap, no guard":         {of(idemamqp.Wrap(nil, h)), "guard is nil"},
 		"Concurrency 0":          {queue(idemamqp.Concurrency(0)), "Concurrency"},

@@ -73,9 +73,7 @@ func NewConsumer(deliveries <-chan amqp.Delivery, g *idem.Guard, h Handler, opts
 
 // finish checks what both constructors have in common.
 func (c *Consumer) finish(what string, h Handler, faults []error) (*Consumer, error) {
-	if h == nil {
-		faults = append(faults, errNilHandler)
-	}
+	faults = append(faults, consumers.CheckHandler(h != nil, c.conf.handleBatch != nil))
 	switch c.guard {
 	case nil:
 		faults = append(faults, errNilGuard)
@@ -91,10 +89,7 @@ func (c *Consumer) finish(what string, h Handler, faults []error) (*Consumer, er
 	return c, nil
 }
 
-var (
-	errNilHandler = errors.New("the handler is nil")
-	errNilGuard   = errors.New("the guard is nil: make one with idem.New")
-)
+var errNilGuard = errors.New("the guard is nil: make one with idem.New")
 
 func (c *Consumer) engine() (*consumers.Engine, error) {
 	return consumers.New(c.guard, c.conf.engine(c.policy), c.policy)

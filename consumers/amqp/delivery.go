@@ -3,6 +3,7 @@ package idemamqp
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -61,9 +62,30 @@ func (d *delivery) Handle(ctx context.Context) error {
 		}
 		defer func() { <-d.s.slots }()
 	}
+	return d.s.handle(ctx, d.given())
+}
+
+// given is the message that a handler gets.
+func (d *delivery) given() amqp.Delivery {
 	msg := d.d
 	msg.Acknowledger = handled{}
-	return d.s.handle(ctx, msg)
+	return msg
+}
+
+// handleAll calls a handler of several messages, which takes one slot.
+func handleAll(h BatchHandler) func(context.Context, []consumers.Delivery) []error {
+	handle := consumers.HandleAll(h, func(d consumers.Delivery) amqp.Delivery { return d.(*delivery).given() })
+	if handle == nil {
+		return nil
+	}
+	return func(ctx context.Context, all []consumers.Delivery) []error {
+		first := all[0].(*delivery)
+		if err := first.slot(ctx); err != nil {
+			return slices.Repeat([]error{err}, len(all))
+		}
+		defer func() { <-first.s.slots }()
+		return handle(ctx, all)
+	}
 }
 
 // slot waits for one: as long as the session that brought the delivery lasts, but takes one

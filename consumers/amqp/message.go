@@ -22,6 +22,13 @@ import (
 // consumer does it.
 type Handler func(ctx context.Context, d amqp.Delivery) error
 
+// BatchHandler handles several messages. It returns nil where all effects are done, or an
+// error or nil in the place of each message; a slice of another length is an error of all.
+// What an error says is as with Handler. ctx holds the claims (idem.ClaimsFromContext), and
+// ends as soon as one of them is lost. What one message's effect needs of its claim
+// (StampAs, the store's transaction) it gets with that claim's Context.
+type BatchHandler func(ctx context.Context, ds []amqp.Delivery) []error
+
 // ErrSettledByConsumer is what Ack, Nack and Reject of a handler's message return: the
 // consumer settles it, by what the handler returns.
 var ErrSettledByConsumer = errors.New("idemamqp: the consumer settles this message when the handler returns: return nil to ack it, an error to have it tried again, idem.Permanent to dead-letter it")

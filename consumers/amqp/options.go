@@ -38,6 +38,8 @@ func checkName(what, name string) error {
 type config struct {
 	concurrency   int
 	prefetch      int
+	handleBatch   BatchHandler
+	maxBatch      int
 	letters       *letters
 	reject        bool
 	publishOn     *amqp.Channel
@@ -66,6 +68,7 @@ var notForAll = [...]struct {
 	why    string
 }{
 	{"Concurrency", ofWrap, "as many run as the loop has goroutines"},
+	{"HandleBatches", ofWrap, "the loop has one message at a time"},
 	{"Prefetch", ofWrap, "the loop's own Channel.Qos says it"},
 	{"Dial", ofWrap, "it opens no connection"},
 	{"Dial", ofChannel, "it opens no connection: the channel is the caller's"},
@@ -111,7 +114,7 @@ func configure(opts []Option, of constructor) (config, consumers.Policy, []error
 	}
 	c.concurrency = max(c.concurrency, 1)
 	if c.prefetch == 0 && of == ofQueue {
-		c.prefetch = min(c.concurrency+ahead, math.MaxUint16)
+		c.prefetch = min(c.concurrency*max(c.maxBatch, 1)+max(ahead, c.maxBatch), math.MaxUint16)
 		if c.fewDeliveries(p) {
 			c.prefetch = min(c.concurrency, math.MaxUint16)
 		}
@@ -145,6 +148,8 @@ func (c *config) engine(p consumers.Policy) consumers.Broker {
 		KeepHandlers:  true,
 		HoldLimit:     c.holdLimit,
 		AckAll:        ackAll,
+		HandleAll:     handleAll(c.handleBatch),
+		MaxBatch:      c.maxBatch,
 	}
 }
 
@@ -167,8 +172,32 @@ func Concurrency(n int) Option {
 	})
 }
 
+// HandleBatches has h called instead of the constructor's handler, which is nil then, with
+// up to most messages at a time: for effects that are cheaper in bulk. Zero is
+// consumers.DefaultMaxBatch. The claims of a batch are made in one trip to the store, and its
+// completions recorded in one. No time is waited for to fill a batch: what is ready when the
+// handler is free goes in, be it one message.
+//
+// A message that failed is tried again alone, and so is one that was tried before, so that
+// one that cannot be handled does not spend the others' budgets. A panic, or the death of
+// the process, spends budget of all that were in the batch. Where nothing may be claimed
+// ahead (a DeliveryLimit within the budget, consumers.AtMostOnce, Budget(1), WorkAhead(0)) each message comes
+// alone. Not for Wrap.
+func HandleBatches(most int, h BatchHandler) Option {
+	return option("HandleBatches", func(c *config) {
+		if most, err := consumers.CheckMaxBatch(most); err != nil {
+			c.faults = append(c.faults, err)
+		} else if h == nil {
+			c.fault("HandleBatches: the handler is nil")
+		} else {
+			c.handleBatch, c.maxBatch = h, most
+		}
+	})
+}
+
 // Prefetch sets how many unsettled messages the broker lets this consumer have; a
-// consumer of NewQueueConsumer has 64 more than Concurrency by default. Messages wait in
+// consumer of NewQueueConsumer has 64 more than Concurrency by default (with HandleBatches,
+// more than all batches, or one batch more). Messages wait in
 // it for their turn, and the broker's consumer timeout (30 minutes by default) runs
 // meanwhile: the handlers of all that is before a message, and its own, have to fit into
 // it, with the default, one handler at a time, about 27 seconds each. Where they take

@@ -29,10 +29,7 @@ import (
 // The result is safe for concurrent use.
 func Wrap(g *idem.Guard, h Handler, opts ...Option) (func(ctx context.Context, d amqp.Delivery) error, error) {
 	conf, policy, faults := configure(opts, ofWrap)
-	faults = append(faults, policy.CheckWrap())
-	if h == nil {
-		faults = append(faults, errNilHandler)
-	}
+	faults = append(faults, policy.CheckWrap(), consumers.CheckHandler(h != nil, false))
 	var e *consumers.Engine
 	if g == nil {
 		faults = append(faults, errNilGuard)

@@ -85,11 +85,15 @@ func NewGroupConsumer(config kafka.ReaderConfig, g *idem.Guard, h Handler, opts 
 
 func newConsumer(g *idem.Guard, h Handler, opts []Option) (*Consumer, []error) {
 	conf, policy, faults := configure(opts)
-	if h == nil {
-		faults = append(faults, errNilHandler)
+	if err := consumers.CheckHandler(h != nil, conf.handleBatch != nil); err != nil {
+		faults = append(faults, err)
 	}
 	c := &Consumer{policy: policy, s: &settler{guard: g, handle: h, conf: conf, nudge: make(chan struct{}, 1), idle: make(chan struct{}, 1)}}
-	c.broker = consumers.Broker{DeadLetters: conf.letters != nil}
+	c.broker = consumers.Broker{
+		DeadLetters: conf.letters != nil,
+		HandleAll:   consumers.HandleAll(conf.handleBatch, func(d consumers.Delivery) kafka.Message { return d.(*delivery).msg }),
+		MaxBatch:    conf.maxBatch,
+	}
 	return c, faults
 }
 

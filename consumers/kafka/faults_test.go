@@ -28,6 +28,7 @@ func TestConstructors(t *testing.T) {
 	addr := kafka.TCP("127.0.0.1:1")
 	g := idem.New(idem.WithStore(memstore.New()))
 	handle := func(context.Context, kafka.Message) error { return nil }
+	batch := func(context.Context, []kafka.Message) []error { return nil }
 	config := kafka.ReaderConfig{Brokers: []string{"127.0.0.1:1"}, GroupID: "g", Topic: "orders"}
 	confirms := &kafka.Writer{Addr: addr, RequiredAcks: kafka.RequireAll}
 	for _, c := range []struct {
@@ -52,6 +53,9 @@ func TestConstructors(t *testing.T) {
 		{name: "no dead-letter topic", config: config, g: g, h: handle, opts: []idemkafka.Option{idemkafka.DeadLetter(confirms, "")}, want: "topic is empty"},
 		{name: "two dead-letter topics", config: config, g: g, h: handle, opts: []idemkafka.Option{idemkafka.DeadLetter(&kafka.Writer{Addr: addr, RequiredAcks: kafka.RequireAll, Topic: "other"}, "dead")}, want: `"other"`},
 		{name: "dead letters that come back", config: config, g: g, h: handle, opts: []idemkafka.Option{idemkafka.DeadLetter(confirms, "orders")}, want: "come back"},
+		{name: "two handlers", config: config, g: g, h: handle, opts: []idemkafka.Option{idemkafka.HandleBatches(0, batch)}, want: "give the constructor nil"},
+		{name: "batches of fewer than none", config: config, g: g, opts: []idemkafka.Option{idemkafka.HandleBatches(-1, batch)}, want: "-1: must not be negative"},
+		{name: "batches, and no handler", config: config, g: g, opts: []idemkafka.Option{idemkafka.HandleBatches(5, nil)}, want: "HandleBatches: the handler is nil"},
 		{name: "no concurrency", config: config, g: g, h: handle, opts: []idemkafka.Option{idemkafka.Concurrency(0)}, want: "Concurrency"},
 		{name: "no commits", config: config, g: g, h: handle, opts: []idemkafka.Option{idemkafka.CommitEvery(1, 0)}, want: "CommitEvery"},
 		{name: "no buffer", config: config, g: g, h: handle, opts: []idemkafka.Option{idemkafka.Buffer(0, 1)}, want: "Buffer"},

@@ -17,6 +17,13 @@ import (
 // commit: the consumer does, when what comes before is done too.
 type Handler func(ctx context.Context, msg kafka.Message) error
 
+// BatchHandler handles several messages. It returns nil where all effects are done, or an
+// error or nil in the place of each message; a slice of another length is an error of all.
+// What an error says is as with Handler. ctx holds the claims (idem.ClaimsFromContext), and
+// ends as soon as one of them is lost, or the partition is. What one message's effect needs of its claim
+// (StampAs, the store's transaction) it gets with that claim's Context.
+type BatchHandler func(ctx context.Context, msgs []kafka.Message) []error
+
 // message implements consumers.Message.
 type message struct{ msg kafka.Message }
 

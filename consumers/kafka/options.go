@@ -25,6 +25,8 @@ type Option = consumers.Option
 type config struct {
 	letters        *letters
 	concurrency    int
+	handleBatch    BatchHandler
+	maxBatch       int
 	commitCount    int
 	commitInterval time.Duration
 	bufferMessages int
@@ -95,6 +97,29 @@ func Concurrency(n int) Option {
 			c.fault("Concurrency: %d: must be more than zero", n)
 		}
 		c.concurrency = n
+	})
+}
+
+// HandleBatches has h called instead of the constructor's handler, which is nil then, with
+// up to most messages at a time, all of one partition: for effects that are cheaper in bulk. Zero is
+// consumers.DefaultMaxBatch. The claims of a batch are made in one trip to the store, and its
+// completions recorded in one. No time is waited for to fill a batch: what is ready when the
+// handler is free goes in, be it one message.
+//
+// A message that failed is tried again alone, and so is one that was tried before, so that
+// one that cannot be handled does not spend the others' budgets. A panic, or the death of
+// the process, spends budget of all that were in the batch. Where nothing may be claimed
+// ahead (consumers.AtMostOnce, Budget(1), WorkAhead(0)) each message comes
+// alone. Not for Wrap.
+func HandleBatches(most int, h BatchHandler) Option {
+	return consumerOption("HandleBatches", func(c *config) {
+		if most, err := consumers.CheckMaxBatch(most); err != nil {
+			c.faults = append(c.faults, err)
+		} else if h == nil {
+			c.fault("HandleBatches: the handler is nil")
+		} else {
+			c.handleBatch, c.maxBatch = h, most
+		}
 	})
 }
 

@@ -60,9 +60,8 @@ func StampAs(ctx context.Context, msg *kafka.Message, name string) error {
 }
 
 var (
-	errNilMsg     = errors.New("idemkafka: the message is nil")
-	errNilGuard   = errors.New("the guard is nil: make one with idem.New")
-	errNilHandler = errors.New("the handler is nil")
+	errNilMsg   = errors.New("idemkafka: the message is nil")
+	errNilGuard = errors.New("the guard is nil: make one with idem.New")
 )
 
 // Writer is a kafka.Writer that stamps what it writes, and changes nothing else of it:
@@ -89,9 +88,9 @@ func (w *Writer) WriteMessages(ctx context.Context, msgs ...kafka.Message) error
 	if w.Writer == nil {
 		return errors.New("idemkafka: writer: the kafka.Writer is nil")
 	}
-	c, inHandler := idem.FromContext(ctx)
+	inHandler := consumers.CheckNotInHandler(ctx)
 	for i := range msgs {
-		if !inHandler {
+		if inHandler == nil {
 			if err := Stamp(ctx, w.guard, &msgs[i]); err != nil {
 				return err
 			}
@@ -99,7 +98,7 @@ func (w *Writer) WriteMessages(ctx context.Context, msgs ...kafka.Message) error
 		}
 		token, ok := TokenOf(msgs[i])
 		if !ok {
-			return fmt.Errorf("idemkafka: message %d of %d, written in the handler of token %q, has no token that is valid: give it one with StampAs, the same at each attempt", i+1, len(msgs), c.Token())
+			return fmt.Errorf("idemkafka: message %d of %d has no token that is valid: WriteMessages was %w", i+1, len(msgs), inHandler)
 		}
 		if w.guard == nil {
 			return fmt.Errorf("idemkafka: writer: %w", errNilGuard)

@@ -31,10 +31,7 @@ func Wrap(g *idem.Guard, h Handler, opts ...Option) (func(ctx context.Context, m
 	for _, name := range conf.ofConsumer {
 		faults = append(faults, fmt.Errorf("%s: is for NewConsumer and NewGroupConsumer", name))
 	}
-	faults = append(faults, policy.CheckWrap())
-	if h == nil {
-		faults = append(faults, errNilHandler)
-	}
+	faults = append(faults, policy.CheckWrap(), consumers.CheckHandler(h != nil, false))
 	var e *consumers.Engine
 	if g == nil {
 		faults = append(faults, errNilGuard)

@@ -43,6 +43,7 @@ func TestNewConsumerRefuses(t *testing.T) {
 	g := v.guard
 	js := v.js
 	key := func(jetstream.Msg) string { return "" }
+	batch := func(context.Context, []jetstream.Msg) []error { return nil }
 	var nobody *nobodyPublisher
 	for name, c := range map[string]struct {
 		source jetstream.Consumer
@@ -60,6 +61,9 @@ func TestNewConsumerRefuses(t *testing.T) {
 		"max deliver":   {source(func(cc *jetstream.ConsumerConfig) { cc.MaxDeliver = 5 }), g, noop, nil, []string{"MaxDeliver is 5", "-1", "AllowMaxDeliver"}, nil},
 		"priority":      {source(func(cc *jetstream.ConsumerConfig) { cc.PriorityPolicy = jetstream.PriorityPolicyPinned }), g, noop, nil, []string{"priority", "Wrap"}, nil},
 		"headers only":  {source(func(cc *jetstream.ConsumerConfig) { cc.HeadersOnly = true }), g, noop, []idemnats.Option{idemnats.DeadLetter(js, "dead.x")}, []string{"payload"}, nil},
+		"two handlers":  {source(), g, noop, []idemnats.Option{idemnats.HandleBatches(0, batch)}, []string{"give the constructor nil"}, nil},
+		"no batches":    {source(), g, nil, []idemnats.Option{idemnats.HandleBatches(-1, nil)}, []string{"-1: must not be negative"}, nil},
+		"no handler":    {source(), g, nil, []idemnats.Option{idemnats.HandleBatches(5, nil)}, []string{"HandleBatches: the handler is nil"}, nil},
 		"no store":      {source(), idem.New(), noop, nil, nil, idem.ErrRedisNotEnabled},
 		"guard's fault": {source(), idem.New(idem.WithLease(1)), noop, nil, []string{"WithLease"}, nil},
 		"dead letter":   {source(), g, noop, []idemnats.Option{idemnats.DeadLetter(nil, "")}, []string{"publisher is nil", "subject is empty"}, nil},

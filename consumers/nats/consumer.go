@@ -42,8 +42,8 @@ func NewConsumer(source jetstream.Consumer, g *idem.Guard, h Handler, opts ...Op
 	for _, name := range conf.ofWrap {
 		faults = append(faults, fmt.Errorf("%s: is for Wrap", name))
 	}
-	if h == nil {
-		faults = append(faults, errNilHandler)
+	if err := consumers.CheckHandler(h != nil, conf.handleBatch != nil); err != nil {
+		faults = append(faults, err)
 	}
 	c := &Consumer{source: source, guard: g, handle: h, conf: conf, policy: policy}
 	var info *jetstream.ConsumerInfo
@@ -75,8 +75,6 @@ func NewConsumer(source jetstream.Consumer, g *idem.Guard, h Handler, opts ...Op
 	return c, nil
 }
 
-var errNilHandler = errors.New("the handler is nil")
-
 // check lists what in the settings of a JetStream consumer could lose messages.
 func (c *config) check(cc jetstream.ConsumerConfig) (faults []error) {
 	if cc.AckPolicy != jetstream.AckExplicitPolicy {
@@ -103,10 +101,12 @@ func (c *Consumer) engine(cc jetstream.ConsumerConfig) (*consumers.Engine, error
 		DeadLetters:   c.conf.letters != nil || c.conf.terminate,
 		FewDeliveries: cc.MaxDeliver > 0,
 		ConfirmsAcks:  c.conf.doubleAck,
+		HandleAll:     consumers.HandleAll(c.conf.handleBatch, func(d consumers.Delivery) jetstream.Msg { return handled{d.(*delivery).msg} }),
+		MaxBatch:      c.conf.maxBatch,
 	}
 	if c.conf.orderBy != nil {
 		b.Workers = 1
-		b.MaxHeld = heldPerLane * n
+		b.MaxHeld = max(heldPerLane, c.conf.maxBatch) * n
 	}
 	b.Redelivers = b.Workers > 1 && !b.FewDeliveries
 	return consumers.New(c.guard, b, c.policy)

@@ -30,9 +30,7 @@ func Wrap(g *idem.Guard, h Handler, opts ...Option) (jetstream.MessageHandler, e
 		faults = append(faults, fmt.Errorf("%s: is for NewConsumer", name))
 	}
 	faults = append(faults, policy.CheckWrap())
-	if h == nil {
-		faults = append(faults, errNilHandler)
-	}
+	faults = append(faults, consumers.CheckHandler(h != nil, false))
 	b := consumers.Broker{DeadLetters: conf.letters != nil || conf.terminate, ExtendEvery: time.Second}
 	if conf.ackWait > 0 {
 		b.ExtendEvery = conf.ackWait / 3
