@@ -72,7 +72,7 @@ func (l *Lane) takeBatch(run []*entry) []*entry {
 // joins reports, with the lane's mu held, whether an entry may be handled together with
 // others.
 func (en *entry) joins() bool {
-	if en.claim == nil || en.asking || en.alone || en.claim.Spent() > 0 || en.d.Final() || en.heldLong() {
+	if en.claim == nil || en.asking || en.claim.Spent() > 0 || en.d.Final() || en.heldLong() {
 		return false
 	}
 	_, old := en.isOld()

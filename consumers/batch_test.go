@@ -76,7 +76,7 @@ func TestBatches(t *testing.T) {
 		if got := slices.Concat(made...); !slices.Equal(got, want) {
 			t.Errorf("handled %d of 1000, or not in order", len(got))
 		}
-		if len(made) > 13 || trips > 3*len(made)+5 {
+		if len(made) > 25 || trips > 4*len(made) {
 			t.Errorf("%d calls and %d trips", len(made), trips)
 		}
 		for _, tokens := range made {
@@ -98,7 +98,8 @@ func TestBatchOutcomes(t *testing.T) {
 		answer  func(n int) []error // of the first call with more than one message, of n
 		again   []string            // handled alone afterwards, in order
 		dead    []string
-		counted bool // against the budget of what is handled again
+		counted bool          // against the budget of what is handled again
+		after   time.Duration // at least
 		text    string
 	}{
 		{name: "none", why: "nil is all done", answer: func(int) []error { return nil }},
@@ -113,6 +114,7 @@ func TestBatchOutcomes(t *testing.T) {
 			name: "one is not ready", why: "RetryAfter spends no budget in a batch either",
 			answer: func(n int) []error { return placed(n, map[int]error{2: idem.RetryAfter(errBoom, time.Second)}) },
 			again:  []string{"c"},
+			after:  time.Second,
 		},
 		{
 			name: "one can never be handled", why: "a permanent error dead-letters the one, not the batch",
@@ -130,6 +132,8 @@ func TestBatchOutcomes(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				together := false
+				var at time.Time
+				var r *rig
 				r, c := newBatchRig(t, 5, func(ctx context.Context, tokens []string) []error {
 					claims, _ := idem.ClaimsFromContext(ctx)
 					switch {
@@ -137,10 +141,18 @@ func TestBatchOutcomes(t *testing.T) {
 						time.Sleep(time.Second)
 						return nil
 					case !together:
-						together = true
+						together, at = true, time.Now()
 						return tc.answer(len(tokens))
 					case claims[0].Attempt() != 2 || (claims[0].Spent() == 1) != tc.counted:
 						t.Errorf("%q again: attempt %d, spent %d, counted %v", tokens, claims[0].Attempt(), claims[0].Spent(), tc.counted)
+					}
+					if d := time.Since(at); d < tc.after {
+						t.Errorf("%q again after %v", tokens, d)
+					}
+					for _, token := range tc.again[slices.Index(tc.again, tokens[0])+1:] {
+						if rec, err := r.guard.Inspect(ctx, token); err != nil || rec.State == store.Running {
+							t.Errorf("%q is claimed while %q is tried again: %+v, %v", token, tokens, rec, err)
+						}
 					}
 					return nil
 				})

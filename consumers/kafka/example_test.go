@@ -33,6 +33,24 @@ func ExampleNewGroupConsumer() {
 	}
 }
 
+// A handler of several messages, for effects that are cheaper in bulk.
+func ExampleHandleBatches() {
+	insert := func(ctx context.Context, orders []kafka.Message) []error {
+		// One INSERT for all of orders: nil is done, and an error in its place tries one again.
+		return nil
+	}
+	guard := idem.New(idem.WithRedis(redis.NewClient(&redis.Options{Addr: "localhost:6379"})))
+	consumer, err := idemkafka.NewGroupConsumer(
+		kafka.ReaderConfig{Brokers: []string{"localhost:9092"}, GroupID: "billing", Topic: "orders"},
+		guard, nil, idemkafka.HandleBatches(200, insert))
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := consumer.Run(context.Background()); err != nil {
+		log.Fatal(err)
+	}
+}
+
 // Over a Reader that is there already.
 func ExampleNewConsumer() {
 	reader := kafka.NewReader(kafka.ReaderConfig{Brokers: []string{"localhost:9092"}, GroupID: "billing", Topic: "orders"})
