@@ -86,9 +86,11 @@ func (ins *inserter) write(args ...string) error {
 	return err
 }
 
+// errCut: the connection was closed at the end of its context, be it after the last answer.
+var errCut = errors.New("the insertion was ended before its time")
+
 // end returns when all commands were executed.
 func (ins *inserter) end(failed error) error {
-	defer ins.stop()
 	defer ins.conn.Close()
 	err := failed
 	if err == nil {
@@ -100,6 +102,9 @@ func (ins *inserter) end(failed error) error {
 	a := <-ins.read
 	if a.err == nil && a.n != ins.sent {
 		a.err = fmt.Errorf("%d answers to %d commands", a.n, ins.sent)
+	}
+	if !ins.stop() {
+		err = errors.Join(err, errCut)
 	}
 	return errors.Join(err, a.err)
 }
