@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 		os.Exit(consumeInbox(role))
 	}
 	// They mostly wait, for leases and sessions to end and servers to come.
-	if err := flag.Set("test.parallel", "4"); err != nil { // the command line's comes later, and wins
+	if err := flag.Set("test.parallel", "3"); err != nil { // the command line's comes later, and wins
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(2)
 	}

@@ -90,13 +90,21 @@ func (s *site) publish(tokens ...string) {
 	<-s.js.PublishAsyncComplete()
 }
 
+// owed counts what is stored and not settled. The server tells a consumer of a message a
+// moment after it has stored it: NumPending may lag.
 func (s *site) owed() int {
 	s.t.Helper()
+	orders, err := s.js.Stream(s.t.Context(), stream)
+	if err != nil {
+		s.t.Fatal(err)
+	}
 	info, err := s.cons.Info(s.t.Context())
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return int(info.NumPending) + info.NumAckPending
+	last := orders.CachedInfo().State.LastSeq
+	untold := last - min(info.Delivered.Stream, last)
+	return max(int(info.NumPending), int(untold)) + info.NumAckPending
 }
 
 func (s *site) redelivered() int {
