@@ -49,10 +49,14 @@ func CheckHandler(one, several bool) error {
 	return nil
 }
 
-// CheckMaxBatch is for an adapter's HandleBatches: zero is the default.
-func CheckMaxBatch(most int) (int, error) {
-	if most < 0 {
+// CheckBatches is for an adapter's HandleBatches: it returns MaxBatch, where zero is the
+// default, or what is wrong with the option.
+func CheckBatches(most int, hasHandler bool) (maxBatch int, err error) {
+	switch {
+	case most < 0:
 		return 0, fmt.Errorf("HandleBatches: %d: must not be negative: it is how many messages the handler is given at most", most)
+	case !hasHandler:
+		return 0, errors.New("HandleBatches: the handler is nil")
 	}
 	return cmp.Or(most, DefaultMaxBatch), nil
 }

@@ -185,13 +185,12 @@ func Concurrency(n int) Option {
 // alone. Not for Wrap.
 func HandleBatches(most int, h BatchHandler) Option {
 	return option("HandleBatches", func(c *config) {
-		if most, err := consumers.CheckMaxBatch(most); err != nil {
+		most, err := consumers.CheckBatches(most, h != nil)
+		if err != nil {
 			c.faults = append(c.faults, err)
-		} else if h == nil {
-			c.fault("HandleBatches: the handler is nil")
-		} else {
-			c.handleBatch, c.maxBatch = h, most
+			return
 		}
+		c.handleBatch, c.maxBatch = h, most
 	})
 }
 
