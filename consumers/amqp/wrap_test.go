@@ -133,8 +133,7 @@ func TestWrapOverRecovery(t *testing.T) {
 	}
 	defer conn.Close()
 	s := v.sourceOf(conn)
-	changes := make(chan *amqp.StateChanged, 16)
-	s.ch.NotifyStateChange(changes)
+	recovered := v.recovery(conn)
 	var j journal
 	f := v.wrap(j.handle)
 	x, y := <-s.deliveries, <-s.deliveries
@@ -148,14 +147,7 @@ func TestWrapOverRecovery(t *testing.T) {
 		t.Fatal(err)
 	}
 	close(away)
-	for open := false; !open; {
-		select {
-		case c := <-changes:
-			open = c.To == amqp.StateOpen
-		case <-time.After(20 * time.Second):
-			t.Fatal("the client does not recover its channel")
-		}
-	}
+	recovered()
 	for {
 		d := <-s.deliveries // as the loop does, which has y in hand
 		if string(d.Body) == "z" && d.Redelivered && d.DeliveryTag == y.DeliveryTag {
