@@ -48,7 +48,7 @@ func (f *filler) token() string {
 // recordKey is a record's, whose tag is one of the prefix's. Which one the library takes for a
 // token makes no difference to what it costs.
 func (f *filler) recordKey(token string) string {
-	return idem.DefaultPrefix + ":{" + strconv.Itoa(f.seed.IntN(fillTags)) + "}:g:" + fillGroup + ":" + token
+	return idem.DefaultPrefix + ":{" + strconv.Itoa(f.seed.IntN(fillTags)) + "}:" + fillGroup + ":" + token
 }
 
 // nonce stands for the random bits that a guard begins its claim ids with.
@@ -88,7 +88,7 @@ func bucketsFor(tokens int) int {
 
 // setKey is the set of a bucket for a generation, 0 or 1. Buckets are counted over all tags.
 func setKey(bucket, generation int) string {
-	return idem.DefaultPrefix + ":{" + strconv.Itoa(bucket%fillTags) + "}:b:" + strconv.Itoa(bucket/fillTags) + ":" + strconv.Itoa(generation)
+	return idem.DefaultPrefix + ":{" + strconv.Itoa(bucket%fillTags) + "}:%b:" + strconv.Itoa(bucket/fillTags) + ":" + strconv.Itoa(generation)
 }
 
 // fingerprint is 64 random bits, as those of a hash are.

@@ -28,7 +28,7 @@ func keysOf(t *testing.T, c *redis.Client, match string) (all []held) {
 	ctx := t.Context()
 	for it := c.Scan(ctx, 0, match, 1000).Iterator(); it.Next(ctx); {
 		h := held{key: it.Val(), bytes: c.MemoryUsage(ctx, it.Val()).Val(), left: c.PTTL(ctx, it.Val()).Val()}
-		if h.kind = c.ObjectEncoding(ctx, h.key).Val(); strings.Contains(match, ":b:") {
+		if h.kind = c.ObjectEncoding(ctx, h.key).Val(); strings.Contains(match, ":%b:") {
 			h.members = c.SCard(ctx, h.key).Val()
 		} else {
 			h.value = c.Get(ctx, h.key).Val()
@@ -59,9 +59,9 @@ func handled(t *testing.T, b *bed, n int, opts ...idem.Option) {
 }
 
 var (
-	recordShape = regexp.MustCompile(`^idempotent:\{(\d+)\}:g:orders:[0-9a-f-]{36}$`)
+	recordShape = regexp.MustCompile(`^idempotent:\{(\d+)\}:orders:[0-9a-f-]{36}$`)
 	valueShape  = regexp.MustCompile(`^1d\|[\w-]{13,17}\|\d{13}$`)
-	setShape    = regexp.MustCompile(`^idempotent:\{(\d+)\}:b:(\d+):[01]$`)
+	setShape    = regexp.MustCompile(`^idempotent:\{(\d+)\}:%b:(\d+):[01]$`)
 )
 
 // What the sizes are measured with costs what the library's own records and sets do.
@@ -113,7 +113,7 @@ func TestFillIsWhatTheLibraryWritesCompact(t *testing.T) {
 
 	handled(t, ours, tokens, idem.WithCompact(redisstore.Compact{Tokens: expected}))
 	// The descriptor ends with the retention and the buckets of a tag.
-	d := ours.masters[0].Get(t.Context(), "idempotent:{0}:d").Val()
+	d := ours.masters[0].Get(t.Context(), "idempotent:{0}:%d").Val()
 	if want := "|86400000|" + strconv.Itoa(bucketsFor(expected)); !strings.HasSuffix(d, want) {
 		t.Fatalf("the library's descriptor is %q, want %q at its end", d, want)
 	}

@@ -289,7 +289,7 @@ func (s *clusterSite) slotsOf(node *redistest.Server) (all []int) {
 
 func (s *clusterSite) slotOf(tag string) int {
 	s.t.Helper()
-	return s.cluster.Slot(s.t, prefix+":{"+tag+"}:e")
+	return s.cluster.Slot(s.t, prefix+":{"+tag+"}:%e")
 }
 
 // moveSlots moves ranges of slots, one slot of each of which has records, away and back.
@@ -384,7 +384,7 @@ func (s *clusterSite) records(node *redistest.Server) map[string]string {
 	if err := conn.Do(ctx, "READONLY").Err(); err != nil {
 		s.t.Fatal(err)
 	}
-	keys, err := conn.Keys(ctx, prefix+":{*}:g:*").Result()
+	keys, err := conn.Keys(ctx, prefix+":{*}:[^%]*").Result()
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -408,7 +408,7 @@ func (s *clusterSite) records(node *redistest.Server) map[string]string {
 	return all
 }
 
-// tokenOf is the token in a record's key, e2e:{tag}:g:group:token.
+// tokenOf is the token in a record's key, e2e:{tag}:group:token.
 func tokenOf(key string) string { return key[strings.LastIndex(key, ":")+1:] }
 
 func isDone(record string) bool { return strings.HasPrefix(record, "1d|") }
@@ -433,7 +433,7 @@ func (s *clusterSite) slots() map[string]int {
 		if !s.cluster.IsPrimary(node) {
 			continue
 		}
-		keys, err := node.Client(s.t).Keys(s.t.Context(), prefix+":{*}:g:*").Result()
+		keys, err := node.Client(s.t).Keys(s.t.Context(), prefix+":{*}:[^%]*").Result()
 		if err != nil {
 			s.t.Fatal(err)
 		}

@@ -88,8 +88,8 @@ func Bugs() []Bug {
 			What: "a claim is given back by whoever had one before",
 			Replace: []Replacement{{
 				File: "idem/store/redisstore/records.lua",
-				Old:  "  elseif not r or r.claim ~= claim then\n    return 'l'\n  elseif r.st == 'r' then\n",
-				New:  "  elseif not r then\n    return 'l'\n  elseif r.st == 'r' then\n",
+				Old:  "    elseif not r or r.claim ~= claim then\n      return 'l'\n    elseif r.st == 'r' then\n",
+				New:  "    elseif not r then\n      return 'l'\n    elseif r.st == 'r' then\n",
 			}},
 			Trial: pauses, Chance: true,
 		},
@@ -138,8 +138,8 @@ func Bugs() []Bug {
 			What: "who takes a claim over gets the attempt's number as well",
 			Replace: []Replacement{{
 				File: "idem/store/redisstore/records.lua",
-				Old:  "  r.claim, r.attempt = claim, r.attempt + 1\nend",
-				New:  "  r.claim = claim\nend",
+				Old:  "    r.claim, r.attempt = claim, r.attempt + 1\n",
+				New:  "    r.claim = claim\n",
 			}},
 			Trial: kills,
 		},

@@ -3,6 +3,7 @@ package redisstore_test
 import (
 	"context"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -20,28 +21,31 @@ import (
 // BenchmarkBeginCommit claims fresh tokens and completes them, the commits of a
 // batch in one call with the claims of the next. An operation is a message.
 func BenchmarkBeginCommit(b *testing.B) {
-	for _, size := range []int{1, 16, 256} {
-		for _, flushers := range []int{1, 2, 64} {
-			if size*flushers > 1024 {
-				continue
-			}
-			b.Run(fmt.Sprintf("batch=%d/flushers=%d", size, flushers), func(b *testing.B) {
-				c := redistest.Start(b, private...).Client(b)
-				s := redisstore.New(c)
-				b.ReportAllocs()
-				b.ResetTimer()
-				done := make(chan error)
-				for f := range flushers {
-					go func() { done <- messages(s, fmt.Sprint("flusher", f), size, b.N/flushers+1) }()
+	layouts := map[string][]redisstore.Option{"records": nil, "compact": {redisstore.WithCompact(redisstore.Compact{Tokens: 1_000_000})}}
+	for _, layout := range slices.Sorted(maps.Keys(layouts)) {
+		for _, size := range []int{1, 16, 256} {
+			for _, flushers := range []int{1, 2, 64} {
+				if size*flushers > 1024 {
+					continue
 				}
-				for range flushers {
-					if err := <-done; err != nil {
-						b.Fatal(err)
+				b.Run(fmt.Sprintf("layout=%s/batch=%d/flushers=%d", layout, size, flushers), func(b *testing.B) {
+					c := redistest.Start(b, private...).Client(b)
+					s := redisstore.New(c, layouts[layout]...)
+					b.ReportAllocs()
+					b.ResetTimer()
+					done := make(chan error)
+					for f := range flushers {
+						go func() { done <- messages(s, fmt.Sprint("flusher", f), size, b.N/flushers+1) }()
 					}
-				}
-				b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "messages/s")
-				b.ReportMetric(float64(number(b, c, "commandstats", "cmdstat_evalsha:calls=*,usec="))/float64(b.N), "script-µs/message")
-			})
+					for range flushers {
+						if err := <-done; err != nil {
+							b.Fatal(err)
+						}
+					}
+					b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "messages/s")
+					b.ReportMetric(float64(number(b, c, "commandstats", "cmdstat_evalsha:calls=*,usec="))/float64(b.N), "script-µs/message")
+				})
+			}
 		}
 	}
 }

@@ -116,7 +116,7 @@ func TestClusterComesBack(t *testing.T) {
 			cluster.Failover(t, primary)
 			works("CLUSTER FAILOVER")
 
-			slot := cluster.Slot(t, "p:{0}:e")
+			slot := cluster.Slot(t, "p:{0}:%e")
 			home := cluster.Owner(t, slot)
 			to := cluster.Nodes[0]
 			if home == to {

@@ -26,10 +26,7 @@ do
   local KEYS, ARGV = KEYS, ARGV
 
   local margin = 1000
-  local without = {} -- operations that need no bucket
-  for code in string.gmatch('rRwtk', '.') do
-    without[string.byte(code)] = true
-  end
+  local without = {r = true, R = true, w = true, t = true, k = true} -- operations that need no bucket
 
   local now, length -- ms
   local even, fingerprint, phase -- the operation's; even is a place in KEYS

@@ -25,7 +25,7 @@ func FuzzCompactRecord(f *testing.F) {
 	for i := range kinds {
 		token := fmt.Sprint("t", i)
 		want(f, s, "p", store.Claimed, op(store.Begin, token, "a"))
-		p.keys[i] = keysOf(f, c, "p", ":g:g:"+token)[0]
+		p.keys[i] = keysOf(f, c, "p", ":g:"+token)[0]
 		prints[i] = fingerprint("p", group, token)
 	}
 	for _, v := range []string{

@@ -26,7 +26,7 @@ func compacted(c redis.UniversalClient) *redisstore.Store {
 }
 
 // The sets of the only bucket of prefix p.
-var sets = []string{"p:{0}:b:0:0", "p:{0}:b:0:1"}
+var sets = []string{"p:{0}:%b:0:0", "p:{0}:%b:0:1"}
 
 // fingerprint is what the set of a token holds, by the documentation.
 func fingerprint(prefix, group, token string) string {
@@ -108,7 +108,7 @@ func TestCompactKeepsFingerprints(t *testing.T) {
 	if left := keysOf(t, c, "p", ":g:"); len(left) > 0 {
 		t.Errorf("done tokens left the records %v", left)
 	}
-	if used := keysOf(t, c, "p", ":b:"); len(used) != 1 || c.ObjectEncoding(t.Context(), used[0]).Val() != "intset" {
+	if used := keysOf(t, c, "p", ":%b:"); len(used) != 1 || c.ObjectEncoding(t.Context(), used[0]).Val() != "intset" {
 		t.Errorf("the sets %v are no intset", used)
 	}
 
@@ -182,14 +182,14 @@ func TestCompactGenerations(t *testing.T) {
 		t.Errorf("%d were looked at within the retention, %d after two generations", known, gone)
 	}
 	ends := make(map[time.Duration]bool)
-	for _, key := range keysOf(t, c, "p", ":b:") {
+	for _, key := range keysOf(t, c, "p", ":%b:") {
 		ends[c.PExpireTime(t.Context(), key).Val()] = true
 	}
 	if len(ends) < 6 {
 		t.Errorf("the buckets go at %d different times", len(ends))
 	}
 	waitFor(t, c, 2*generation)
-	if left := keysOf(t, c, "p", ":b:"); len(left) > 0 {
+	if left := keysOf(t, c, "p", ":%b:"); len(left) > 0 {
 		t.Errorf("after two generations there are %v", left)
 	}
 }
@@ -202,7 +202,7 @@ func TestCompactSetsLastLongEnough(t *testing.T) {
 	s := compacted(c)
 	ctx := t.Context()
 	complete(t, s, "first")
-	used := keysOf(t, c, "p", ":b:")
+	used := keysOf(t, c, "p", ":%b:")
 	if len(used) != 1 {
 		t.Fatalf("the sets are %v", used)
 	}
@@ -249,7 +249,7 @@ func TestCompactBucketOverflows(t *testing.T) {
 		asks = append(asks, op(store.Begin, fmt.Sprint("done ", i), "b"), op(store.Begin, fmt.Sprint("new ", i), "b"))
 	}
 	apply(t, s, batch("p", commits...))
-	for _, key := range keysOf(t, c, "p", ":b:") {
+	for _, key := range keysOf(t, c, "p", ":%b:") {
 		if e := c.ObjectEncoding(t.Context(), key).Val(); e == "intset" && c.SCard(t.Context(), key).Val() > 512 {
 			t.Errorf("%s is an %s still: the test is not about what it says", key, e)
 		}
@@ -309,7 +309,7 @@ func TestCompactBucketOfWrongType(t *testing.T) {
 	for i := 0; other == ""; i++ { // a token of the bucket that is whole
 		token := fmt.Sprint(i)
 		complete(t, s, token)
-		if keys := keysOf(t, c, "p", "{1}:b:"); len(keys) > 0 {
+		if keys := keysOf(t, c, "p", "{1}:%b:"); len(keys) > 0 {
 			other = token
 		}
 	}
@@ -320,11 +320,11 @@ func TestCompactBucketOfWrongType(t *testing.T) {
 		token := ""
 		for i := 0; token == ""; i++ {
 			want(t, s, "p", store.Claimed, op(store.Spend, fmt.Sprint(slot, "in the first ", i), "a"))
-			if len(keysOf(t, c, "p", "{0}:b:")) > 0 {
+			if len(keysOf(t, c, "p", "{0}:%b:")) > 0 {
 				token = fmt.Sprint(slot, "in the first ", i)
 			}
 		}
-		record := keysOf(t, c, "p", ":g:g:"+token)[0]
+		record := keysOf(t, c, "p", ":g:"+token)[0]
 		before := c.Get(ctx, record).Val()
 		if err := errors.Join(c.Del(ctx, sets...).Err(), c.Set(ctx, key, "a string", 0).Err()); err != nil {
 			t.Fatal(err)
@@ -445,7 +445,7 @@ func TestCompactDisagrees(t *testing.T) {
 	}
 	longer, larger, same := hour, hour, hour
 	longer.Retention, larger.Tokens, same.Tokens = 2*time.Hour, 1_000_000, 60_000
-	refused(redisstore.New(c, redisstore.WithCompact(longer)), "p", "Retention of 1h0m0s", "Retention of 2h0m0s", "p:{0}:d")
+	refused(redisstore.New(c, redisstore.WithCompact(longer)), "p", "Retention of 1h0m0s", "Retention of 2h0m0s", "p:{0}:%d")
 	refused(redisstore.New(c, redisstore.WithCompact(larger)), "p", "3 buckets a tag, which 61440 Tokens make", "49 buckets a tag")
 	refused(redisstore.New(c), "p", "layout compact", "layout records")
 	if begins(t, redisstore.New(c, redisstore.WithCompact(same)), "t") != store.Duplicate {
@@ -477,11 +477,11 @@ func TestCompactFromRecords(t *testing.T) {
 
 	settings := redisstore.Compact{Retention: time.Hour, FromRecords: true}
 	s := redisstore.New(c, redisstore.WithCompact(settings))
-	before := c.Get(t.Context(), "p:{0}:d").Val()
+	before := c.Get(t.Context(), "p:{0}:%d").Val()
 	if _, err := s.Verify(t.Context(), "p"); err != nil {
 		t.Fatal(err)
 	}
-	if now := c.Get(t.Context(), "p:{0}:d").Val(); now != before {
+	if now := c.Get(t.Context(), "p:{0}:%d").Val(); now != before {
 		t.Errorf("Verify changed the descriptor to %q", now)
 	}
 	b := batch("p",
@@ -503,11 +503,11 @@ func TestCompactFromRecords(t *testing.T) {
 	if r := b.Replies[6]; r.Attempt != 2 {
 		t.Errorf("the attempts started anew: %+v", r)
 	}
-	if left := keysOf(t, c, "p", ":g:g:held"); len(left) > 0 {
+	if left := keysOf(t, c, "p", ":g:held"); len(left) > 0 {
 		t.Errorf("what was done since left %v", left)
 	}
 
-	after := c.Get(t.Context(), "p:{0}:d").Val()
+	after := c.Get(t.Context(), "p:{0}:%d").Val()
 	if was, is := strings.Split(before, "|"), strings.Split(after, "|"); is[1] != "compact" || is[3] != was[3] {
 		t.Errorf("the descriptor went from %q to %q", before, after)
 	}
@@ -521,10 +521,10 @@ func TestCompactFromRecords(t *testing.T) {
 	if err := redisstore.New(c).Apply(t.Context(), batch("p")); err == nil || !strings.Contains(err.Error(), "layout compact") {
 		t.Errorf("a store of the old layout: %v", err)
 	}
-	if left := c.PTTL(t.Context(), keysOf(t, c, "p", ":g:g:done")[0]).Val(); left <= 0 || left > time.Hour {
+	if left := c.PTTL(t.Context(), keysOf(t, c, "p", ":g:done")[0]).Val(); left <= 0 || left > time.Hour {
 		t.Errorf("what was done in the old layout goes in %v", left)
 	}
-	if err := c.Del(t.Context(), keysOf(t, c, "p", ":g:g:done")...).Err(); err != nil { // as after its retention
+	if err := c.Del(t.Context(), keysOf(t, c, "p", ":g:done")...).Err(); err != nil { // as after its retention
 		t.Fatal(err)
 	}
 	if begins(t, s, "done") != store.Claimed {

@@ -61,7 +61,7 @@ func waitFor(tb testing.TB, c redis.UniversalClient, d time.Duration) {
 func recordKey(tb testing.TB, c redis.UniversalClient, prefix, group, token string) string {
 	tb.Helper()
 	for tag := range 64 {
-		key := fmt.Sprintf("%s:{%d}:g:%s:%s", prefix, tag, group, token)
+		key := fmt.Sprintf("%s:{%d}:%s:%s", prefix, tag, group, token)
 		if n, err := c.Exists(context.Background(), key).Result(); err != nil {
 			tb.Fatal(err)
 		} else if n == 1 {

@@ -269,7 +269,7 @@ func TestCameBackEmpty(t *testing.T) {
 			}
 		}
 		quiet("after the alarm, " + when)
-		if n := c.Exists(ctx, "p:{0}:d", "q:{0}:d").Val(); n != 2 {
+		if n := c.Exists(ctx, "p:{0}:%d", "q:{0}:%d").Val(); n != 2 {
 			t.Errorf("%s: %d descriptors were made again", when, n)
 		}
 	}

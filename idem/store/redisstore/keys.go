@@ -7,18 +7,21 @@ import (
 
 // The keys of a prefix. Each is
 //
-//	<prefix>:{<tag>}:<kind>            e epoch, d descriptor (tag 0)
-//	<prefix>:{<tag>}:<kind>:<rest>     g record, i issued token, o incarnation, b bucket
+//	<prefix>:{<tag>}:<group>:<token>    a record
+//	<prefix>:{<tag>}:%<kind>            e epoch, d descriptor (tag 0)
+//	<prefix>:{<tag>}:%<kind>:<rest>     i issued token, o incarnation, b bucket
 //
-// where rest is <group>:<token> for a record, <number>:<0 or 1> for the sets of a bucket
-// (compact layout), else the token or instance name.
+// where rest is <number>:<0 or 1> for the sets of a bucket (compact layout), else the
+// token or instance name.
 //
 // Two different records never share a key. In the prefix '%' and '{' are written
 // %25 and %7B, so the first '{' of a key is the one before the tag: what stands
 // before it is the prefix, and Redis Cluster hashes the tag and nothing else. The
-// tag is digits, the kind one letter. In the group '%' and ':' are escaped, so it
-// ends at the next ':'. The token is last and stands as it is. Each part can thus be
-// read back from the key.
+// tag is digits, the kind one letter. In the group '%' and ':' are escaped, so no group
+// begins as a kind does, and it ends at the next ':'. The token is last and stands as it
+// is. Each part can thus be read back from the key.
+//
+// Of the records there are many: each character less in their keys saves memory.
 
 var (
 	prefixEscapes = strings.NewReplacer("%", "%25", "{", "%7B")
@@ -62,29 +65,29 @@ func (k *keys) record(tag int, group, token string) string {
 	if strings.ContainsAny(group, "%:") {
 		group = groupEscapes.Replace(group)
 	}
-	return k.head + strconv.Itoa(tag) + "}:g:" + group + ":" + token
+	return k.head + strconv.Itoa(tag) + "}:" + group + ":" + token
 }
 
 func (k *keys) issued(tag int, token string) string {
-	return k.head + strconv.Itoa(tag) + "}:i:" + token
+	return k.head + strconv.Itoa(tag) + "}:%i:" + token
 }
 
 // bucket are the keys of a bucket's sets, of the even and the odd generation.
 func (k *keys) bucket(tag int, n uint64) [2]string {
-	key := k.head + strconv.Itoa(tag) + "}:b:" + strconv.FormatUint(n, 10)
+	key := k.head + strconv.Itoa(tag) + "}:%b:" + strconv.FormatUint(n, 10)
 	return [2]string{key + ":0", key + ":1"}
 }
 
 func (k *keys) incarnation(name string) string {
-	return k.head + strconv.Itoa(k.tag(name)) + "}:o:" + name
+	return k.head + strconv.Itoa(k.tag(name)) + "}:%o:" + name
 }
 
 func (k *keys) epoch(tag int) string {
-	return k.head + strconv.Itoa(tag) + "}:e"
+	return k.head + strconv.Itoa(tag) + "}:%e"
 }
 
 func (k *keys) descriptor() string {
-	return k.head + "0}:d"
+	return k.head + "0}:%d"
 }
 
 var patternEscapes = strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`, "]", `\]`)

@@ -10,7 +10,7 @@ import (
 func FuzzKeys(f *testing.F) {
 	f.Add("p", "g", "t", 64)
 	f.Add("p:{1}", "g:t", ":%3A", 1)
-	f.Add("%7B{%25", "%:", "}:{0}:d", 3)
+	f.Add("%7B{%25", "%:", "}:{0}:%d", 3)
 	f.Add("", "", "", 16384)
 	f.Add("\xff*?[", "\x00", "\n", 0)
 	f.Fuzz(func(t *testing.T, prefix, group, token string, tags int) {

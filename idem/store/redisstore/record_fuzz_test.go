@@ -131,7 +131,7 @@ func FuzzRecord(f *testing.F) {
 	p := place{c: c, keys: make([]string, len(kinds))}
 	for i := range kinds {
 		want(f, s, "p", store.Claimed, op(store.Begin, fmt.Sprint("t", i), "a"))
-		p.keys[i] = keysOf(f, c, "p", fmt.Sprint(":g:g:t", i))[0]
+		p.keys[i] = keysOf(f, c, "p", fmt.Sprint(":g:t", i))[0]
 	}
 
 	for _, v := range []string{
@@ -323,14 +323,14 @@ func FuzzKept(f *testing.F) {
 	issued := place{c: c}
 	for i := range 5 {
 		want(f, s, "p", store.OK, op(store.Issue, fmt.Sprint("t", i), ""))
-		issued.keys = append(issued.keys, keysOf(f, c, "p", fmt.Sprint(":i:t", i))[0])
+		issued.keys = append(issued.keys, keysOf(f, c, "p", fmt.Sprint(":%i:t", i))[0])
 	}
 	if _, err := s.Incarnation(ctx, "p", "name"); err != nil {
 		f.Fatal(err)
 	}
-	counter := place{c: c, keys: keysOf(f, c, "p", ":o:name")}
+	counter := place{c: c, keys: keysOf(f, c, "p", ":%o:name")}
 	want(f, s, "d", store.OK, op(store.Issue, "t", ""))
-	descriptor := place{c: c, keys: keysOf(f, c, "d", ":d")}
+	descriptor := place{c: c, keys: keysOf(f, c, "d", ":%d")}
 
 	n := 0
 	f.Add(uint8(0), []byte("1i|9999999999999999"), "a")
@@ -436,7 +436,7 @@ func checkDescriptor(t *testing.T, s store.Store, p *place, v string) {
 	t.Helper()
 	ctx := context.Background()
 	p.fill(t, v)
-	p.c.Del(ctx, p.c.Keys(ctx, "d:*}:e").Val()...)
+	p.c.Del(ctx, p.c.Keys(ctx, "d:*}:%e").Val()...)
 	err := s.Apply(ctx, batch("d", op(store.Begin, "t", "a")))
 	if now := p.read(t)[0]; now != v {
 		t.Fatalf("the descriptor %q is %q", v, now)
@@ -450,7 +450,7 @@ func checkDescriptor(t *testing.T, s store.Store, p *place, v string) {
 	if parts := strings.Split(v, "|"); len(parts) != 4 || parts[1] != "records" || strings.TrimLeft(parts[2], "+0") != "64" {
 		t.Fatalf("the descriptor %q was taken", v)
 	}
-	if epochs := p.c.Keys(ctx, "d:*}:e").Val(); len(epochs) != 1 || p.c.Get(ctx, epochs[0]).Val() == "" {
+	if epochs := p.c.Keys(ctx, "d:*}:%e").Val(); len(epochs) != 1 || p.c.Get(ctx, epochs[0]).Val() == "" {
 		t.Fatalf("the descriptor %q: epochs %q", v, epochs)
 	}
 }
@@ -470,7 +470,7 @@ func checkEpoch(t *testing.T, c *redis.Client, prefix, v string) {
 		}
 	}
 	look(0)
-	keys := keysOf(t, c, prefix, "}:e")
+	keys := keysOf(t, c, prefix, "}:%e")
 	first := c.Get(ctx, keys[0]).Val()
 	if err := c.Set(ctx, keys[0], v, 0).Err(); err != nil {
 		t.Fatal(err)

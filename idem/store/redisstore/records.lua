@@ -47,8 +47,7 @@
 --                                             a record; strings: claim, owner, fingerprint, result
 --   !t, !u, !n and key no. 1 or 2             wrong type, unreadable, newer version
 
-local byte, find, match, sub = string.byte, string.find, string.match, string.sub
-local floor, format = math.floor, string.format
+local byte, format, match, sub = string.byte, string.format, string.match, string.sub
 local call, pcall = redis.call, redis.pcall
 local KEYS, ARGV = KEYS, ARGV
 
@@ -64,623 +63,648 @@ end
 
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
-local stamp = format('%.0f', floor(now / 1000)) -- since when a token is done or dead
+local stamp = format('%.0f', math.floor(now / 1000)) -- since when a token is done or dead
 local until_lease = format('%.0f', now + ARGV[3]) .. '|' .. ARGV[3] .. '|'
 local tail = until_lease .. ARGV[4]
-local incarnation, owner = match(ARGV[4], '^(%d+)|(.*)$')
+local first = '|1|0|0|0||||' -- attempt to fence id of a first claim, without redrive or fingerprint
+local first_tail = first .. tail
 local px_live, px_kept = ARGV[5], ARGV[6]
-local check_until = format('%.0f', now + ARGV[7])
-local px_issued, px_spent = ARGV[8], ARGV[9]
 local issued_only = ARGV[10] == '1'
 local usual_max, codes = ARGV[11], ARGV[12]
+local claim_param = '^(%d+)|(%d+)|(.*)$' -- of B and S
 local reply = {format('%.0f', now), epoch, ''}
 if sets then
   sets.start(now, ARGV[13])
 end
 
--- add keeps a byte string for the reply and returns its number.
-local function add(s)
-  reply[#reply + 1] = s
-  return #reply - 3
-end
+-- operations returns what executes all that is not as usual. Each call would pay for the
+-- functions, as much as for some operations, so they are made where they are needed.
+local function operations()
+  local find, floor = string.find, math.floor
+  local incarnation, owner = match(ARGV[4], '^(%d+)|(.*)$')
+  local check_until = format('%.0f', now + ARGV[7])
+  local px_issued, px_spent = ARGV[8], ARGV[9]
 
--- higher compares two decimal numbers of any length.
-local function higher(a, b)
-  if #a ~= #b then
-    return #a > #b
+  -- add keeps a byte string for the reply and returns its number.
+  local function add(s)
+    reply[#reply + 1] = s
+    return #reply - 3
   end
-  return a > b
-end
 
--- get reads a key: value or false, and the line to answer if it cannot be read.
-local function get(key, n)
-  local v = pcall('GET', key)
-  if type(v) == 'table' then
+  -- higher compares two decimal numbers of any length.
+  local function higher(a, b)
+    if #a ~= #b then
+      return #a > #b
+    end
+    return a > b
+  end
+
+  -- wrong is the line for an error of reading key n of an operation.
+  local function wrong(v, n)
     if find(v.err, '^WRONGTYPE') then
-      return nil, '!t' .. n
+      return '!t' .. n
     end
     error(v)
   end
-  return v
-end
 
--- broken is the line for a value that is no record.
-local function broken(v, n)
-  if find(v, '^[2-9]%l|') then
-    return '!n' .. n
+  -- get reads a key: value or false, and the line to answer if it cannot be read.
+  local function get(key, n)
+    local v = pcall('GET', key)
+    if type(v) == 'table' then
+      return nil, wrong(v, n)
+    end
+    return v
   end
-  return '!u' .. n
-end
 
--- odd tells numbers that this script never wrote: of more digits than stay exact here, or
--- with a zero before them. Counts are calculated with and written again, which takes 14 of
--- them at most.
-local function odd(digits, ...)
-  for i = 1, select('#', ...) do
-    local n = select(i, ...)
-    if #n > digits or #n > 1 and byte(n) == 48 then
-      return true
+  -- broken is the line for a value that is no record.
+  local function broken(v, n)
+    if find(v, '^[2-9]%l|') then
+      return '!n' .. n
     end
+    return '!u' .. n
   end
-  return false
-end
 
-local function odd_counts(...)
-  return odd(13, ...)
-end
-
--- wide: a number of 64 bits.
-local function wide(n)
-  return not odd(20, n) and (#n < 20 or n <= '18446744073709551615')
-end
-
--- parse takes a record apart; nil, and the line to answer, if it is none.
-local function parse(v)
-  local st = match(v, '^1(%l)|')
-  local r
-  if st == 'p' then
-    local claim, attempt, spent, expiries, redrive, fp, fence, fid, deadline, lease, inc, who = match(v,
-      '^1p|([^|]*)|(%d+)|(%d+)|(%d+)|(%d+)|([^|]*)|(%d*)|([^|]*)|(%d+)|(%d+)|(%d+)|([^|]*)$')
-    if claim and wide(inc) and not odd_counts(attempt, spent, expiries, fence) and not odd(16, redrive, deadline, lease) then
-      r = {claim = claim, attempt = attempt + 0, spent = spent + 0, expiries = expiries + 0, redrive = redrive, fp = fp,
-        fence = fence, fid = fid, deadline = deadline + 0, lease = lease + 0, inc = inc, owner = who}
-    end
-  elseif st == 'r' or st == 'f' then
-    local claim, attempt, spent, expiries, redrive, fp, fence, fid = match(v,
-      '^1%l|([^|]*)|(%d+)|(%d+)|(%d+)|(%d+)|([^|]*)|(%d*)|([^|]*)$')
-    if claim and not odd_counts(attempt, spent, expiries, fence) and not odd(16, redrive) then
-      r = {claim = claim, attempt = attempt + 0, spent = spent + 0, expiries = expiries + 0, redrive = redrive, fp = fp,
-        fence = fence, fid = fid}
-    end
-  elseif st == 'd' or st == 's' or st == 'x' then
-    local claim, at = match(v, '^1%l|([^|]*)|(%d+)$')
-    if claim and not odd(16, at) then
-      r = {claim = claim, at = at, attempt = 1, redrive = '0', fp = '', fence = '', fid = '', spent = 0, expiries = 0, result = ''}
-    else
-      local attempt, redrive, fp, fence, fid, spent, expiries, result
-      claim, at, attempt, redrive, fp, fence, fid, spent, expiries, result = match(v,
-        '^1%l|([^|]*)|(%d+)|(%d+)|(%d+)|([^|]*)|(%d*)|([^|]*)|(%d+)|(%d+)|(.*)$')
-      if claim and not odd_counts(attempt, spent, expiries, fence) and not odd(16, at, redrive) then
-        r = {claim = claim, at = at, attempt = attempt + 0, redrive = redrive, fp = fp, fence = fence, fid = fid,
-          spent = spent + 0, expiries = expiries + 0, result = result}
+  -- odd tells numbers that this script never wrote: of more digits than stay exact here, or
+  -- with a zero before them. Counts are calculated with and written again, which takes 14 of
+  -- them at most.
+  local function odd(digits, ...)
+    for i = 1, select('#', ...) do
+      local n = select(i, ...)
+      if #n > digits or #n > 1 and byte(n) == 48 then
+        return true
       end
     end
+    return false
   end
-  if not r then
-    return nil, broken(v, 1)
+
+  local function odd_counts(...)
+    return odd(13, ...)
   end
-  r.st = st
-  return r
-end
 
--- load is get and parse: record or false, and the line to answer on error.
-local function load(key)
-  local v, err = get(key, 1)
-  if not v then
-    return v, err
+  -- wide: a number of 64 bits.
+  local function wide(n)
+    return not odd(20, n) and (#n < 20 or n <= '18446744073709551615')
   end
-  return parse(v)
-end
 
-local function live(r)
-  return r.st == 'p' and now < r.deadline
-end
-
--- hold writes r as in progress; lease holds the fields from the deadline on.
-local function hold(key, r, lease)
-  call('SET', key, '1p|' .. r.claim .. '|' .. r.attempt .. '|' .. r.spent .. '|' .. r.expiries .. '|' .. r.redrive .. '|' ..
-    r.fp .. '|' .. r.fence .. '|' .. r.fid .. '|' .. lease, 'PX', px_live)
-end
-
--- rest writes r as released (r) or forgotten (f).
-local function rest(key, st, r)
-  call('SET', key, '1' .. st .. '|' .. r.claim .. '|' .. r.attempt .. '|' .. r.spent .. '|' .. r.expiries .. '|' .. r.redrive ..
-    '|' .. r.fp .. '|' .. r.fence .. '|' .. r.fid, 'PX', px_kept)
-end
-
--- finish writes r as done (d), done by Spend (s) or dead (x), since now; or it returns the
--- line to answer. With sets the record of a done token stays for repeats of a Spend and
--- of a Forget, for as long as that of a Check does.
-local function finish(key, st, r, result)
-  local px = px_kept
-  if sets and st ~= 'x' then
-    local err = sets.add()
-    if err then
-      return err
-    elseif st == 'd' and r.fid == '' then
-      call('DEL', key)
-      return nil
+  -- parse takes a record apart; nil, and the line to answer, if it is none.
+  local function parse(v)
+    local st = match(v, '^1(%l)|')
+    local r
+    if st == 'p' then
+      local claim, attempt, spent, expiries, redrive, fp, fence, fid, deadline, lease, inc, who = match(v,
+        '^1p|([^|]*)|(%d+)|(%d+)|(%d+)|(%d+)|([^|]*)|(%d*)|([^|]*)|(%d+)|(%d+)|(%d+)|([^|]*)$')
+      if claim and wide(inc) and not odd_counts(attempt, spent, expiries, fence) and not odd(16, redrive, deadline, lease) then
+        r = {claim = claim, attempt = attempt + 0, spent = spent + 0, expiries = expiries + 0, redrive = redrive, fp = fp,
+          fence = fence, fid = fid, deadline = deadline + 0, lease = lease + 0, inc = inc, owner = who}
+      end
+    elseif st == 'r' or st == 'f' then
+      local claim, attempt, spent, expiries, redrive, fp, fence, fid = match(v,
+        '^1%l|([^|]*)|(%d+)|(%d+)|(%d+)|(%d+)|([^|]*)|(%d*)|([^|]*)$')
+      if claim and not odd_counts(attempt, spent, expiries, fence) and not odd(16, redrive) then
+        r = {claim = claim, attempt = attempt + 0, spent = spent + 0, expiries = expiries + 0, redrive = redrive, fp = fp,
+          fence = fence, fid = fid}
+      end
+    elseif st == 'd' or st == 's' or st == 'x' then
+      local claim, at = match(v, '^1%l|([^|]*)|(%d+)$')
+      if claim and not odd(16, at) then
+        r = {claim = claim, at = at, attempt = 1, redrive = '0', fp = '', fence = '', fid = '', spent = 0, expiries = 0, result = ''}
+      else
+        local attempt, redrive, fp, fence, fid, spent, expiries, result
+        claim, at, attempt, redrive, fp, fence, fid, spent, expiries, result = match(v,
+          '^1%l|([^|]*)|(%d+)|(%d+)|(%d+)|([^|]*)|(%d*)|([^|]*)|(%d+)|(%d+)|(.*)$')
+        if claim and not odd_counts(attempt, spent, expiries, fence) and not odd(16, at, redrive) then
+          r = {claim = claim, at = at, attempt = attempt + 0, redrive = redrive, fp = fp, fence = fence, fid = fid,
+            spent = spent + 0, expiries = expiries + 0, result = result}
+        end
+      end
     end
-    px = px_spent
+    if not r then
+      return nil, broken(v, 1)
+    end
+    r.st = st
+    return r
   end
-  local v = '1' .. st .. '|' .. r.claim .. '|' .. stamp
-  if r.attempt ~= 1 or r.spent ~= 0 or r.expiries ~= 0 or r.redrive ~= '0' or r.fp ~= '' or r.fence ~= '' or r.fid ~= '' or
-    result ~= '' then
-    v = v .. '|' .. r.attempt .. '|' .. r.redrive .. '|' .. r.fp .. '|' .. r.fence .. '|' .. r.fid ..
-      '|' .. r.spent .. '|' .. r.expiries .. '|' .. result
-  end
-  call('SET', key, v, 'PX', px)
-  return nil
-end
 
--- done tells whether the sets have a token; nil, and the line to answer, on error.
-local function done()
-  if sets then
-    return sets.where()
+  -- load is get and parse: record or false, and the line to answer on error.
+  local function load(key)
+    local v, err = get(key, 1)
+    if not v then
+      return v, err
+    end
+    return parse(v)
   end
-  return false
-end
 
-local function claimed(r)
-  return 'k' .. r.attempt .. '|' .. r.spent .. '|' .. r.expiries .. '|' .. r.redrive
-end
+  local function live(r)
+    return r.st == 'p' and now < r.deadline
+  end
 
-local function duplicate(r)
-  local no = 0
-  if r.result ~= '' then
-    no = add(r.result)
+  -- hold writes r as in progress; lease holds the fields from the deadline on.
+  local function hold(key, r, lease)
+    call('SET', key, '1p|' .. r.claim .. '|' .. r.attempt .. '|' .. r.spent .. '|' .. r.expiries .. '|' .. r.redrive .. '|' ..
+      r.fp .. '|' .. r.fence .. '|' .. r.fid .. '|' .. lease, 'PX', px_live)
   end
-  return (r.st == 'x' and 'x' or 'd') .. r.at .. '|' .. r.attempt .. '|' .. r.redrive .. '|' .. no
-end
 
-local function in_progress(letter, retry)
-  return letter .. format('%.0f', retry)
-end
+  -- rest writes r as released (r) or forgotten (f).
+  local function rest(key, st, r)
+    call('SET', key, '1' .. st .. '|' .. r.claim .. '|' .. r.attempt .. '|' .. r.spent .. '|' .. r.expiries .. '|' .. r.redrive ..
+      '|' .. r.fp .. '|' .. r.fence .. '|' .. r.fid, 'PX', px_kept)
+  end
 
--- issued tells whether a token is registered, and whether it is spent; or the line
--- to answer on error.
-local function issued(key, n)
-  local v, err = get(key, n)
-  if err then
-    return nil, nil, err
-  end
-  if not v then
-    return false, false
-  end
-  if find(v, '^1i|%d+$') then
-    return true, false
-  end
-  if find(v, '^1c|') then
-    return true, true
-  end
-  return nil, nil, broken(v, n)
-end
-
--- unknown is the line for a token without a record that must not pass, else nil.
-local function unknown(ikey, redrive)
-  if not issued_only or redrive ~= '0' then
+  -- finish writes r as done (d), done by Spend (s) or dead (x), since now; or it returns the
+  -- line to answer. With sets the record of a done token stays for repeats of a Spend and
+  -- of a Forget, for as long as that of a Check does.
+  local function finish(key, st, r, result)
+    local px = px_kept
+    if sets and st ~= 'x' then
+      local err = sets.add()
+      if err then
+        return err
+      elseif st == 'd' and r.fid == '' then
+        call('DEL', key)
+        return nil
+      end
+      px = px_spent
+    end
+    local v = '1' .. st .. '|' .. r.claim .. '|' .. stamp
+    if r.attempt ~= 1 or r.spent ~= 0 or r.expiries ~= 0 or r.redrive ~= '0' or r.fp ~= '' or r.fence ~= '' or r.fid ~= '' or
+      result ~= '' then
+      v = v .. '|' .. r.attempt .. '|' .. r.redrive .. '|' .. r.fp .. '|' .. r.fence .. '|' .. r.fid ..
+        '|' .. r.spent .. '|' .. r.expiries .. '|' .. result
+    end
+    call('SET', key, v, 'PX', px)
     return nil
   end
-  local known, _, err = issued(ikey, 2)
-  if err then
-    return err
-  end
-  if not known then
-    return 'u'
-  end
-  return nil
-end
 
--- conflict: both carry a fingerprint, they differ, and neither is this a repeat nor
--- a redrive that is accepted.
-local function conflict(r, claim, fp, anew)
-  return fp ~= '' and r.fp ~= '' and fp ~= r.fp and r.claim ~= claim and not anew
-end
-
--- take counts the claim that is granted, of its payload. Claims of another payload are
--- fenced off: what they complete is not this one.
-local function take(r, claim, fp)
-  if conflict(r, claim, fp) then
-    r.fence = r.attempt
+  -- done tells whether the sets have a token; nil, and the line to answer, on error.
+  local function done()
+    if sets then
+      return sets.where()
+    end
+    return false
   end
-  if fp ~= '' then
-    r.fp = fp
-  end
-  r.claim, r.attempt = claim, r.attempt + 1
-end
 
-local function begin(key, ikey, claim, redrive, max, fp)
-  local v, err, is
-  if issued_only then
-    v, err = get(key, 1)
+  local function claimed(r)
+    return 'k' .. r.attempt .. '|' .. r.spent .. '|' .. r.expiries .. '|' .. r.redrive
+  end
+
+  local function duplicate(r)
+    local no = 0
+    if r.result ~= '' then
+      no = add(r.result)
+    end
+    return (r.st == 'x' and 'x' or 'd') .. r.at .. '|' .. r.attempt .. '|' .. r.redrive .. '|' .. no
+  end
+
+  local function in_progress(letter, retry)
+    return letter .. format('%.0f', retry)
+  end
+
+  -- issued tells whether a token is registered, and whether it is spent; or the line
+  -- to answer on error.
+  local function issued(key, n)
+    local v, err = get(key, n)
+    if err then
+      return nil, nil, err
+    end
+    if not v then
+      return false, false
+    end
+    if find(v, '^1i|%d+$') then
+      return true, false
+    end
+    if find(v, '^1c|') then
+      return true, true
+    end
+    return nil, nil, broken(v, n)
+  end
+
+  -- unknown is the line for a token without a record that must not pass, else nil.
+  local function unknown(ikey, redrive)
+    if not issued_only or redrive ~= '0' then
+      return nil
+    end
+    local known, _, err = issued(ikey, 2)
     if err then
       return err
     end
-  end
-  if not v then
-    is, err = done()
-    if is then
-      v, err = get(key, 1)
+    if not known then
+      return 'u'
     end
+    return nil
+  end
+
+  -- conflict: both carry a fingerprint, they differ, and neither is this a repeat nor
+  -- a redrive that is accepted.
+  local function conflict(r, claim, fp, anew)
+    return fp ~= '' and r.fp ~= '' and fp ~= r.fp and r.claim ~= claim and not anew
+  end
+
+  -- take counts the claim that is granted, of its payload. Claims of another payload are
+  -- fenced off: what they complete is not this one.
+  local function take(r, claim, fp)
+    if conflict(r, claim, fp) then
+      r.fence = r.attempt
+    end
+    if fp ~= '' then
+      r.fp = fp
+    end
+    r.claim, r.attempt = claim, r.attempt + 1
+  end
+
+  -- look is what a Begin asks before it claims, under issued-only or where the sets have the
+  -- token (home): the record, or false; or the line to answer.
+  local function look(key, ikey, redrive, home)
+    local v, err = get(key, 1)
+    if v or err then
+      return v, err
+    elseif home then
+      return nil, 'D'
+    end
+    return false, unknown(ikey, redrive)
+  end
+
+  -- begin answers a Begin that met v, a record or the error of reading it.
+  local function begin(key, v, claim, redrive, max, fp)
+    if type(v) == 'table' then
+      return wrong(v, 1)
+    end
+    local r, err = parse(v)
+    if not r then
+      return err
+    end
+
+    local own, st, held = r.claim == claim, r.st, live(r)
+    local over = st == 'p' and not held
+    local answer, retry = 'i', held and r.deadline - now
+    if held and not own and owner ~= '' and r.owner == owner then
+      if higher(incarnation, r.inc) then
+        retry = floor(r.lease / 3) + floor(r.lease / 8) - (now - (r.deadline - r.lease)) + 1
+        if retry <= 0 then
+          held, over = false, true
+        end
+      elseif higher(r.inc, incarnation) then
+        answer = 's'
+      end
+    end
+    local anew = higher(redrive, r.redrive) and (over or st == 'r' or st == 'f' or st == 'x')
+
+    if conflict(r, claim, fp, anew) then
+      return 'c'
+    elseif st == 'd' or st == 's' or st == 'x' and not anew then
+      return duplicate(r)
+    elseif st == 'p' and own then
+      hold(key, r, tail)
+      return claimed(r)
+    elseif (st == 'r' or st == 'f') and own then
+      return 'l'
+    elseif held then
+      return in_progress(answer, retry)
+    end
+
+    if anew then
+      r.redrive, r.spent, r.expiries = redrive, 0, 0
+    elseif over then
+      r.spent, r.expiries = r.spent + 1, r.expiries + 1
+    end
+    max = max + 0
+    if max > 0 and r.expiries >= max then
+      return 'n' .. r.spent .. '|' .. r.expiries .. '|' .. r.redrive
+    end
+    take(r, claim, fp)
+    hold(key, r, tail)
+    return claimed(r)
+  end
+
+  local function spend(key, ikey, claim, redrive, fp)
+    local r, err = load(key)
     if err then
       return err
-    elseif is and not v then
-      return 'D'
-    elseif issued_only and not v then
+    end
+    if not r then
+      local is
+      is, err = done()
+      if err then
+        return err
+      elseif is then
+        return 'D'
+      end
       local line = unknown(ikey, redrive)
       if line then
         return line
       end
+      return finish(key, 's',
+        {claim = claim, attempt = 1, spent = 0, expiries = 0, redrive = redrive, fp = fp, fence = '', fid = ''}, '') or ''
     end
+    local st, held = r.st, live(r)
+    local over = st == 'p' and not held
+    local anew = higher(redrive, r.redrive) and (over or st == 'r' or st == 'f' or st == 'x')
+    if conflict(r, claim, fp, anew) then
+      return 'c'
+    elseif st == 's' and r.claim == claim then
+      return claimed(r)
+    elseif st == 'f' and r.claim == claim then
+      return 'l'
+    elseif st == 'd' or st == 's' or st == 'x' and not anew then
+      return duplicate(r)
+    elseif held then
+      return in_progress('i', r.deadline - now)
+    end
+    if anew then
+      r.redrive, r.spent, r.expiries = redrive, 0, 0
+    elseif over then
+      r.spent, r.expiries = r.spent + 1, r.expiries + 1
+    end
+    take(r, claim, fp)
+    return finish(key, 's', r, '') or claimed(r)
   end
-  if not v then
-    v = pcall('SET', key, '1p|' .. claim .. '|1|0|0|' .. redrive .. '|' .. fp .. '|||' .. tail, 'NX', 'GET', 'PX', px_live)
+
+  -- commit answers a Commit that met v: a record, the error of reading it, or false.
+  local function commit(key, v, claim, attempt, result)
     if not v then
-      return ''
-    end
-    if type(v) == 'table' then
-      if find(v.err, '^WRONGTYPE') then
-        return '!t1'
+      local is, err = done()
+      if err then
+        return err
+      elseif is then
+        return ''
       end
-      error(v)
+      return finish(key, 'd',
+        {claim = claim, attempt = attempt + 0, spent = 0, expiries = 0, redrive = '0', fp = '', fence = '', fid = ''}, result) or ''
+    elseif type(v) == 'table' then
+      return wrong(v, 1)
     end
-  end
-  local r
-  r, err = parse(v)
-  if not r then
-    return err
+    local r, err = parse(v)
+    if not r then
+      return err
+    end
+    attempt = attempt + 0
+    local st, own = r.st, r.claim == claim
+    if own and (st == 'd' or st == 's') then
+      return ''
+    elseif not (own and st == 'p') and st ~= 'r' and st ~= 'x' or r.fence ~= '' and attempt <= r.fence + 0 then
+      return 'l'
+    end
+    r.claim, r.spent, r.expiries = claim, 0, 0
+    if attempt > r.attempt then
+      r.attempt = attempt
+    end
+    return finish(key, 'd', r, result) or ''
   end
 
-  local own, st, held = r.claim == claim, r.st, live(r)
-  local over = st == 'p' and not held
-  local answer, retry = 'i', held and r.deadline - now
-  if held and not own and owner ~= '' and r.owner == owner then
-    if higher(incarnation, r.inc) then
-      retry = floor(r.lease / 3) + floor(r.lease / 8) - (now - (r.deadline - r.lease)) + 1
-      if retry <= 0 then
-        held, over = false, true
+  local function release(key, claim, counted)
+    local r, err = load(key)
+    if err then
+      return err
+    elseif not r or r.claim ~= claim then
+      return 'l'
+    elseif r.st == 'r' then
+      return ''
+    elseif r.st ~= 'p' then
+      return 'l'
+    end
+    if counted then
+      r.spent = r.spent + 1
+    end
+    rest(key, 'r', r)
+    return ''
+  end
+
+  local function renew(key, claim)
+    local r, err = load(key)
+    if err then
+      return err
+    elseif not r or r.st ~= 'p' or r.claim ~= claim then
+      return 'l'
+    end
+    hold(key, r, until_lease .. r.inc .. '|' .. r.owner)
+    return ''
+  end
+
+  local function bury(key, claim)
+    local r, err = load(key)
+    if err then
+      return err
+    elseif not r or r.claim ~= claim then
+      return 'l'
+    elseif r.st == 'x' then
+      return ''
+    elseif r.st ~= 'p' and r.st ~= 's' then
+      return 'l'
+    end
+    if sets and r.st == 's' then
+      local _, line = sets.remove()
+      if line then
+        return line
       end
-    elseif higher(r.inc, incarnation) then
-      answer = 's'
     end
-  end
-  local anew = higher(redrive, r.redrive) and (over or st == 'r' or st == 'f' or st == 'x')
-
-  if conflict(r, claim, fp, anew) then
-    return 'c'
-  elseif st == 'd' or st == 's' or st == 'x' and not anew then
-    return duplicate(r)
-  elseif st == 'p' and own then
-    hold(key, r, tail)
-    return claimed(r)
-  elseif (st == 'r' or st == 'f') and own then
-    return 'l'
-  elseif held then
-    return in_progress(answer, retry)
-  end
-
-  if anew then
-    r.redrive, r.spent, r.expiries = redrive, 0, 0
-  elseif over then
-    r.spent, r.expiries = r.spent + 1, r.expiries + 1
-  end
-  max = max + 0
-  if max > 0 and r.expiries >= max then
-    return 'n' .. r.spent .. '|' .. r.expiries .. '|' .. r.redrive
-  end
-  take(r, claim, fp)
-  hold(key, r, tail)
-  return claimed(r)
-end
-
-local function spend(key, ikey, claim, redrive, fp)
-  local r, err = load(key)
-  if err then
-    return err
-  end
-  if not r then
-    local is
-    is, err = done()
-    if err then
-      return err
-    elseif is then
-      return 'D'
-    end
-    local line = unknown(ikey, redrive)
-    if line then
-      return line
-    end
-    return finish(key, 's',
-      {claim = claim, attempt = 1, spent = 0, expiries = 0, redrive = redrive, fp = fp, fence = '', fid = ''}, '') or ''
-  end
-  local st, held = r.st, live(r)
-  local over = st == 'p' and not held
-  local anew = higher(redrive, r.redrive) and (over or st == 'r' or st == 'f' or st == 'x')
-  if conflict(r, claim, fp, anew) then
-    return 'c'
-  elseif st == 's' and r.claim == claim then
-    return claimed(r)
-  elseif st == 'f' and r.claim == claim then
-    return 'l'
-  elseif st == 'd' or st == 's' or st == 'x' and not anew then
-    return duplicate(r)
-  elseif held then
-    return in_progress('i', r.deadline - now)
-  end
-  if anew then
-    r.redrive, r.spent, r.expiries = redrive, 0, 0
-  elseif over then
-    r.spent, r.expiries = r.spent + 1, r.expiries + 1
-  end
-  take(r, claim, fp)
-  return finish(key, 's', r, '') or claimed(r)
-end
-
-local function commit(key, claim, attempt, result)
-  local v, err = get(key, 1)
-  if err then
-    return err
-  end
-  if not v then
-    local is
-    is, err = done()
-    if err then
-      return err
-    elseif is then
-      return ''
-    end
-    return finish(key, 'd',
-      {claim = claim, attempt = attempt + 0, spent = 0, expiries = 0, redrive = '0', fp = '', fence = '', fid = ''}, result) or ''
-  end
-  local plain = '1p|' .. claim .. '|1|0|0|0||||'
-  if result == '' and attempt == '1' and sub(v, 1, #plain) == plain then
-    if sets then
-      return finish(key, 'd', {fid = ''}, '') or ''
-    end
-    call('SET', key, '1d|' .. claim .. '|' .. stamp, 'PX', px_kept)
-    return ''
-  end
-  local r
-  r, err = parse(v)
-  if not r then
-    return err
-  end
-  attempt = attempt + 0
-  local st, own = r.st, r.claim == claim
-  if own and (st == 'd' or st == 's') then
-    return ''
-  elseif not (own and st == 'p') and st ~= 'r' and st ~= 'x' or r.fence ~= '' and attempt <= r.fence + 0 then
-    return 'l'
-  end
-  r.claim, r.spent, r.expiries = claim, 0, 0
-  if attempt > r.attempt then
-    r.attempt = attempt
-  end
-  return finish(key, 'd', r, result) or ''
-end
-
-local function release(key, claim, counted)
-  local r, err = load(key)
-  if err then
-    return err
-  elseif not r or r.claim ~= claim then
-    return 'l'
-  elseif r.st == 'r' then
-    return ''
-  elseif r.st ~= 'p' then
-    return 'l'
-  end
-  if counted then
-    r.spent = r.spent + 1
-  end
-  rest(key, 'r', r)
-  return ''
-end
-
-local function renew(key, claim)
-  local r, err = load(key)
-  if err then
-    return err
-  elseif not r or r.st ~= 'p' or r.claim ~= claim then
-    return 'l'
-  end
-  hold(key, r, until_lease .. r.inc .. '|' .. r.owner)
-  return ''
-end
-
-local function bury(key, claim)
-  local r, err = load(key)
-  if err then
-    return err
-  elseif not r or r.claim ~= claim then
-    return 'l'
-  elseif r.st == 'x' then
-    return ''
-  elseif r.st ~= 'p' and r.st ~= 's' then
-    return 'l'
-  end
-  if sets and r.st == 's' then
-    local _, line = sets.remove()
-    if line then
-      return line
-    end
-  end
-  r.spent, r.expiries = 0, 0
-  return finish(key, 'x', r, '') or ''
-end
-
-local function forget(key, claim)
-  local r, err = load(key)
-  if err then
-    return err
-  elseif not r and not sets or r and r.fid == claim then
-    return ''
-  elseif r and live(r) then
-    return in_progress('i', r.deadline - now)
-  end
-  if sets and (not r or r.st == 'd' or r.st == 's') then
-    local was
-    was, err = sets.remove()
-    if err then
-      return err
-    elseif not r and not was then
-      return ''
-    end
-    r = r or {claim = '', attempt = 0, redrive = '0'} -- what is not known of it
-  end
-  r.spent, r.expiries, r.fp, r.fence, r.fid = 0, 0, '', r.attempt, claim
-  rest(key, 'f', r)
-  return ''
-end
-
-local function inspect(key, ikey)
-  local r, err = load(key)
-  if err then
-    return err
-  end
-  local known, spent, ierr = issued(ikey, 2)
-  if ierr then
-    return ierr
-  end
-  local home
-  if not r or r.st == 'd' or r.st == 's' then
-    home, err = done()
-    if err then
-      return err
-    end
-  end
-  local expires = 0
-  if r then
-    expires = call('PTTL', key)
-  else
-    r = {st = home and 'd' or '-', attempt = 0, spent = 0, expiries = 0, redrive = '0', claim = '', fp = ''}
-  end
-  if home then
-    expires = math.max(expires, call('PTTL', home))
-  end
-  local left = 0
-  if r.st == 'p' then
-    left = r.deadline - now
-  elseif r.at then
     r.spent, r.expiries = 0, 0
+    return finish(key, 'x', r, '') or ''
   end
-  local no = add(r.claim)
-  add(r.owner or '')
-  add(r.fp)
-  add(r.result or '')
-  return 'q' .. r.st .. '|' .. r.attempt .. '|' .. r.spent .. '|' .. r.expiries .. '|' .. r.redrive .. '|' .. (r.at or '0') ..
-    '|' .. format('%.0f', left) .. '|' .. (r.inc or '0') .. '|' .. expires .. '|' .. (spent and 2 or known and 1 or 0) .. '|' .. no
-end
 
--- longest is the longer of px and what the key has left.
-local function longest(key, px)
-  return format('%.0f', math.max(px, call('PTTL', key)))
-end
-
-local function issue(key)
-  local known, spent, err = issued(key, 1)
-  if err then
-    return err
-  end
-  local px = px_issued
-  if known then
-    px = longest(key, px)
-  end
-  if spent then
-    call('SET', key, call('GET', key), 'PX', px)
+  local function forget(key, claim)
+    local r, err = load(key)
+    if err then
+      return err
+    elseif not r and not sets or r and r.fid == claim then
+      return ''
+    elseif r and live(r) then
+      return in_progress('i', r.deadline - now)
+    end
+    if sets and (not r or r.st == 'd' or r.st == 's') then
+      local was
+      was, err = sets.remove()
+      if err then
+        return err
+      elseif not r and not was then
+        return ''
+      end
+      r = r or {claim = '', attempt = 0, redrive = '0'} -- what is not known of it
+    end
+    r.spent, r.expiries, r.fp, r.fence, r.fid = 0, 0, '', r.attempt, claim
+    rest(key, 'f', r)
     return ''
   end
-  call('SET', key, '1i|' .. check_until, 'PX', px)
-  return ''
+
+  local function inspect(key, _, _, ikey)
+    local r, err = load(key)
+    if err then
+      return err
+    end
+    local known, spent, ierr = issued(ikey, 2)
+    if ierr then
+      return ierr
+    end
+    local home
+    if not r or r.st == 'd' or r.st == 's' then
+      home, err = done()
+      if err then
+        return err
+      end
+    end
+    local expires = 0
+    if r then
+      expires = call('PTTL', key)
+    else
+      r = {st = home and 'd' or '-', attempt = 0, spent = 0, expiries = 0, redrive = '0', claim = '', fp = ''}
+    end
+    if home then
+      expires = math.max(expires, call('PTTL', home))
+    end
+    local left = 0
+    if r.st == 'p' then
+      left = r.deadline - now
+    elseif r.at then
+      r.spent, r.expiries = 0, 0
+    end
+    local no = add(r.claim)
+    add(r.owner or '')
+    add(r.fp)
+    add(r.result or '')
+    return 'q' .. r.st .. '|' .. r.attempt .. '|' .. r.spent .. '|' .. r.expiries .. '|' .. r.redrive .. '|' .. (r.at or '0') ..
+      '|' .. format('%.0f', left) .. '|' .. (r.inc or '0') .. '|' .. expires .. '|' .. (spent and 2 or known and 1 or 0) .. '|' .. no
+  end
+
+  -- longest is the longer of px and what the key has left.
+  local function longest(key, px)
+    return format('%.0f', math.max(px, call('PTTL', key)))
+  end
+
+  local function issue(key)
+    local known, spent, err = issued(key, 1)
+    if err then
+      return err
+    end
+    local px = px_issued
+    if known then
+      px = longest(key, px)
+    end
+    if spent then
+      call('SET', key, call('GET', key), 'PX', px)
+      return ''
+    end
+    call('SET', key, '1i|' .. check_until, 'PX', px)
+    return ''
+  end
+
+  local function check(key, claim)
+    local v, err = get(key, 1)
+    if err then
+      return err
+    elseif not v then
+      return 'l'
+    end
+    local by = match(v, '^1c|(.*)$')
+    if by then
+      return by == claim and '' or 'l'
+    end
+    local deadline = match(v, '^1i|(%d+)$')
+    if not deadline then
+      return broken(v, 1)
+    elseif now >= deadline + 0 then
+      return 'l'
+    end
+    call('SET', key, '1c|' .. claim, 'PX', longest(key, px_spent))
+    return ''
+  end
+
+  return {
+    look = look, begin = begin, commit = commit,
+    S = function(key, claim, param, ikey)
+      local redrive, _, fp = match(param, claim_param)
+      return spend(key, ikey, claim, redrive, fp)
+    end,
+    C = function(key, claim, param)
+      local attempt, result = match(param, '^(%d+)|(.*)$')
+      return commit(key, pcall('GET', key), claim, attempt, result)
+    end,
+    r = release,
+    R = function(key, claim)
+      return release(key, claim, true)
+    end,
+    w = renew, y = bury, f = forget, q = inspect, t = issue, k = check,
+  }
 end
 
-local function check(key, claim)
-  local v, err = get(key, 1)
-  if err then
-    return err
-  elseif not v then
-    return 'l'
-  end
-  local by = match(v, '^1c|(.*)$')
-  if by then
-    return by == claim and '' or 'l'
-  end
-  local deadline = match(v, '^1i|(%d+)$')
-  if not deadline then
-    return broken(v, 1)
-  elseif now >= deadline + 0 then
-    return 'l'
-  end
-  call('SET', key, '1c|' .. claim, 'PX', longest(key, px_spent))
-  return ''
+local made
+local function full()
+  made = made or operations()
+  return made
 end
 
--- do_claim executes b, B and S; a is where its claim id stands.
-local function do_claim(code, key, ikey, a)
-  if code == 98 then
-    return begin(key, ikey, ARGV[a], '0', usual_max, '')
+-- begin executes B, and b, to which fresh belongs: what the record of a first claim says
+-- behind the claim id.
+local function begin(key, ikey, claim, fresh, redrive, max, fp)
+  local v, home, line
+  if sets then
+    home, line = sets.where()
+    if line then
+      return line
+    end
   end
-  local redrive, max, fp = match(ARGV[a + 1], '^(%d+)|(%d+)|(.*)$')
-  if code == 66 then
-    return begin(key, ikey, ARGV[a], redrive, max, fp)
+  if issued_only or home then
+    v, line = full().look(key, ikey, redrive, home)
+    if line then
+      return line
+    end
   end
-  return spend(key, ikey, ARGV[a], redrive, fp)
+  v = v or pcall('SET', key, '1p|' .. claim .. fresh, 'NX', 'GET', 'PX', px_live)
+  if not v then
+    return ''
+  end
+  return full().begin(key, v, claim, redrive, max, fp)
+end
+
+-- own tells whether v is in progress under its first claim, which is this one.
+local function own(v, claim)
+  local n = #claim + 3
+  return byte(v, 2) == 112 and sub(v, 4, n) == claim and sub(v, n + 1, n + #first) == first -- p
+end
+
+-- commit executes c; what is under its first claim is completed here.
+local function commit(key, claim)
+  local v = pcall('GET', key)
+  if not v or type(v) == 'table' or not own(v, claim) then
+    return full().commit(key, v, claim, '1', '')
+  elseif sets then
+    local line = sets.add()
+    if line then
+      return line
+    end
+    call('DEL', key)
+  else
+    call('SET', key, '1d|' .. claim .. '|' .. stamp, 'PX', px_kept)
+  end
+  return ''
 end
 
 local lines = {}
 local k, a = 2, 14
 for i = 1, #codes do
-  local code = byte(codes, i)
+  local code = sub(codes, i, i)
   if sets then
     k, a = sets.aim(code, k, a)
   end
-  local key, claim = KEYS[k], ARGV[a]
-  local line
-  if code == 98 or code == 66 or code == 83 then -- b B S
-    local ikey
-    if issued_only then
-      k = k + 1
-      ikey = KEYS[k]
-    end
-    line = do_claim(code, key, ikey, a)
-  elseif code == 99 then -- c
-    line = commit(key, claim, '1', '')
-  elseif code == 67 then -- C
-    local attempt, result = match(ARGV[a + 1], '^(%d+)|(.*)$')
-    line = commit(key, claim, attempt, result)
-  elseif code == 114 or code == 82 then -- r R
-    line = release(key, claim, code == 82)
-  elseif code == 119 then -- w
-    line = renew(key, claim)
-  elseif code == 121 then -- y
-    line = bury(key, claim)
-  elseif code == 102 then -- f
-    line = forget(key, claim)
-  elseif code == 113 then -- q
+  local key, claim, ikey, param = KEYS[k], ARGV[a], nil, nil
+  if code == 'q' or issued_only and (code == 'b' or code == 'B' or code == 'S') then
     k = k + 1
-    line = inspect(key, KEYS[k])
-  elseif code == 116 then -- t
-    line = issue(key)
-  elseif code == 107 then -- k
-    line = check(key, claim)
+    ikey = KEYS[k]
+  end
+  if code == 'B' or code == 'S' or code == 'C' then
+    a = a + 1
+    param = ARGV[a]
+  end
+  local line
+  if code == 'b' then
+    line = begin(key, ikey, claim, first_tail, '0', usual_max, '')
+  elseif code == 'c' then
+    line = commit(key, claim)
+  elseif code == 'B' then
+    local redrive, max, fp = match(param, claim_param)
+    line = begin(key, ikey, claim, '|1|0|0|' .. redrive .. '|' .. fp .. '|||' .. tail, redrive, max, fp)
+  else
+    line = full()[code](key, claim, param, ikey)
   end
   lines[i] = line
-  k = k + 1
-  if code == 66 or code == 83 or code == 67 then
-    a = a + 2
-  else
-    a = a + 1
-  end
+  k, a = k + 1, a + 1
 end
 reply[3] = table.concat(lines, '\n')
 return reply

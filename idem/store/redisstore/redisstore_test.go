@@ -189,7 +189,7 @@ func TestDescriptorDisagrees(t *testing.T) {
 	if _, err := other.Incarnation(context.Background(), prefix, "n"); err == nil {
 		t.Error("Incarnation with other tags succeeded")
 	}
-	if err := c.Set(context.Background(), prefix+":{0}:d", "2|new|x", 0).Err(); err != nil {
+	if err := c.Set(context.Background(), prefix+":{0}:%d", "2|new|x", 0).Err(); err != nil {
 		t.Fatal(err)
 	}
 	err = redisstore.New(c).Apply(context.Background(), batch(prefix))
@@ -212,14 +212,14 @@ func TestTTL(t *testing.T) {
 	if d := c.PTTL(ctx, keysOf(t, c, prefix, ":g:")[0]).Val(); d < time.Hour-time.Minute || d > time.Hour {
 		t.Errorf("done: kept for %v", d)
 	}
-	if d := c.PTTL(ctx, keysOf(t, c, prefix, ":i:")[0]).Val(); d < 50*time.Second || d > time.Minute {
+	if d := c.PTTL(ctx, keysOf(t, c, prefix, ":%i:")[0]).Val(); d < 50*time.Second || d > time.Minute {
 		t.Errorf("issued: kept for %v", d)
 	}
 	want(t, s, prefix, store.Claimed, op(store.Check, "i", "a"))
-	if d := c.PTTL(ctx, keysOf(t, c, prefix, ":i:")[0]).Val(); d < store.CheckMemory-10*time.Second {
+	if d := c.PTTL(ctx, keysOf(t, c, prefix, ":%i:")[0]).Val(); d < store.CheckMemory-10*time.Second {
 		t.Errorf("spent: kept for %v", d)
 	}
-	if d := c.PTTL(ctx, prefix+":{0}:d").Val(); d != -1 {
+	if d := c.PTTL(ctx, prefix+":{0}:%d").Val(); d != -1 {
 		t.Errorf("the descriptor expires: %v", d)
 	}
 }
@@ -427,7 +427,7 @@ func TestUnreadable(t *testing.T) {
 			}
 
 			want(t, s, prefix, store.OK, op(store.Issue, "tok", ""))
-			ikey := keysOf(t, c, prefix, ":i:tok")[0]
+			ikey := keysOf(t, c, prefix, ":%i:tok")[0]
 			if err := d.do(ikey); err != nil {
 				t.Fatal(err)
 			}
@@ -462,7 +462,7 @@ func TestIncarnation(t *testing.T) {
 	if third := draw(); first >= second || second >= third {
 		t.Errorf("%d, %d, and after the loss of all data %d", first, second, third)
 	}
-	key := keysOf(t, c, "p", ":o:name")[0]
+	key := keysOf(t, c, "p", ":%o:name")[0]
 	if err := c.Set(ctx, key, "9000000000000000", 0).Err(); err != nil {
 		t.Fatal(err)
 	}

@@ -256,7 +256,7 @@ func TestMissingRights(t *testing.T) {
 
 		// What ASKING is for: a slot on its way.
 		s := only(without(all, "+asking"))
-		slot := cluster.Slot(t, "p:{0}:e")
+		slot := cluster.Slot(t, "p:{0}:%e")
 		from := cluster.Owner(t, slot)
 		to := cluster.Nodes[0]
 		if to == from {

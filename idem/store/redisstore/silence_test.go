@@ -314,7 +314,7 @@ func TestDescriptorOnASilentNode(t *testing.T) {
 	s := redisstore.New(clusterClient(t, c))
 	begins, commits := everywhere("x")
 	until(t, s, "claims", begins)
-	home := c.Owner(t, c.Slot(t, "p:{0}:d"))
+	home := c.Owner(t, c.Slot(t, "p:{0}:%d"))
 	empty := c.Nodes[0]
 	if home == empty {
 		empty = c.Nodes[1]
@@ -354,7 +354,7 @@ func TestMovedSlots(t *testing.T) {
 			begins, commits := everywhere("x")
 			until(t, s, "claims", begins)
 			until(t, s, "a completion", batch("p", commits.Ops[0]))
-			slot := c.Slot(t, "p:{0}:e")
+			slot := c.Slot(t, "p:{0}:%e")
 			to := c.Nodes[0]
 			if c.Owner(t, slot) == to {
 				to = c.Nodes[1]
