@@ -13,8 +13,12 @@ import (
 	"github.com/idemq/idemq/internal/rabbittest"
 )
 
-// prefetch is what idemamqp.NewQueueConsumer has by default, for the rows beside it.
-const prefetch = 65
+// The prefetches of rows: what idemamqp.NewQueueConsumer has by default, and one that makes
+// batches as long as the store's.
+const (
+	usualPrefetch = 65
+	longPrefetch  = 512
+)
 
 type amqpServer struct {
 	*rabbittest.Server
@@ -114,13 +118,19 @@ func (a *amqpServer) discard(tb testing.TB, source string) {
 
 func amqpRows() []Row {
 	return []Row{
-		{Name: "no deduplication, Consume and Ack", Kind: Baseline, Repeats: true, consume: ackEach},
-		ourAMQP("idemamqp.NewQueueConsumer, records"),
+		{Name: "no deduplication, Consume and Ack", Kind: Baseline, Repeats: true, consume: ackEach(usualPrefetch)},
+		{Name: "no deduplication, prefetch 512", Kind: Baseline, Repeats: true, consume: ackEach(longPrefetch)},
+		ourAMQP("idemamqp.NewQueueConsumer, records", 40_000),
+		ourAMQP("idemamqp.NewQueueConsumer, records, Prefetch(512)", 0, idemamqp.Prefetch(longPrefetch)),
 	}
 }
 
 // ackEach handles deliveries one after another, and acks each.
-func ackEach(ctx context.Context, s *Site, r *Run) (err error) {
+func ackEach(prefetch int) consume {
+	return func(ctx context.Context, s *Site, r *Run) error { return consumeAMQP(ctx, s, r, prefetch) }
+}
+
+func consumeAMQP(ctx context.Context, s *Site, r *Run, prefetch int) (err error) {
 	conn, err := amqp.Dial(s.Addr)
 	if err != nil {
 		return err
@@ -158,13 +168,13 @@ func ackEach(ctx context.Context, s *Site, r *Run) (err error) {
 	}
 }
 
-// ourAMQP is this library's consumer, in order and with its defaults.
-func ourAMQP(name string, guard ...idem.Option) Row {
-	return Row{Name: name, Kind: Ours, flood: 40_000, consume: func(ctx context.Context, s *Site, r *Run) error {
-		c, err := idemamqp.NewQueueConsumer(s.Addr, s.Source, s.guard(guard...), func(_ context.Context, d amqp.Delivery) error {
+// ourAMQP is this library's consumer, in order, and with its defaults but for opts.
+func ourAMQP(name string, flood int, opts ...idemamqp.Option) Row {
+	return Row{Name: name, Kind: Ours, flood: flood, consume: func(ctx context.Context, s *Site, r *Run) error {
+		c, err := idemamqp.NewQueueConsumer(s.Addr, s.Source, s.guard(), func(_ context.Context, d amqp.Delivery) error {
 			r.Begin()
 			return r.Handle(d.Body)
-		})
+		}, opts...)
 		if err != nil {
 			return err
 		}

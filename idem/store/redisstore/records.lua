@@ -47,7 +47,7 @@
 --                                             a record; strings: claim, owner, fingerprint, result
 --   !t, !u, !n and key no. 1 or 2             wrong type, unreadable, newer version
 
-local byte, format, match, sub = string.byte, string.format, string.match, string.sub
+local format, match, sub = string.format, string.match, string.sub
 local call, pcall = redis.call, redis.pcall
 local KEYS, ARGV = KEYS, ARGV
 
@@ -80,7 +80,7 @@ end
 -- operations returns what executes all that is not as usual. Each call would pay for the
 -- functions, as much as for some operations, so they are made where they are needed.
 local function operations()
-  local find, floor = string.find, math.floor
+  local byte, find, floor = string.byte, string.find, math.floor
   local incarnation, owner = match(ARGV[4], '^(%d+)|(.*)$')
   local check_until = format('%.0f', now + ARGV[7])
   local px_issued, px_spent = ARGV[8], ARGV[9]
@@ -656,7 +656,7 @@ end
 -- own tells whether v is in progress under its first claim, which is this one.
 local function own(v, claim)
   local n = #claim + 3
-  return byte(v, 2) == 112 and sub(v, 4, n) == claim and sub(v, n + 1, n + #first) == first -- p
+  return sub(v, 1, 3) == '1p|' and sub(v, 4, n) == claim and sub(v, n + 1, n + #first) == first
 end
 
 -- commit executes c; what is under its first claim is completed here.

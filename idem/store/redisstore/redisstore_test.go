@@ -393,12 +393,13 @@ func TestUnreadable(t *testing.T) {
 		do  func(key string) error
 		err error
 	}{
-		"list":    {func(k string) error { c.Del(ctx, k); return c.LPush(ctx, k, "x").Err() }, store.ErrUnreadable},
-		"garbage": {func(k string) error { return c.Set(ctx, k, "hello", 0).Err() }, store.ErrUnreadable},
-		"empty":   {func(k string) error { return c.Set(ctx, k, "", 0).Err() }, store.ErrUnreadable},
-		"cut":     {func(k string) error { return c.Set(ctx, k, "1p|a|1|0", 0).Err() }, store.ErrUnreadable},
-		"state":   {func(k string) error { return c.Set(ctx, k, "1z|a|1", 0).Err() }, store.ErrUnreadable},
-		"newer":   {func(k string) error { return c.Set(ctx, k, "2p|a|whatever", 0).Err() }, store.ErrNewer},
+		"list":         {func(k string) error { c.Del(ctx, k); return c.LPush(ctx, k, "x").Err() }, store.ErrUnreadable},
+		"garbage":      {func(k string) error { return c.Set(ctx, k, "hello", 0).Err() }, store.ErrUnreadable},
+		"empty":        {func(k string) error { return c.Set(ctx, k, "", 0).Err() }, store.ErrUnreadable},
+		"cut":          {func(k string) error { return c.Set(ctx, k, "1p|a|1|0", 0).Err() }, store.ErrUnreadable},
+		"state":        {func(k string) error { return c.Set(ctx, k, "1z|a|1", 0).Err() }, store.ErrUnreadable},
+		"plain, newer": {func(k string) error { return c.Set(ctx, k, "2p|a|1|0|0|0||||1700000000000000|60000000|0|", 0).Err() }, store.ErrNewer},
+		"newer":        {func(k string) error { return c.Set(ctx, k, "2p|a|whatever", 0).Err() }, store.ErrNewer},
 	}
 	for name, d := range damage {
 		t.Run(name, func(t *testing.T) {

@@ -112,6 +112,10 @@ var commitCases = []testCase{
 			e.runOut()
 			e.unchanged("t", func() { e.want(store.Lost, commit("t", "c1", 1)) })
 			e.want(store.OK, commit("t", "c2", 2))
+
+			e.claims(1, 0, 0, 0, begin("anew", "c2")) // what c1 had is forgotten
+			e.unchanged("anew", func() { e.want(store.Lost, commit("anew", "c1", 1)) })
+			e.want(store.OK, commit("anew", "c2", 1))
 		},
 	},
 	{
