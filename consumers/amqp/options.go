@@ -200,7 +200,9 @@ func HandleBatches(most int, h BatchHandler) Option {
 // it for their turn, and the broker's consumer timeout (30 minutes by default) runs
 // meanwhile: the handlers of all that is before a message, and its own, have to fit into
 // it, with the default, one handler at a time, about 27 seconds each. Where they take
-// longer set a smaller Prefetch.
+// longer set a smaller Prefetch. Where they take a few milliseconds set a larger one: a
+// trip to the store, and an ack, then settle more messages at once. docs/performance.md
+// has a row with 512.
 //
 // For NewConsumer it is required, and says what the caller gave Channel.Qos. If more are
 // delivered, Run ends with an error. Not for Wrap.
