@@ -313,6 +313,7 @@ func TestCompactBucketOfWrongType(t *testing.T) {
 			other = token
 		}
 	}
+	refused := 0 // of the generation that is, a completion is
 	for slot, key := range sets {
 		if err := c.Del(ctx, sets...).Err(); err != nil {
 			t.Fatal(err)
@@ -355,6 +356,21 @@ func TestCompactBucketOfWrongType(t *testing.T) {
 		if c.Exists(ctx, record).Val() != 0 || c.Get(ctx, key).Val() != "a string" {
 			t.Error("something was written")
 		}
+
+		held := fmt.Sprintf("1p|a|1|0|0|0||||%d|60000000|0|", time.Now().Add(time.Minute).UnixMicro())
+		if err := c.Set(ctx, record, held, time.Hour).Err(); err != nil {
+			t.Fatal(err)
+		}
+		r, now := apply(t, s, batch("p", op(store.Commit, token, "a")))[0], c.Get(ctx, record).Val()
+		switch {
+		case errors.Is(r.Err, store.ErrUnreadable) && now == held:
+			refused++
+		case r.Err != nil || r.Status != store.OK || now != "":
+			t.Errorf("a completion is answered %+v and leaves %q", r, now)
+		}
+	}
+	if refused != 1 {
+		t.Errorf("%d completions were refused, want that of the generation that is", refused)
 	}
 }
 
