@@ -260,9 +260,7 @@ func (g *Guard) endAll(ctx context.Context, claims []*Claim, kind store.Kind, co
 		return errs
 	}
 	if !patient {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), g.core.opts.lease)
-		defer cancel()
+		ctx = g.core.ending.context()
 	}
 	g.core.batcher.do(ctx, calls...)
 	for i, call := range calls {
