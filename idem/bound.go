@@ -19,28 +19,27 @@ type bound struct {
 	fresh  time.Time          // until when it is given out
 }
 
-func (b *bound) context() context.Context {
+// context returns one, with the values of ctx.
+func (b *bound) context(ctx context.Context) context.Context {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if now := time.Now(); now.After(b.fresh) {
 		b.ctx, b.cancel = context.WithDeadline(context.Background(), now.Add(b.after))
 		b.fresh = now.Add(b.after / 16)
 	}
-	return b.ctx
+	return uncancelled{b.ctx, ctx}
 }
 
-// with is the same with the values of ctx.
-func (b *bound) with(ctx context.Context) context.Context { return valued{b.context(), ctx} }
-
-type valued struct {
+// uncancelled is a context of a bound.
+type uncancelled struct {
 	context.Context
 	values context.Context
 }
 
 // Value asks the context itself first: package context finds its own contexts by a key.
-func (v valued) Value(key any) any {
-	if own := v.Context.Value(key); own != nil {
+func (u uncancelled) Value(key any) any {
+	if own := u.Context.Value(key); own != nil {
 		return own
 	}
-	return v.values.Value(key)
+	return u.values.Value(key)
 }

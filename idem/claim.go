@@ -260,7 +260,7 @@ func (g *Guard) endAll(ctx context.Context, claims []*Claim, kind store.Kind, co
 		return errs
 	}
 	if !patient {
-		ctx = g.core.ending.context()
+		ctx = g.core.ending.context(ctx)
 	}
 	g.core.batcher.do(ctx, calls...)
 	for i, call := range calls {

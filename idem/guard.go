@@ -34,6 +34,8 @@ func New(opts ...Option) *Guard {
 	c.batcher.core = c
 	c.leases.core = c
 	c.trip.after, c.ending.after = c.tripTimeout(), o.lease
+	s, may := o.store.(store.Bounded)
+	c.bounded = may && s.Bounded() && c.trip.after <= o.lease
 	var nonce [9]byte
 	_, _ = rand.Read(nonce[:]) // does not fail since Go 1.24
 	c.nonce = base64.RawURLEncoding.EncodeToString(nonce[:])
@@ -119,6 +121,7 @@ type core struct {
 	leases  leases
 	trip    bound      // of one trip
 	ending  bound      // one lease: how long the end of a claim is tried
+	bounded bool       // a trip ends in its time, whatever becomes of the store
 	near    *nearCache // nil: none
 
 	incarnation struct {
@@ -208,7 +211,7 @@ func (c *core) tripTimeout() time.Duration { return max(c.opts.lease/3, 250*time
 // apply makes one trip.
 func (c *core) apply(b *store.Batch) error {
 	o := c.opts
-	ctx := c.trip.context()
+	ctx := c.trip.context(context.Background())
 	c.terms(b)
 	if o.instance != "" {
 		n, err := c.draw(ctx)

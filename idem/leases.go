@@ -90,17 +90,16 @@ func (l *leases) run() {
 	for chunk := range slices.Chunk(due, maxBatch) {
 		calls := make([]*call, len(chunk))
 		for i, c := range chunk {
-			calls[i] = &call{
-				op:       c.op(store.Renew, false),
-				answered: func(answered *call) { l.renewed(c, answered) },
-			}
+			calls[i] = &call{op: c.op(store.Renew, false), to: c}
 			calls[i].op.Result = nil
 		}
 		l.core.batcher.submit(calls...)
 	}
 }
 
-func (l *leases) renewed(c *claim, answered *call) {
+// answered is told of a renewal.
+func (c *claim) answered(answered *call) {
+	l := &c.guard.core.leases
 	l.mu.Lock()
 	r, held := l.held[c]
 	if held {
