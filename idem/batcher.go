@@ -77,8 +77,8 @@ type batcher struct {
 	mu      sync.Mutex
 	queue   [classes][]*call // to be sent next
 	apart   []*call          // the same, of those that wait for a part: others must not wait with them
-	flights int  // that are under way
-	probing bool // one of the flights carries calls that travel apart
+	flights int              // that are under way
+	probing bool             // one of the flights carries calls that travel apart
 	outage  outage
 	full    outage // the store answers, and has no room for claims
 	part    outage // the store answers, but for some records
