@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/idemq/idemq/idem/store"
@@ -40,9 +41,9 @@ type call struct {
 
 	age uint64 // of the near cache, when the call was made
 
-	answered func(*call) // called once, without locks held, unless abandoned
+	to receiver // told once, without locks held, unless the call is abandoned; nil: nobody
 
-	// The answer; written before answered is called.
+	// The answer; written before the receiver is told.
 	reply store.Reply
 	now   time.Time // the store's clock
 	sent  time.Time // this process's clock, before it was sent last
@@ -59,6 +60,15 @@ type call struct {
 	away      time.Time // since when its part has been out of reach; zero: it refused
 }
 
+// receiver is told of answers.
+type receiver interface{ answered(c *call) }
+
+func (c *call) answer() {
+	if c.to != nil {
+		c.to.answered(c)
+	}
+}
+
 // batcher sends calls to the store: many in one trip, and again while the store
 // does not answer. While nothing is under way it has no goroutine and no timer.
 type batcher struct {
@@ -67,8 +77,8 @@ type batcher struct {
 	mu      sync.Mutex
 	queue   [classes][]*call // to be sent next
 	apart   []*call          // the same, of those that wait for a part: others must not wait with them
-	flights int
-	probing bool // one of the flights carries calls that travel apart
+	flights int              // that are under way
+	probing bool             // one of the flights carries calls that travel apart
 	outage  outage
 	full    outage // the store answers, and has no room for claims
 	part    outage // the store answers, but for some records
@@ -172,39 +182,54 @@ func (o *outage) givesUp(c *call, now time.Time) bool {
 
 // submit sends calls on their way.
 func (b *batcher) submit(calls ...*call) {
-	var given []*call
 	b.mu.Lock()
+	given := b.accept(calls)
+	b.launch()
+	b.mu.Unlock()
+	b.refuse(given)
+}
+
+// accept queues calls, with mu held, and returns those that have an answer already.
+func (b *batcher) accept(calls []*call) (given []*call) {
 	for _, c := range calls {
 		c.submitted = true
 	}
 	if b.outage.failures == 0 {
 		b.enqueue(calls...)
-	} else {
-		now := time.Now()
-		for _, c := range calls {
-			switch {
-			case !c.patient || len(b.outage.stalled) == 0 && now.Sub(b.outage.last) >= b.outage.wait():
-				b.enqueue(c)
-			case b.outage.givesUp(c, now):
-				c.err, c.finished = b.outage.err, true
-				given = append(given, c)
-			default:
-				b.stall(&b.outage, c)
-			}
+		return nil
+	}
+	now := time.Now()
+	for _, c := range calls {
+		switch {
+		case !c.patient || len(b.outage.stalled) == 0 && now.Sub(b.outage.last) >= b.outage.wait():
+			b.enqueue(c)
+		case b.outage.givesUp(c, now):
+			c.err, c.finished = b.outage.err, true
+			given = append(given, c)
+		default:
+			b.stall(&b.outage, c)
 		}
 	}
-	b.launch()
-	b.mu.Unlock()
+	return given
+}
+
+// refuse hands out the answers of calls that were not sent.
+func (b *batcher) refuse(given []*call) {
 	for _, c := range given {
-		c.answered(c)
+		c.answer()
 	}
 	b.giveBack(slices.DeleteFunc(given, func(c *call) bool { return c.before == nil }))
 }
 
-// launch starts a flight for what is queued, where one may start.
-func (b *batcher) launch() {
+// mayLaunch reports whether a flight may start for what is queued, with mu held.
+func (b *batcher) mayLaunch() bool {
 	queued := slices.ContainsFunc(b.queue[:], func(q []*call) bool { return len(q) > 0 })
-	if b.flights < maxFlights && (queued || b.mayProbe()) {
+	return b.flights < maxFlights && (queued || b.mayProbe())
+}
+
+// launch starts a flight where one may start, with mu held.
+func (b *batcher) launch() {
+	if b.mayLaunch() {
 		b.flights++
 		go b.fly()
 	}
@@ -235,43 +260,74 @@ func (b *batcher) resume(o *outage) {
 	o.stalled = nil
 }
 
+// flight is one trip after another. What it has room for is used again.
+type flight struct {
+	calls []*call
+	probe bool
+	batch store.Batch
+	sent  time.Time
+
+	given, unwanted []*call
+}
+
 // fly sends batches until nothing is queued.
 func (b *batcher) fly() {
-	var batch store.Batch
-	var calls []*call
+	var f flight
 	for {
 		b.mu.Lock()
-		var probe bool
-		calls, probe = b.dequeue(calls[:0])
-		if len(calls) == 0 {
+		full := b.board(&f)
+		if !full {
 			b.flights--
-			b.mu.Unlock()
-			return
-		}
-		for _, c := range calls {
-			c.resent, c.everSent = c.everSent, true
 		}
 		b.mu.Unlock()
+		if !full {
+			return
+		}
+		b.travel(&f)
+	}
+}
 
-		batch = store.Batch{Ops: slices.Grow(batch.Ops[:0], len(calls)), Replies: batch.Replies}
-		for _, c := range calls {
-			if c.before != nil {
-				batch.Ops = append(batch.Ops, *c.before)
-			}
-			batch.Ops = append(batch.Ops, c.op)
+// flyOnce sends one batch, and leaves what queued meanwhile to others.
+func (b *batcher) flyOnce(f *flight) {
+	defer func() { // also where an observer panics
+		b.mu.Lock()
+		b.flights--
+		b.launch()
+		b.mu.Unlock()
+	}()
+	b.travel(f)
+}
+
+// board takes what is queued, with mu held, and reports whether anything was.
+func (b *batcher) board(f *flight) bool {
+	f.calls, f.probe = b.dequeue(f.calls[:0])
+	for _, c := range f.calls {
+		c.resent, c.everSent = c.everSent, true
+	}
+	return len(f.calls) > 0
+}
+
+// travel makes one trip.
+func (b *batcher) travel(f *flight) {
+	f.batch = store.Batch{Ops: slices.Grow(f.batch.Ops[:0], len(f.calls)), Replies: f.batch.Replies}
+	for _, c := range f.calls {
+		if c.before != nil {
+			f.batch.Ops = append(f.batch.Ops, *c.before)
 		}
-		sent := time.Now()
-		err := b.core.apply(&batch)
-		b.land(calls, &batch, sent, err, probe)
-		if err != nil {
-			batch = store.Batch{} // the driver may not be through with it
-		}
+		f.batch.Ops = append(f.batch.Ops, c.op)
+	}
+	f.sent = time.Now()
+	err := b.core.apply(&f.batch)
+	b.land(f, err)
+	if err != nil {
+		f.batch = store.Batch{} // the driver may not be through with it
 	}
 }
 
 // land hands out the answers of a batch, or keeps its calls for another try.
-func (b *batcher) land(calls []*call, batch *store.Batch, sent time.Time, err error, probe bool) {
-	var given, unwanted []*call
+func (b *batcher) land(f *flight, err error) {
+	batch, probe := &f.batch, f.probe
+	given, unwanted := f.given[:0], f.unwanted[:0]
 	var events []Event
 	now := time.Now()
 
@@ -320,7 +376,7 @@ func (b *batcher) land(calls []*call, batch *store.Batch, sent time.Time, err er
 		partly, c.apart = true, true
 		unanswered(&b.part, c, err)
 	}
-	for _, c := range calls {
+	for _, c := range f.calls {
 		switch {
 		case err != nil && probe:
 			waitApart(c, err)
@@ -359,7 +415,7 @@ func (b *batcher) land(calls []*call, batch *store.Batch, sent time.Time, err er
 			}
 			continue
 		}
-		c.reply, c.now, c.sent, c.err, c.finished = reply, batch.Now, sent, reply.Err, true
+		c.reply, c.now, c.sent, c.err, c.finished = reply, batch.Now, f.sent, reply.Err, true
 		if reply.Status == store.Claimed && c.op.Kind == store.Begin && b.core.dataLoss.Load() {
 			c.err = ErrDataLoss // it may have been done, before the store forgot; what is spent stays spent
 			unwanted = append(unwanted, c)
@@ -377,38 +433,68 @@ func (b *batcher) land(calls []*call, batch *store.Batch, sent time.Time, err er
 		b.core.opts.observers.emit(e)
 	}
 	for _, c := range given {
-		c.answered(c)
+		c.answer()
 	}
 	b.giveBack(unwanted)
+	clear(given)
+	clear(unwanted)
+	f.given, f.unwanted = given, unwanted
+}
+
+// wait is for the answers to some calls.
+type wait struct {
+	left atomic.Int64
+	done chan struct{}
+}
+
+func (w *wait) answered(*call) {
+	if w.left.Add(-1) == 0 {
+		close(w.done)
+	}
 }
 
 // do submits calls and waits until all are answered, or ctx ends. Then those
 // without an answer carry the context's error, and a claim that the store makes
 // for one of them later is given back.
+//
+// Where nothing is under way, and whoever waits cannot be let go before the trip ends
+// anyhow, the trip is made here: a goroutine for it costs two wake-ups of threads.
 func (b *batcher) do(ctx context.Context, calls ...*call) {
 	if err := context.Cause(ctx); err != nil {
 		b.abandon(calls, err)
 		return
 	}
-	var mu sync.Mutex
-	left := len(calls)
-	done := make(chan struct{})
-	answered := func(*call) {
-		mu.Lock()
-		defer mu.Unlock()
-		if left--; left == 0 {
-			close(done)
-		}
-	}
+	w := &wait{done: make(chan struct{})}
+	w.left.Store(int64(len(calls)))
 	for _, c := range calls {
-		c.answered = answered
+		c.to = w
 	}
-	b.submit(calls...)
+	var own *flight
+	b.mu.Lock()
+	given := b.accept(calls)
+	if b.flights == 0 && b.mayLaunch() && b.mayFlyHere(ctx) {
+		own = new(flight)
+		b.board(own)
+		b.flights++
+	}
+	b.launch()
+	b.mu.Unlock()
+	b.refuse(given)
+	if own != nil {
+		b.flyOnce(own)
+	}
 	select {
-	case <-done:
+	case <-w.done:
 	case <-ctx.Done():
 		b.abandon(calls, context.Cause(ctx))
 	}
+}
+
+// mayFlyHere reports whether ctx allows whoever waits to be held up for a trip: it never
+// ends, or by its deadline only, in a store whose trips end in time.
+func (b *batcher) mayFlyHere(ctx context.Context) bool {
+	_, deadline := ctx.(uncancelled)
+	return ctx.Done() == nil || deadline && b.core.bounded
 }
 
 // abandon ends the wait for the calls that have no answer yet.
@@ -456,13 +542,12 @@ func (b *batcher) giveBack(calls []*call) {
 			continue
 		}
 		releases = append(releases, &call{
-			before:   c.before,
-			op:       store.Op{Kind: store.Release, Group: c.op.Group, Token: c.op.Token, Claim: c.op.Claim},
-			patient:  true,
-			until:    time.Now().Add(b.core.opts.lease),
-			answered: func(*call) {},
-			apart:    c.apart,
-			away:     c.away,
+			before:  c.before,
+			op:      store.Op{Kind: store.Release, Group: c.op.Group, Token: c.op.Token, Claim: c.op.Claim},
+			patient: true,
+			until:   time.Now().Add(b.core.opts.lease),
+			apart:   c.apart,
+			away:    c.away,
 		})
 	}
 	if len(releases) > 0 {

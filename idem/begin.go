@@ -106,6 +106,9 @@ func (g *Guard) SpendAll(ctx context.Context, reqs []Request) []Begun {
 }
 
 func newRequest(token string, opts []ClaimOption) Request {
+	if len(opts) == 0 {
+		return Request{Token: token}
+	}
 	r := Request{Token: token}
 	for _, o := range opts {
 		if o != nil {
@@ -116,7 +119,15 @@ func newRequest(token string, opts []ClaimOption) Request {
 }
 
 func (g *Guard) ask(ctx context.Context, kind store.Kind, req Request) (*Claim, error) {
-	b := g.askAll(ctx, kind, []Request{req})[0]
+	if err := g.claimable(ctx); err != nil {
+		return nil, err
+	}
+	c := new(call)
+	if err := g.prepare(kind, req, c); err != nil {
+		return nil, err
+	}
+	g.core.batcher.do(ctx, c)
+	b := g.begun(ctx, c)
 	return b.Claim, b.Err
 }
 
@@ -125,35 +136,14 @@ func (g *Guard) askAll(ctx context.Context, kind store.Kind, reqs []Request) []B
 	made := make([]call, len(reqs))
 	calls := make([]*call, 0, len(reqs))
 	places := make([]int, 0, len(reqs))
-	ready := g.core.claimable()
-	if ready == nil && ctx.Err() != nil {
-		ready = context.Cause(ctx)
-	}
+	refused := g.claimable(ctx)
 	for i, r := range reqs {
-		err := ready
-		if err == nil {
-			if r.Token, err = g.Identity(r.Token); errors.Is(err, ErrUnsigned) {
-				g.Emit(Event{Kind: EventRefused, Err: err})
-			}
-		}
-		if err == nil && r.Payload != nil && g.core.opts.store.Capabilities().NoFingerprints {
-			err = fmt.Errorf("idem: claim token %q: %w", r.Token, ErrNoFingerprints)
-		}
-		if err == nil && kind == store.Begin {
-			if dup := g.core.near.known(g.run(r.Token), &r); dup != nil {
-				err = dup
-				g.Emit(Event{Kind: EventDuplicate, Token: r.Token, Attempt: dup.Attempt, Near: true})
-			}
-		}
-		if err == nil && !g.core.enter(g.run(r.Token)) {
-			err = &InProgressError{Token: r.Token, RetryAfter: g.core.opts.lease / 3}
-			g.Emit(Event{Kind: EventInProgress, Token: r.Token, Wait: g.core.opts.lease / 3})
-		}
-		if err != nil {
-			out[i].Err = err
+		if out[i].Err = refused; refused != nil {
 			continue
 		}
-		made[i] = g.claimCall(kind, r)
+		if out[i].Err = g.prepare(kind, r, &made[i]); out[i].Err != nil {
+			continue
+		}
 		calls = append(calls, &made[i])
 		places = append(places, i)
 	}
@@ -165,6 +155,43 @@ func (g *Guard) askAll(ctx context.Context, kind store.Kind, reqs []Request) []B
 		out[places[i]] = g.begun(ctx, c)
 	}
 	return out
+}
+
+// claimable returns what prevents a new claim.
+func (g *Guard) claimable(ctx context.Context) error {
+	if err := g.core.claimable(); err != nil {
+		return err
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// prepare enters the token of a request and makes its call, or returns the answer that needs
+// no store.
+func (g *Guard) prepare(kind store.Kind, r Request, c *call) (err error) {
+	if r.Token, err = g.Identity(r.Token); err != nil {
+		if errors.Is(err, ErrUnsigned) {
+			g.Emit(Event{Kind: EventRefused, Err: err})
+		}
+		return err
+	}
+	if r.Payload != nil && g.core.opts.store.Capabilities().NoFingerprints {
+		return fmt.Errorf("idem: claim token %q: %w", r.Token, ErrNoFingerprints)
+	}
+	if kind == store.Begin {
+		if dup := g.core.near.known(g.run(r.Token), &r); dup != nil {
+			g.Emit(Event{Kind: EventDuplicate, Token: r.Token, Attempt: dup.Attempt, Near: true})
+			return dup
+		}
+	}
+	if !g.core.enter(g.run(r.Token)) {
+		g.Emit(Event{Kind: EventInProgress, Token: r.Token, Wait: g.core.opts.lease / 3})
+		return &InProgressError{Token: r.Token, RetryAfter: g.core.opts.lease / 3}
+	}
+	*c = g.claimCall(kind, r)
+	return nil
 }
 
 func (g *Guard) run(token string) run { return run{g.group, token} }

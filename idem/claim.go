@@ -37,6 +37,7 @@ type claim struct {
 	result    []byte
 	parent    context.Context
 	handling  context.Context // that the handler is given
+	lazy      handlerContext  // which is this, or made of it
 	ctx       context.Context // what it is made of; nil: it was not asked for yet
 	cancel    context.CancelCauseFunc
 	loses     context.CancelCauseFunc // of the context that it shares with others; see StartAll
@@ -229,7 +230,32 @@ func (g *Guard) ReleaseAll(ctx context.Context, claims []*Claim, counted bool) [
 }
 
 func (c *Claim) end(ctx context.Context, kind store.Kind, counted bool) error {
-	return c.guard.endAll(ctx, []*Claim{c}, kind, counted)[0]
+	answered := new(call)
+	if sends, err := c.ends(ctx, kind, counted, answered); !sends {
+		return err
+	}
+	if !c.patient {
+		ctx = c.guard.core.ending.context(ctx)
+	}
+	c.guard.core.batcher.do(ctx, answered)
+	return c.endedBy(answered)
+}
+
+// ends locks the claim and makes the call that ends it, or ends it without one.
+func (c *Claim) ends(ctx context.Context, kind store.Kind, counted bool, made *call) (sends bool, _ error) {
+	if err := c.lock(); err != nil {
+		return false, err
+	}
+	if by := c.commitsBy(); kind == store.Commit && by != nil {
+		return false, c.commitBy(ctx, by)
+	}
+	c.Rollback()
+	if c.oneTrip && kind != store.Bury || c.isCommitted() {
+		c.finish(true, true)
+		return false, nil
+	}
+	*made = call{op: c.op(kind, counted), patient: c.patient, age: c.guard.core.near.now()}
+	return true, nil
 }
 
 func (g *Guard) endAll(ctx context.Context, claims []*Claim, kind store.Kind, counted bool) []error {
@@ -239,20 +265,11 @@ func (g *Guard) endAll(ctx context.Context, claims []*Claim, kind store.Kind, co
 	places := make([]int, 0, len(claims))
 	patient := true
 	for i, c := range claims {
-		if errs[i] = c.lock(); errs[i] != nil {
-			continue
-		}
-		if by := c.commitsBy(); kind == store.Commit && by != nil {
-			errs[i] = c.commitBy(ctx, by)
-			continue
-		}
-		c.Rollback()
-		if c.oneTrip && kind != store.Bury || c.isCommitted() {
-			c.finish(true, true)
+		var sends bool
+		if sends, errs[i] = c.ends(ctx, kind, counted, &made[i]); !sends {
 			continue
 		}
 		patient = patient && c.patient
-		made[i] = call{op: c.op(kind, counted), patient: c.patient, age: g.core.near.now()}
 		calls = append(calls, &made[i])
 		places = append(places, i)
 	}
@@ -260,9 +277,7 @@ func (g *Guard) endAll(ctx context.Context, claims []*Claim, kind store.Kind, co
 		return errs
 	}
 	if !patient {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), g.core.opts.lease)
-		defer cancel()
+		ctx = g.core.ending.context(ctx)
 	}
 	g.core.batcher.do(ctx, calls...)
 	for i, call := range calls {

@@ -20,7 +20,8 @@ func (c *claim) context(found *Claim) context.Context {
 	if c.handling != nil {
 		return c.handling
 	}
-	lazy := &handlerContext{claim: c, found: found}
+	lazy := &c.lazy
+	lazy.claim, lazy.found = c, found
 	if found == nil {
 		lazy.borrowed = Claim{claim: c, borrowed: true}
 		lazy.found = &lazy.borrowed

@@ -67,10 +67,8 @@ func (g *Guard) Do(ctx context.Context, token string, fn func(context.Context) e
 
 // complete commits after fn returned nil.
 func (c *Claim) complete(ctx context.Context) error {
-	within, cancel := c.oneLease(ctx)
-	defer cancel()
 	joined := c.Joined()
-	err := c.Commit(within)
+	err := c.Commit(c.oneLease(ctx))
 	switch {
 	case err == nil:
 		return nil
@@ -96,16 +94,14 @@ func isRetryAfter(err error) bool {
 func (c *Claim) giveBackWithin(ctx context.Context) error { return c.endWithin(ctx, c.GiveBack) }
 
 // oneLease is how long the end of a claim is tried, whatever becomes of ctx.
-func (c *Claim) oneLease(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), c.guard.core.opts.lease)
+func (c *Claim) oneLease(ctx context.Context) context.Context {
+	return c.guard.core.ending.context(ctx)
 }
 
 // endWithin tries to end the claim for one lease. Where that fails the claim is not
 // renewed any more.
 func (c *Claim) endWithin(ctx context.Context, end func(context.Context) error) error {
-	ctx, cancel := c.oneLease(ctx)
-	defer cancel()
-	err := end(ctx)
+	err := end(c.oneLease(ctx))
 	if err != nil {
 		c.Abandon()
 	}

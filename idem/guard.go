@@ -14,7 +14,7 @@ import (
 )
 
 // Guard gives out claims on tokens, for one consumer group. It is safe for
-// concurrent use, and needs no closing: it has no goroutine and no timer while no
+// concurrent use, and needs no closing: it has no goroutine while no
 // claim is held and no call is under way.
 type Guard struct {
 	core  *core
@@ -33,6 +33,9 @@ func New(opts ...Option) *Guard {
 	c := &core{opts: o, err: err}
 	c.batcher.core = c
 	c.leases.core = c
+	c.trip.after, c.ending.after = c.tripTimeout(), o.lease
+	s, may := o.store.(store.Bounded)
+	c.bounded = may && s.Bounded() && c.trip.after <= o.lease
 	var nonce [9]byte
 	_, _ = rand.Read(nonce[:]) // does not fail since Go 1.24
 	c.nonce = base64.RawURLEncoding.EncodeToString(nonce[:])
@@ -116,6 +119,9 @@ type core struct {
 	counter atomic.Uint64
 	batcher batcher
 	leases  leases
+	trip    bound      // of one trip
+	ending  bound      // one lease: how long the end of a claim is tried
+	bounded bool       // a trip ends in its time, whatever becomes of the store
 	near    *nearCache // nil: none
 
 	incarnation struct {
@@ -205,8 +211,7 @@ func (c *core) tripTimeout() time.Duration { return max(c.opts.lease/3, 250*time
 // apply makes one trip.
 func (c *core) apply(b *store.Batch) error {
 	o := c.opts
-	ctx, cancel := context.WithTimeout(context.Background(), c.tripTimeout())
-	defer cancel()
+	ctx := c.trip.context(context.Background())
 	c.terms(b)
 	if o.instance != "" {
 		n, err := c.draw(ctx)

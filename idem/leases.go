@@ -10,14 +10,15 @@ import (
 
 // leases renews the claims of a guard, all that are due in one trip, and notices
 // those that have run out on this process's clock. A claim is in it from its Begin
-// until it is ended, abandoned or lost. It has a timer while it holds any, and no
-// goroutine in between.
+// until it is ended, abandoned or lost. It has no goroutine between its ticks. The timer is
+// left to run out when the last claim goes: the next one comes soon, where there are many.
 type leases struct {
 	core *core
 
 	mu    sync.Mutex
 	held  map[*claim]renewal
 	timer *time.Timer
+	ticks bool // the timer runs
 }
 
 // renewal is when a claim was last renewed, on this process's clock, before the
@@ -38,9 +39,13 @@ func (l *leases) add(c *claim) {
 		l.held = make(map[*claim]renewal)
 	}
 	l.held[c] = renewal{last: c.deadline.Add(-l.core.opts.lease)}
+	if l.ticks {
+		return
+	}
+	l.ticks = true
 	if l.timer == nil {
 		l.timer = time.AfterFunc(l.tick(), l.run)
-	} else if len(l.held) == 1 {
+	} else {
 		l.timer.Reset(l.tick())
 	}
 }
@@ -49,9 +54,6 @@ func (l *leases) remove(c *claim) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.held, c)
-	if len(l.held) == 0 && l.timer != nil {
-		l.timer.Stop()
-	}
 }
 
 // run is one tick.
@@ -77,7 +79,7 @@ func (l *leases) run() {
 			next = end
 		}
 	}
-	if len(l.held) > 0 {
+	if l.ticks = len(l.held) > 0; l.ticks {
 		l.timer.Reset(max(time.Until(next), time.Millisecond))
 	}
 	l.mu.Unlock()
@@ -88,17 +90,16 @@ func (l *leases) run() {
 	for chunk := range slices.Chunk(due, maxBatch) {
 		calls := make([]*call, len(chunk))
 		for i, c := range chunk {
-			calls[i] = &call{
-				op:       c.op(store.Renew, false),
-				answered: func(answered *call) { l.renewed(c, answered) },
-			}
+			calls[i] = &call{op: c.op(store.Renew, false), to: c}
 			calls[i].op.Result = nil
 		}
 		l.core.batcher.submit(calls...)
 	}
 }
 
-func (l *leases) renewed(c *claim, answered *call) {
+// answered is told of a renewal.
+func (c *claim) answered(answered *call) {
+	l := &c.guard.core.leases
 	l.mu.Lock()
 	r, held := l.held[c]
 	if held {

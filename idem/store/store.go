@@ -84,6 +84,13 @@ type Capabilities struct {
 	NoFingerprints bool
 }
 
+// Bounded is a Store that can say that Apply returns when its context's deadline has passed,
+// also while a server hangs. Who calls a guard then makes trips on its own goroutine where it
+// waits for no more than that, which is quicker.
+type Bounded interface {
+	Bounded() bool
+}
+
 // Finding is something about a server, or its settings, that weakens the promise
 // without preventing work.
 type Finding struct {

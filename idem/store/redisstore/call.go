@@ -1,10 +1,13 @@
 package redisstore
 
 import (
+	"context"
 	"fmt"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 
 	"github.com/idemq/idemq/idem/store"
 )
@@ -20,6 +23,7 @@ type call struct {
 	scripts *scripts
 
 	undivided bool // of all tags
+	trial     bool // sets no epoch
 
 	script script
 	whole  bool // send the script's source, not its digest
@@ -76,58 +80,103 @@ func ceilMilliseconds(d time.Duration) int64 {
 	return max(1, int64((d+time.Millisecond-1)/time.Millisecond))
 }
 
-// terms are the arguments that all calls of a batch have in common.
-func terms(b *store.Batch) [8]any {
-	issued := b.CheckWithin
-	only := ""
-	if b.IssuedOnly {
-		issued, only = max(issued, b.Retention), "1"
+// terms are the arguments that all calls of a batch have in common, and what they are made
+// of. A guard's batches have the same ones.
+type terms struct {
+	lease, retention, check time.Duration
+	issuedOnly              bool
+	owner                   string
+	incarnation             uint64
+	args                    *[8]any
+}
+
+func termsOf(b *store.Batch) terms {
+	return terms{
+		lease: b.Lease, retention: b.Retention, check: b.CheckWithin, issuedOnly: b.IssuedOnly,
+		owner: b.Owner, incarnation: b.Incarnation,
 	}
-	return [8]any{
-		max(0, b.Lease.Microseconds()),
-		strconv.FormatUint(b.Incarnation, 10) + "|" + ownerEscapes.Replace(b.Owner),
-		ceilMilliseconds(b.Retention + b.Lease),
-		ceilMilliseconds(b.Retention),
-		max(0, b.CheckWithin.Microseconds()),
+}
+
+// complete makes the arguments.
+func (t *terms) complete() {
+	issued := t.check
+	only := ""
+	if t.issuedOnly {
+		issued, only = max(issued, t.retention), "1"
+	}
+	t.args = &[8]any{
+		max(0, t.lease.Microseconds()),
+		strconv.FormatUint(t.incarnation, 10) + "|" + ownerEscapes.Replace(t.owner),
+		ceilMilliseconds(t.retention + t.lease),
+		ceilMilliseconds(t.retention),
+		max(0, t.check.Microseconds()),
 		ceilMilliseconds(issued),
 		store.CheckMemory.Milliseconds(),
 		only,
 	}
 }
 
-// pack makes KEYS and ARGV; see records.lua and compact.lua.
-func (c *call) pack(p *prefix, terms *[8]any, generation string, touch bool) (keys []string, args []any) {
-	var fresh string
-	c.before, fresh = p.epochs(c.tag)
-	keys = make([]string, 1, 1+2*len(c.items))
-	keys[0] = p.keys.epoch(c.tag)
-	args = make([]any, 13, 13+2*len(c.items))
-	args[0] = fresh
-	args[1] = ""
-	if touch {
-		args[1] = "1"
+// command makes the command with its KEYS and ARGV; see records.lua and compact.lua.
+func (c *call) command(ctx context.Context, p *prefix, terms *[8]any, generation string, touch bool) *redis.Cmd {
+	const firstKey, common = 3, 13
+	begin := c.script.bySHA
+	if c.whole {
+		begin = c.script.bySource
 	}
-	copy(args[2:], terms[:])
+	var fresh string
+	if !c.trial {
+		c.before, fresh = p.epochs(c.tag)
+	}
+	all := make([]any, firstKey, firstKey+1+common+c.room())
+	copy(all, begin[:])
+	all = append(all, p.epochKey(c.tag))
+	for i := range c.items {
+		it := &c.items[i]
+		if it.place != nil {
+			all = append(all, it.place.sets[0], it.place.sets[1])
+		}
+		all = append(all, it.key)
+		if it.ikey != "" {
+			all = append(all, it.ikey)
+		}
+	}
+	all[firstKey-1] = len(all) - firstKey
+	touched := ""
+	if touch {
+		touched = "1"
+	}
 	usual := c.usualMax()
 	codes := make([]byte, len(c.items))
-	for i, it := range c.items {
+	all = append(append(append(all, fresh, touched), terms[:]...), usual, codes, generation)
+	for i := range c.items {
+		it := &c.items[i]
 		if it.place != nil {
-			keys = append(keys, it.place.sets[:]...)
-			args = append(args, it.place.fingerprint, it.place.phase)
-		}
-		keys = append(keys, it.key)
-		if it.ikey != "" {
-			keys = append(keys, it.ikey)
+			all = append(all, it.place.fingerprint, it.place.phase)
 		}
 		var param string
 		codes[i], param = encode(it.op, usual)
-		args = append(args, it.op.Claim)
+		all = append(all, it.op.Claim)
 		if param != "" {
-			args = append(args, param)
+			all = append(all, param)
 		}
 	}
-	args[10], args[11], args[12] = usual, codes, generation
-	return keys, args
+	cmd := redis.NewCmd(ctx, all...)
+	cmd.SetFirstKeyPos(firstKey)
+	return cmd
+}
+
+// room is for how many keys and arguments the items have, but for parameters.
+func (c *call) room() (n int) {
+	for i := range c.items {
+		n += 2
+		if c.items[i].place != nil {
+			n += 4
+		}
+		if c.items[i].ikey != "" {
+			n++
+		}
+	}
+	return n
 }
 
 // usualMax is the MaxExpiries that is sent once: the first Begin's.
@@ -181,27 +230,24 @@ func claimParam(op *store.Op) string {
 
 // unpack reads the script's reply into the items' replies.
 func (c *call) unpack(v []any) (now time.Time, epoch string, err error) {
-	parts := make([]string, len(v))
 	for i := range v {
-		s, ok := v[i].(string)
-		if !ok {
+		if _, ok := v[i].(string); !ok {
 			return now, "", fmt.Errorf("redisstore: part %d of a script's reply is a %T", i, v[i])
 		}
-		parts[i] = s
 	}
-	if len(parts) < 3 {
-		return now, "", fmt.Errorf("redisstore: a script's reply has %d parts", len(parts))
+	if len(v) < 3 {
+		return now, "", fmt.Errorf("redisstore: a script's reply has %d parts", len(v))
 	}
-	micros, err := strconv.ParseInt(parts[0], 10, 64)
+	clock, epoch, rest := v[0].(string), v[1].(string), v[2].(string)
+	micros, err := strconv.ParseInt(clock, 10, 64)
 	if err != nil {
-		return now, "", fmt.Errorf("redisstore: a script's clock reads %q", parts[0])
+		return now, "", fmt.Errorf("redisstore: a script's clock reads %q", clock)
 	}
-	now, epoch = time.UnixMicro(micros), parts[1]
-	rest := parts[2]
+	now = time.UnixMicro(micros)
 	for i := range c.items {
 		var line string
 		line, rest, _ = strings.Cut(rest, "\n")
-		if err := c.items[i].read(line, parts[3:]); err != nil {
+		if err := c.items[i].read(line, v[3:]); err != nil {
 			return now, "", err
 		}
 	}
@@ -209,7 +255,7 @@ func (c *call) unpack(v []any) (now time.Time, epoch string, err error) {
 }
 
 // read sets the reply from a line.
-func (it *item) read(line string, stringsSent []string) error {
+func (it *item) read(line string, stringsSent []any) error {
 	r := it.reply
 	if line == "" {
 		r.Status = store.OK
@@ -283,7 +329,7 @@ var states = map[string]store.State{
 	"-": store.Absent, "p": store.Running, "r": store.Released, "d": store.Done, "s": store.Done, "x": store.Dead, "f": store.Forgotten,
 }
 
-func readRecord(f *fields, stringsSent []string) *store.Record {
+func readRecord(f *fields, stringsSent []any) *store.Record {
 	rec := &store.Record{State: states[f.next()]}
 	rec.Attempt, rec.Spent, rec.Expiries, rec.Redrive = f.int(), f.int(), f.int(), f.int()
 	if at := f.int64(); at != 0 {
@@ -331,10 +377,10 @@ func (f *fields) uint64() uint64 {
 }
 
 // string is the byte string of a number, counted from 1.
-func (f *fields) string(sent []string, no int) string {
+func (f *fields) string(sent []any, no int) string {
 	if no < 1 || no > len(sent) {
 		f.bad = true
 		return ""
 	}
-	return sent[no-1]
+	return sent[no-1].(string)
 }

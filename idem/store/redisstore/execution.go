@@ -17,7 +17,7 @@ type execution struct {
 	s     *Store
 	p     *prefix
 	b     *store.Batch
-	terms [8]any
+	terms *[8]any
 
 	// What is known of nothing: calls whose server was not reached, did not confirm,
 	// or, as one of several, refused. Later calls of their tags are not sent, to keep
@@ -33,7 +33,7 @@ func (x *execution) run(ctx context.Context) error {
 	b.Replies = slices.Grow(b.Replies[:0], len(b.Ops))[:len(b.Ops)]
 	clear(b.Replies)
 	b.Now = time.Time{}
-	x.terms = terms(b)
+	x.terms = x.p.arguments(b)
 	items := make([]item, len(b.Ops))
 	for i := range b.Ops {
 		op := &b.Ops[i]
@@ -93,14 +93,14 @@ func (x *execution) item(op *store.Op, reply *store.Reply) item {
 func (x *execution) divide(items []item) [][]*call {
 	var order []*call
 	if !x.s.perTag.Load() || len(items) == 0 {
-		order = []*call{{items: items, undivided: !x.s.perTag.Load()}}
+		order = []*call{{items: items, undivided: !x.s.perTag.Load(), scripts: x.s.scripts()}}
 	} else {
 		byTag := make(map[int]*call)
 		for _, it := range items {
 			tag := x.p.keys.tag(it.op.Token)
 			c := byTag[tag]
 			if c == nil {
-				c = &call{tag: tag}
+				c = &call{tag: tag, scripts: x.s.scripts()}
 				byTag[tag] = c
 				order = append(order, c)
 			}
@@ -109,15 +109,19 @@ func (x *execution) divide(items []item) [][]*call {
 	}
 	var rounds [][]*call
 	for _, c := range order {
-		rest := c.items
-		for n := 0; n == 0 || len(rest) > 0; n++ {
-			part := &call{tag: c.tag, undivided: c.undivided, scripts: x.s.scripts(), items: rest[:min(maxOps, len(rest))]}
-			part.choose()
-			rest = rest[len(part.items):]
+		for n := 0; c != nil; n++ {
+			var rest *call
+			if len(c.items) > maxOps {
+				more := *c
+				c.items, more.items = c.items[:maxOps], c.items[maxOps:]
+				rest = &more
+			}
+			c.choose()
 			if n == len(rounds) {
 				rounds = append(rounds, nil)
 			}
-			rounds[n] = append(rounds[n], part)
+			rounds[n] = append(rounds[n], c)
+			c = rest
 		}
 	}
 	return rounds
@@ -252,18 +256,16 @@ func (x *execution) take(c *call, cmd *redis.Cmd) error {
 	return nil
 }
 
-// scripter is what a call is sent with: a client or a pipeline.
-type scripter interface {
-	Eval(ctx context.Context, script string, keys []string, args ...any) *redis.Cmd
-	EvalSha(ctx context.Context, sha string, keys []string, args ...any) *redis.Cmd
+// processor is what a call is sent with: a client or a pipeline.
+type processor interface {
+	Process(ctx context.Context, cmd redis.Cmder) error
 }
 
-func (x *execution) queue(ctx context.Context, to scripter, c *call) *redis.Cmd {
-	keys, args := c.pack(x.p, &x.terms, x.s.generation(), x.s.replicas > 0 && c.completes())
-	if c.whole {
-		return to.Eval(ctx, c.script.source, keys, args...)
-	}
-	return to.EvalSha(ctx, c.script.sha, keys, args...)
+// queue sends a call, or gives it to a pipeline. The error is the command's.
+func (x *execution) queue(ctx context.Context, to processor, c *call) *redis.Cmd {
+	cmd := c.command(ctx, x.p, x.terms, x.s.generation(), x.s.replicas > 0 && c.completes())
+	_ = to.Process(ctx, cmd)
+	return cmd
 }
 
 // send sends calls together and returns an answer for each; nil where the call was not
@@ -273,20 +275,19 @@ func (x *execution) send(ctx context.Context, calls []*call) []*redis.Cmd {
 		return nil
 	}
 	cmds := make([]*redis.Cmd, len(calls))
-	var t trip
+	wait := false
 	switch client := x.s.client.(type) {
 	case *redis.ClusterClient:
 		x.scatter(ctx, client, calls, cmds)
 		return cmds
 	case *redis.Client:
-		t.wait = x.s.replicas > 0 && slices.ContainsFunc(calls, (*call).completes)
+		wait = x.s.replicas > 0 && slices.ContainsFunc(calls, (*call).completes)
 	}
-	if len(calls) == 1 && !t.wait {
+	if len(calls) == 1 && !wait {
 		cmds[0] = x.queue(ctx, x.s.client, calls[0])
 		return cmds
 	}
-	t.calls, t.cmds = calls, cmds
-	x.pipeline(ctx, x.s.client.Pipeline(), &t)
+	x.pipeline(ctx, x.s.client.Pipeline(), &trip{calls: calls, cmds: cmds, wait: wait})
 	return cmds
 }
 

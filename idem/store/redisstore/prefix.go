@@ -33,13 +33,16 @@ type prefix struct {
 	first string         // the descriptor's epoch, for tags that have none yet
 	spare string         // the epoch that a tag gets which has lost its own
 	seen  map[int]string // each tag's epoch, as last seen
+	asked map[int]any    // each tag's epoch key, a string, made once
+	terms terms          // of the last batch
 	lost  int            // how often one has changed
 	loss  string         // what is to be said of the last time
 }
 
 func newPrefix(name string, tags int) *prefix {
 	return &prefix{
-		name: name, keys: newKeys(name, tags), describing: make(chan struct{}, 1), spare: rand.Text(), seen: make(map[int]string),
+		name: name, keys: newKeys(name, tags), describing: make(chan struct{}, 1), spare: rand.Text(),
+		seen: make(map[int]string), asked: make(map[int]any),
 	}
 }
 
@@ -231,6 +234,30 @@ func (p *prefix) epochs(tag int) (seen, fresh string) {
 		return "", p.first
 	}
 	return seen, p.spare
+}
+
+// epochKey is keys.epoch, as an argument of a command.
+func (p *prefix) epochKey(tag int) any {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	key := p.asked[tag]
+	if key == nil {
+		key = p.keys.epoch(tag)
+		p.asked[tag] = key
+	}
+	return key
+}
+
+// arguments are those of a batch's terms.
+func (p *prefix) arguments(b *store.Batch) *[8]any {
+	t := termsOf(b)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if t.args = p.terms.args; t != p.terms || t.args == nil {
+		t.complete()
+		p.terms = t
+	}
+	return t.args
 }
 
 // saw takes in a tag's epoch as a script answered it to a call that was made when

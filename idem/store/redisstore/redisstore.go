@@ -160,6 +160,13 @@ func (s *Store) Capabilities() store.Capabilities {
 	return store.Capabilities{NoDoneDetails: s.compact != nil, NoFingerprints: s.compact != nil}
 }
 
+// Bounded implements store.Bounded: with ContextTimeoutEnabled a *redis.Client ends a call
+// with its context's deadline.
+func (s *Store) Bounded() bool {
+	c, single := s.client.(*redis.Client)
+	return single && c != nil && c.Options().ContextTimeoutEnabled
+}
+
 // Apply implements store.Store. A batch is one script call on a single server, and
 // one for each hash tag, sent together, elsewhere; more than 1,000 operations are
 // divided. Where there are several servers, one that is away or refuses is an error of

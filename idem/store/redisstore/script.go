@@ -25,11 +25,15 @@ var incarnationSource string
 var rightsSource string
 
 // script is a Lua script and the digest under which Redis keeps it.
-type script struct{ source, sha string }
+type script struct {
+	source, sha     string
+	bySource, bySHA [2]any // how the commands that run it begin
+}
 
 func newScript(source string) script {
 	sum := sha1.Sum([]byte(source))
-	return script{source: source, sha: hex.EncodeToString(sum[:])}
+	sha := hex.EncodeToString(sum[:])
+	return script{source: source, sha: sha, bySource: [2]any{"eval", source}, bySHA: [2]any{"evalsha", sha}}
 }
 
 // scripts are one layout's, registered twice. Redis refuses the first at maxmemory, and

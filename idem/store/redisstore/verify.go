@@ -58,14 +58,13 @@ func (s *Store) Verify(ctx context.Context, prefix string) (findings []store.Fin
 
 // tryScript executes no operations, and sets no epoch.
 func (s *Store) tryScript(ctx context.Context, p *prefix) error {
-	c := &call{scripts: s.scripts()}
+	c := &call{scripts: s.scripts(), trial: true}
 	c.choose()
-	common := terms(&store.Batch{})
-	keys, args := c.pack(p, &common, s.generation(), false)
-	args[0] = ""
-	err := s.client.EvalSha(ctx, c.script.sha, keys, args...).Err()
+	x := &execution{s: s, p: p, terms: p.arguments(&store.Batch{})}
+	err := x.queue(ctx, s.client, c).Err()
 	if isNoScript(err) {
-		err = s.client.Eval(ctx, c.script.source, keys, args...).Err()
+		c.whole = true
+		err = x.queue(ctx, s.client, c).Err()
 	}
 	if err != nil {
 		return s.failure(ctx, p, "running a script", err)

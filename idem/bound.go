@@ -1,0 +1,45 @@
+package idem
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// bound gives out contexts that end after a time that is the same for all. Those who ask one
+// soon after another are given the same one: a timer for each of them would be started and
+// stopped with each trip, and may wake a thread each time. Nothing is to be cancelled; the last
+// timer runs out by itself.
+type bound struct {
+	after time.Duration // at most; at least fifteen sixteenths of it
+
+	mu     sync.Mutex
+	ctx    context.Context
+	cancel context.CancelFunc // not called: others may have the context as well
+	fresh  time.Time          // until when it is given out
+}
+
+// context returns one, with the values of ctx.
+func (b *bound) context(ctx context.Context) context.Context {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if now := time.Now(); now.After(b.fresh) {
+		b.ctx, b.cancel = context.WithDeadline(context.Background(), now.Add(b.after))
+		b.fresh = now.Add(b.after / 16)
+	}
+	return uncancelled{b.ctx, ctx}
+}
+
+// uncancelled is a context of a bound.
+type uncancelled struct {
+	context.Context
+	values context.Context
+}
+
+// Value asks the context itself first: package context finds its own contexts by a key.
+func (u uncancelled) Value(key any) any {
+	if own := u.Context.Value(key); own != nil {
+		return own
+	}
+	return u.values.Value(key)
+}
