@@ -115,7 +115,7 @@ func (l *Lane) nextAhead() (batch []*entry, ok bool) {
 				return nil, true
 			}
 		default:
-			if batch = l.claimable(); len(batch) > 0 && l.e.gate.tryEnter(len(batch)) {
+			if batch = l.claimable(); l.isWorthTrip(batch, held) && l.e.gate.tryEnter(len(batch)) {
 				for _, en := range batch {
 					en.asking, en.shared = true, true
 				}
@@ -157,6 +157,17 @@ func (l *Lane) claimable() []*entry {
 // isClaimable reports, with mu held, whether an entry can be claimed before its turn.
 func (l *Lane) isClaimable(en *entry) bool {
 	return en.claim == nil && !en.asking && !en.tried && !en.alone && en.invalid == nil && en.prev == nil
+}
+
+// isWorthTrip reports, with mu held, whether to ask for the claims of batch now: while half of
+// the window is claimed, and what handlers of several may take, nothing is lost by waiting
+// until more can travel together.
+func (l *Lane) isWorthTrip(batch []*entry, claimed int) bool {
+	if len(batch) == 0 {
+		return false
+	}
+	enough := max((l.windowLocked()+1)/2, l.e.broker.MaxBatch*l.e.broker.Workers)
+	return claimed < enough || batch[0] == l.queue[0]
 }
 
 func (l *Lane) askAhead(batch []*entry) {

@@ -90,6 +90,26 @@ func TestBatches(t *testing.T) {
 	})
 }
 
+// What arrives while the handler works is claimed as it comes, though half of a batch is
+// claimed already: all of it goes into the next call.
+func TestBatchIsFilled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, c := newBatchRig(t, 8, func(context.Context, []string) []error { time.Sleep(time.Second); return nil })
+		want := tokens(9)
+		r.b.publish(want[:1]...)
+		stop := r.start(alone)
+		time.Sleep(100 * time.Millisecond)
+		r.b.publish(want[1:7]...)
+		time.Sleep(100 * time.Millisecond)
+		r.b.publish(want[7:]...)
+		time.Sleep(time.Minute)
+		r.mustStop(stop)
+		if made := c.seen(); !slices.EqualFunc(made, [][]string{want[:1], want[1:]}, slices.Equal) {
+			t.Errorf("calls with %q, want one message and eight", made)
+		}
+	})
+}
+
 // Each message of a batch has an outcome of its own.
 func TestBatchOutcomes(t *testing.T) {
 	for _, tc := range []struct {

@@ -14,7 +14,7 @@ import (
 type Message interface {
 	// Header returns the values of a header, its name matched without regard to
 	// case; nil where the message has none. A header without a value is one empty
-	// string.
+	// string. They must not be changed.
 	Header(name string) []string
 	// Body returns the payload. It must not be changed.
 	Body() []byte

@@ -51,6 +51,47 @@ func TestWorkingAhead(t *testing.T) {
 	})
 }
 
+// Claims ahead are asked for again when half of them are used, so that the next travel
+// together.
+func TestClaimsTravelTogether(t *testing.T) {
+	for _, c := range []struct {
+		name        string
+		workers     int
+		ahead       int
+		least, most int // trips for the claims of 40 messages
+	}{
+		{"one ahead has nothing to travel with", 1, 1, 35, 40},
+		{"of eight, four or more travel", 1, 8, 5, 11},
+		{"of eight for two handlers, too", 2, 8, 5, 11},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, consumers.Broker{MaxHeld: 100, Workers: c.workers})
+				trips := 0
+				r.store.On(func(b *store.Batch) storefault.Fault {
+					if slices.ContainsFunc(b.Ops, func(op store.Op) bool { return op.Kind == store.Begin }) {
+						trips++
+					}
+					return storefault.None
+				})
+				want := tokens(40)
+				r.b.publish(want...)
+				stop := r.start(func(context.Context, *delivery) error { time.Sleep(time.Second); return nil }, consumers.WorkAhead(c.ahead))
+				time.Sleep(time.Minute)
+				r.mustStop(stop)
+				handled := r.seen()
+				slices.Sort(handled) // two handlers begin together
+				if !slices.Equal(handled, want) {
+					t.Errorf("handled %q", handled)
+				}
+				if trips < c.least || trips > c.most {
+					t.Errorf("%d trips for the claims of %d messages, want %d to %d", trips, len(want), c.least, c.most)
+				}
+			})
+		})
+	}
+}
+
 // While the store is down nothing is settled, nothing is lost, no budget is spent, and
 // neither the broker nor the store is asked in a hot loop.
 func TestStoreAway(t *testing.T) {

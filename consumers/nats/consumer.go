@@ -101,7 +101,7 @@ func (c *Consumer) engine(cc jetstream.ConsumerConfig) (*consumers.Engine, error
 		DeadLetters:   c.conf.letters != nil || c.conf.terminate,
 		FewDeliveries: cc.MaxDeliver > 0,
 		ConfirmsAcks:  c.conf.doubleAck,
-		HandleAll:     consumers.HandleAll(c.conf.handleBatch, func(d consumers.Delivery) jetstream.Msg { return handled{d.(*delivery).msg} }),
+		HandleAll:     consumers.HandleAll(c.conf.handleBatch, func(d consumers.Delivery) jetstream.Msg { return &d.(*delivery).given }),
 		MaxBatch:      c.conf.maxBatch,
 	}
 	if c.conf.orderBy != nil {

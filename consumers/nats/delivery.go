@@ -33,14 +33,15 @@ type settler struct {
 // delivery implements consumers.Delivery.
 type delivery struct {
 	message
-	s *settler
+	s     *settler
+	given handled
 }
 
 func (s *settler) delivery(msg jetstream.Msg) *delivery {
-	return &delivery{newMessage(msg), s}
+	return &delivery{newMessage(msg), s, handled{msg}}
 }
 
-func (d *delivery) Handle(ctx context.Context) error { return d.s.handle(ctx, handled{d.msg}) }
+func (d *delivery) Handle(ctx context.Context) error { return d.s.handle(ctx, &d.given) }
 
 func (d *delivery) Ack(ctx context.Context) error {
 	if err := context.Cause(d.s.ours); err != nil {
@@ -140,7 +141,7 @@ func (d *delivery) copy(subject string, l consumers.Letter) *nats.Msg {
 
 // set replaces every spelling of a header.
 func set(h nats.Header, name, value string) {
-	for _, k := range spellings(h, name) {
+	for _, k := range spellings(nil, h, name) {
 		delete(h, k)
 	}
 	h[name] = []string{value}

@@ -34,7 +34,7 @@ func (c *Consumer) fetch(ctx, ours context.Context, lose context.CancelCauseFunc
 		guard: c.guard, handle: c.handle, letters: c.conf.letters, terminate: c.conf.terminate,
 		doubleAck: c.conf.doubleAck, maxDeliver: uint64(max(info.Config.MaxDeliver, 0)), ours: ours,
 	}
-	add := c.lanes(ours, e, s)
+	add := c.lanes(ours, e)
 	var order sequence
 	most, wait := info.Config.MaxRequestBatch, fetchWait
 	if limit := info.Config.MaxRequestExpires; limit > 0 {
@@ -53,7 +53,8 @@ func (c *Consumer) fetch(ctx, ours context.Context, lose context.CancelCauseFunc
 			n = 1 // a message that breaks its request must not take others with it each time
 		}
 		got, err := c.pull(n, wait, func(msg jetstream.Msg) error {
-			if !order.follows(msg) {
+			d := s.delivery(msg)
+			if !order.follows(d.meta) {
 				anew, err := c.anew(ctx, info)
 				switch {
 				case anew:
@@ -61,10 +62,10 @@ func (c *Consumer) fetch(ctx, ours context.Context, lose context.CancelCauseFunc
 					lose(err) // what is held bears numbers that are other messages' now
 					return err
 				case err == nil:
-					order.accept(msg)
+					order.accept(d.meta)
 				}
 			}
-			add(msg)
+			add(d)
 			return nil
 		})
 		if errors.Is(err, errAnew) {
@@ -129,9 +130,8 @@ var errAnew = errors.New("deleted and created anew: make a new consumer")
 // sequence watches the consumer's own numbers of deliveries, which only rise.
 type sequence struct{ last uint64 }
 
-func (s *sequence) follows(msg jetstream.Msg) bool {
-	meta, err := msg.Metadata()
-	if err != nil {
+func (s *sequence) follows(meta *jetstream.MsgMetadata) bool {
+	if meta == nil {
 		return true
 	}
 	if meta.Sequence.Consumer <= s.last {
@@ -142,11 +142,7 @@ func (s *sequence) follows(msg jetstream.Msg) bool {
 }
 
 // accept goes on from a lower number.
-func (s *sequence) accept(msg jetstream.Msg) {
-	if meta, err := msg.Metadata(); err == nil {
-		s.last = meta.Sequence.Consumer
-	}
-}
+func (s *sequence) accept(meta *jetstream.MsgMetadata) { s.last = meta.Sequence.Consumer }
 
 // anew reports whether the JetStream consumer was deleted and created anew. A server
 // that crashed may have forgotten its last numbers too. After an error it is not known.
@@ -164,8 +160,8 @@ func nameOf(info *jetstream.ConsumerInfo) string {
 	return fmt.Sprintf("the JetStream consumer %q of stream %q", info.Name, info.Stream)
 }
 
-// lanes returns the function that hands a message to its lane.
-func (c *Consumer) lanes(ours context.Context, e *consumers.Engine, s *settler) func(jetstream.Msg) {
+// lanes returns the function that hands a delivery to its lane.
+func (c *Consumer) lanes(ours context.Context, e *consumers.Engine) func(*delivery) {
 	n := 1
 	if c.conf.orderBy != nil {
 		n = c.conf.concurrency
@@ -175,12 +171,12 @@ func (c *Consumer) lanes(ours context.Context, e *consumers.Engine, s *settler) 
 		lanes[i] = e.Lane(ours)
 	}
 	seed := maphash.MakeSeed()
-	return func(msg jetstream.Msg) {
+	return func(d *delivery) {
 		i := 0
 		if n > 1 {
-			i = int(maphash.String(seed, c.conf.orderBy(handled{msg})) % uint64(n))
+			i = int(maphash.String(seed, c.conf.orderBy(&d.given)) % uint64(n))
 		}
-		lanes[i].Add(s.delivery(msg))
+		lanes[i].Add(d)
 	}
 }
 

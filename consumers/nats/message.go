@@ -61,8 +61,13 @@ func newMessage(msg jetstream.Msg) message {
 func (m message) Header(name string) []string { return header(m.msg.Headers(), name) }
 
 func header(h nats.Header, name string) []string {
+	var few [2]string
+	names := spellings(few[:0], h, name)
+	if len(names) == 1 && len(h[names[0]]) > 0 {
+		return slices.Clip(h[names[0]])
+	}
 	var all []string
-	for _, k := range spellings(h, name) {
+	for _, k := range names {
 		values := h[k]
 		if len(values) == 0 {
 			values = []string{""}
@@ -72,9 +77,8 @@ func header(h nats.Header, name string) []string {
 	return all
 }
 
-// spellings lists the names of headers that are name but for case, in their order.
-func spellings(h nats.Header, name string) []string {
-	var names []string
+// spellings appends the names of headers that are name but for case to none, in their order.
+func spellings(names []string, h nats.Header, name string) []string {
 	for k := range h {
 		if consumers.SameHeader(k, name) {
 			names = append(names, k)
