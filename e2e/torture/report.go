@@ -57,6 +57,7 @@ func totals(all []Result) (sum total) {
 		sum.Claims += r.Claims
 		sum.Takeovers += r.Takeovers
 		sum.Duplicates += r.Duplicates
+		sum.Together += r.Together
 		sum.Lost += r.Lost
 		sum.Elsewhere += r.Elsewhere
 		sum.Seconds += r.Seconds
@@ -232,6 +233,7 @@ With an SQL store the effect is a row in the transaction of the completion: no w
 - All clocks are one machine's. Consumers' wall clocks are stepped; the stores' are not.
 - What a seed repeats is the faults and their times. How the processes run between them is up to the machine, so a failure that hangs on a race may need several tries.
 - Handlers record their effect at the end of what they do: an effect is one instant. A handler that does several things can be stopped between them.
+- The effects of a batch are one for each message, one after another over the time that the handler takes, so that a fault can come between two. A bulk effect, all or nothing, is not tried. Where Kafka keeps an order, the handler leaves to their next attempt the messages of a key that are behind one that failed: the library does not do that for it.
 - Histories are written to memory that outlives a killed process. They say what the processes did, not what a machine without power would remember.
 - Consumers are those of the constructors with their default policies, a backoff, a budget, and the settings of the table above: at most once, FailOpen, fingerprints, issued and signed tokens, redrives, Forget, Wrap and Do are left to the model and to the tests beside the code.
 - Where the client offers no place to look (RabbitMQ's queue consumers, kafka-group), acks are not recorded: there an early ack is found by the loss that it leads to, and not by itself.

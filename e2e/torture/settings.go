@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
+	"slices"
 	"strings"
 
 	"github.com/idemq/idemq/e2e/torture/role"
@@ -16,25 +17,42 @@ type setting struct {
 	what  string
 	usual bool // where nothing is said: what rounds had before there was the choice
 	apply func(c *role.Config, on bool)
+	not   []string // kinds of stores with which it is always off
 }
 
 // nearCache is how many tokens a process remembers: fewer than a round has, so that some
 // are crowded out.
 const nearCache = 1000
 
+// maxBatch is how many messages a handler is given at most: several such batches wait in
+// a round's backlog.
+const maxBatch = 32
+
 var settings = []setting{
 	{"ahead", "working ahead", true, func(c *role.Config, on bool) {
 		if !on {
 			c.Ahead = role.NoneAhead
 		}
-	}},
+	}, nil},
 	{"near", "near cache", false, func(c *role.Config, on bool) {
 		c.NearCache = 0
 		if on {
 			c.NearCache = nearCache
 		}
-	}},
+	}, nil},
+	{"batch", "batches", false, func(c *role.Config, on bool) {
+		c.Batch = 0
+		if on {
+			c.Batch = maxBatch
+		}
+	}, withTransactions},
 }
+
+// withTransactions are the stores whose effects are written in the transaction of one
+// claim: a batch would hold as many of them open as it has messages, each with a connection,
+// until its handler returns; there are not so many (SQLite has one), and whoever waits for
+// one has the others' leases run out.
+var withTransactions = []string{"postgres", "mariadb", "sqlite"}
 
 // Settings are those of a round, by name; what is missing is as usual.
 type Settings map[string]bool
@@ -96,18 +114,23 @@ func parseChoice(text string) (Choice, error) {
 // Choices are those of a run, by the names of the settings.
 type Choices map[string]Choice
 
-// draw returns the settings of a round. Each is drawn apart: a seed gives those of today
-// next year too, when there are more.
-func (c Choices) draw(seed uint64) Settings {
+// draw returns the settings of a round with a kind of store. Each is drawn apart: a seed
+// gives those of today next year too, when there are more.
+func (c Choices) draw(seed uint64, store string) Settings {
 	s := Settings{}
 	for i := range settings {
-		switch of := &settings[i]; c[of.name] {
+		of := &settings[i]
+		choice := c[of.name]
+		if choice != Usual && slices.Contains(of.not, store) {
+			choice = Off
+		}
+		switch choice {
 		case Drawn:
 			h := fnv.New64a()
 			_, _ = h.Write([]byte(of.name))
 			s[of.name] = rand.New(rand.NewPCG(seed, h.Sum64())).IntN(2) == 0
 		case On, Off:
-			s[of.name] = c[of.name] == On
+			s[of.name] = choice == On
 		}
 	}
 	return s
@@ -149,5 +172,9 @@ func settingsTable(all []Result) string {
 	for _, layout := range []struct{ name, kind string }{{"Redis with records", "redis"}, {"Redis, compact layout", "redis-compact"}} {
 		add(layout.name, func(r *Result) bool { return strings.HasSuffix(r.Site, "/"+layout.kind) })
 	}
-	return markdown([]string{"setting", "rounds", "messages", "faults", "lost", "doubled in a window", "doubled elsewhere"}, rows)
+	text := markdown([]string{"setting", "rounds", "messages", "faults", "lost", "doubled in a window", "doubled elsewhere"}, rows)
+	if t := totals(all); t.Together > 0 {
+		text += fmt.Sprintf("\nWith batches on, handlers were given up to %d messages at a time, and %s in all together with others; where nothing is claimed ahead, each comes alone. With an SQL store, whose effects are in the transaction of one claim, batches are off.\n", maxBatch, grouped(t.Together))
+	}
+	return text
 }
