@@ -40,6 +40,7 @@ func TestReport(t *testing.T) {
 		"| batches off | 1 | 1,000,000 | 6 | 1 | 0 | 0 |\n",
 		"| Redis, compact layout | 0 | 0 | 0 | 0 | 0 | 0 |\n",
 		"up to 32 messages at a time, and 4,321 in all together with others",
+		"- The effects of a batch are one for each message, ",
 	} {
 		if !strings.Contains(narrow, want) {
 			t.Errorf("the page lacks %q:\n%s", want, page)
@@ -47,6 +48,10 @@ func TestReport(t *testing.T) {
 	}
 	if kafka, nats := strings.Index(page, "| kafka-group/redis"), strings.Index(page, "| nats/redis"); kafka < 0 || nats < kafka {
 		t.Error("sites are not in the order of the brokers")
+	}
+	const alone = "- Handlers were given one message at a time"
+	if strings.Contains(page, alone) || !strings.Contains(Report(all[1:], nil), alone) {
+		t.Errorf("%q is not said of the rounds without batches alone", alone)
 	}
 	if strings.Contains(page, "history\n") {
 		t.Error("the page has a token's whole history")
