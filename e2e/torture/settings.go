@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
-	"slices"
 	"strings"
 
 	"github.com/idemq/idemq/e2e/torture/role"
@@ -17,15 +16,15 @@ type setting struct {
 	what  string
 	usual bool // where nothing is said: what rounds had before there was the choice
 	apply func(c *role.Config, on bool)
-	not   []string // kinds of stores with which it is always off
+	fits  func(p place) bool // false: it is always off there; nil: it fits everywhere
 }
 
 // nearCache is how many tokens a process remembers: fewer than a round has, so that some
 // are crowded out.
 const nearCache = 1000
 
-// maxBatch is how many messages a handler is given at most: several such batches wait in
-// a round's backlog.
+// maxBatch is how many messages a handler is given at most (with an SQL store, fewer; see
+// the consumer): several such batches wait in a round's backlog.
 const maxBatch = 32
 
 var settings = []setting{
@@ -45,14 +44,23 @@ var settings = []setting{
 		if on {
 			c.Batch = maxBatch
 		}
-	}, withTransactions},
+	}, fitsBatches},
 }
 
-// withTransactions are the stores whose effects are written in the transaction of one
-// claim: a batch would hold as many of them open as it has messages, each with a connection,
-// until its handler returns; there are not so many (SQLite has one), and whoever waits for
-// one has the others' leases run out.
-var withTransactions = []string{"postgres", "mariadb", "sqlite"}
+// fitsBatches is false where a batch cannot be had. In an SQL store the effect of each of
+// its messages is in a transaction of its own, which stays open, with its connection, until
+// the handler returns: SQLite has one at a time, and for the handlers of Kafka, one or four
+// a partition, there are not enough, so that each would wait for the others' with claims
+// that run out.
+func fitsBatches(p place) bool {
+	switch p.store.kind {
+	case "sqlite":
+		return false
+	case "postgres", "mariadb":
+		return !strings.HasPrefix(p.broker.kind, "kafka-")
+	}
+	return true
+}
 
 // Settings are those of a round, by name; what is missing is as usual.
 type Settings map[string]bool
@@ -114,14 +122,14 @@ func parseChoice(text string) (Choice, error) {
 // Choices are those of a run, by the names of the settings.
 type Choices map[string]Choice
 
-// draw returns the settings of a round with a kind of store. Each is drawn apart: a seed
-// gives those of today next year too, when there are more.
-func (c Choices) draw(seed uint64, store string) Settings {
+// draw returns the settings of a round at a place. Each is drawn apart: a seed gives those
+// of today next year too, when there are more.
+func (c Choices) draw(seed uint64, p place) Settings {
 	s := Settings{}
 	for i := range settings {
 		of := &settings[i]
 		choice := c[of.name]
-		if choice != Usual && slices.Contains(of.not, store) {
+		if choice != Usual && of.fits != nil && !of.fits(p) {
 			choice = Off
 		}
 		switch choice {
@@ -174,7 +182,7 @@ func settingsTable(all []Result) string {
 	}
 	text := markdown([]string{"setting", "rounds", "messages", "faults", "lost", "doubled in a window", "doubled elsewhere"}, rows)
 	if t := totals(all); t.Together > 0 {
-		text += fmt.Sprintf("\nWith batches on, handlers were given up to %d messages at a time, and %s in all together with others; where nothing is claimed ahead, each comes alone. With an SQL store, whose effects are in the transaction of one claim, batches are off.\n", maxBatch, grouped(t.Together))
+		text += fmt.Sprintf("\nWith batches on, handlers were given up to %d messages at a time, and %s in all together with others; where nothing is claimed ahead, each comes alone. Where each effect of a batch would hold a transaction, and there are too few of these, batches are off: with SQLite, and from Kafka with an SQL store.\n", maxBatch, grouped(t.Together))
 	}
 	return text
 }

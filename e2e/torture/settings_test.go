@@ -3,7 +3,6 @@ package torture
 import (
 	"maps"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/idemq/idemq/e2e/torture/role"
@@ -25,8 +24,8 @@ func TestSettingsAreDrawn(t *testing.T) {
 	drawn := all(Drawn)
 	on := map[string]int{}
 	for seed := range uint64(seeds) {
-		s := drawn.draw(seed, "redis")
-		if again := drawn.draw(seed, "redis"); !maps.Equal(s, again) {
+		s := drawn.draw(seed, natsRedis(t))
+		if again := drawn.draw(seed, natsRedis(t)); !maps.Equal(s, again) {
 			t.Fatalf("seed %d gives %v, and then %v", seed, s, again)
 		}
 		for i := range settings {
@@ -34,7 +33,7 @@ func TestSettingsAreDrawn(t *testing.T) {
 			if s[name] {
 				on[name]++
 			}
-			if alone := (Choices{name: Drawn}).draw(seed, "redis"); len(alone) != 1 || alone[name] != s[name] {
+			if alone := (Choices{name: Drawn}).draw(seed, natsRedis(t)); len(alone) != 1 || alone[name] != s[name] {
 				t.Errorf("seed %d: %s is %t beside the others, and alone %v", seed, name, s[name], alone)
 			}
 		}
@@ -48,7 +47,7 @@ func TestSettingsAreDrawn(t *testing.T) {
 	for name, want := range map[string]string{"ahead": "on on on on off on off off", "batch": "off on off on off on off on"} {
 		got := ""
 		for seed := range uint64(8) {
-			got += " " + onOff(drawn.draw(seed, "redis")[name])
+			got += " " + onOff(drawn.draw(seed, natsRedis(t))[name])
 		}
 		if got[1:] != want {
 			t.Errorf("seeds 0 to 7 have %s %s, want %s", name, got[1:], want)
@@ -64,7 +63,7 @@ func TestSettingsAreForced(t *testing.T) {
 		again  string // of working ahead
 	}{{On, true, " AHEAD=on"}, {Off, false, " AHEAD=off"}} {
 		for seed := range uint64(20) {
-			s := all(tt.choice).draw(seed, "redis")
+			s := all(tt.choice).draw(seed, natsRedis(t))
 			for i := range settings {
 				if on, is := s[settings[i].name]; !is || on != tt.on {
 					t.Errorf("seed %d: %s is %t, %t; want %t", seed, settings[i].name, on, is, tt.on)
@@ -78,7 +77,7 @@ func TestSettingsAreForced(t *testing.T) {
 	if again := all(Drawn).String(); again != "" {
 		t.Errorf("the command is told %q of what the seed decides", again)
 	}
-	if s := all(Usual).draw(1, "sqlite"); len(s) != 0 {
+	if s := all(Usual).draw(1, natsRedis(t)); len(s) != 0 {
 		t.Errorf("nothing is asked for, and set is %v", s)
 	}
 	if c, err := parseChoice("of"); err == nil {
@@ -86,28 +85,40 @@ func TestSettingsAreForced(t *testing.T) {
 	}
 }
 
-// With the stores that cannot, batches are off whatever is asked for, and nothing else is.
-func TestSettingsOfStores(t *testing.T) {
-	for _, s := range stores {
-		transactional := slices.Contains(withTransactions, s.kind)
+// natsRedis is a place where every setting fits.
+func natsRedis(t *testing.T) place {
+	t.Helper()
+	all, err := places("nats/redis")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all[0]
+}
+
+// Where batches cannot be, they are off whatever is asked for, and nothing else is.
+func TestSettingsOfPlaces(t *testing.T) {
+	everywhere, err := places("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	off := []string{
+		"kafka-group/postgres", "kafka-group/mariadb", "kafka-group/sqlite", "kafka-reader/postgres", "kafka-reader/mariadb", "kafka-reader/sqlite",
+		"nats/sqlite", "amqp-classic/sqlite", "amqp-quorum/sqlite",
+	}
+	for _, p := range everywhere {
 		for _, c := range []Choice{Drawn, On, Off} {
 			on := map[string]bool{}
 			for seed := range uint64(20) {
-				for name, is := range all(c).draw(seed, s.kind) {
+				for name, is := range all(c).draw(seed, p) {
 					on[name] = on[name] || is
 				}
 			}
 			for i := range settings {
 				name := settings[i].name
-				if want := c != Off && (name != "batch" || !transactional); on[name] != want {
-					t.Errorf("%s, choice %d: %s is on: %t, want %t", s.kind, c, name, on[name], want)
+				if want := c != Off && (name != "batch" || !slices.Contains(off, p.String())); on[name] != want {
+					t.Errorf("%s, choice %d: %s is on: %t, want %t", p, c, name, on[name], want)
 				}
 			}
-		}
-	}
-	for _, kind := range withTransactions {
-		if !slices.Contains(strings.Split(kinds(stores), ", "), kind) {
-			t.Errorf("there is no store %q", kind)
 		}
 	}
 }
