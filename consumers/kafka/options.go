@@ -104,7 +104,9 @@ func Concurrency(n int) Option {
 // up to most messages at a time, all of one partition: for effects that are cheaper in bulk. Zero is
 // consumers.DefaultMaxBatch. The claims of a batch are made in one trip to the store, and its
 // completions recorded in one. No time is waited for to fill a batch: what is ready when the
-// handler is free goes in, be it one message.
+// handler is free goes in, be it one message. Messages of one key may be in one batch, in
+// order: where one fails, those behind it are done all the same, unless h answers them with
+// idem.RetryAfter; what is tried again is so in the order of the batch.
 //
 // A message that failed is tried again alone, and so is one that was tried before, so that
 // one that cannot be handled does not spend the others' budgets. A panic, or the death of

@@ -59,6 +59,7 @@ type Verdict struct {
 	Claims      int // granted
 	Takeovers   int // of them, from a claim that had not ended
 	Duplicates  int // deliveries that the store said are done
+	Together    int // runs that were one with those of other messages: a handler of several
 	Undecided   int // messages whose claims were too many to find out whether their answers fit
 
 	Lost             int // messages with neither effect nor dead letter
@@ -126,6 +127,7 @@ func (v *Verdict) add(o *Verdict) {
 	v.Claims += o.Claims
 	v.Takeovers += o.Takeovers
 	v.Duplicates += o.Duplicates
+	v.Together += o.Together
 	v.Undecided += o.Undecided
 	v.Lost += o.Lost
 	v.DoubledElsewhere += o.DoubledElsewhere

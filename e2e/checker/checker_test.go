@@ -41,7 +41,7 @@ func TestAccepted(t *testing.T) {
 		t.Error(v.Violations)
 	}
 	want := map[checker.Window]int{checker.Died: 1, checker.LeaseLost: 1}
-	if !maps.Equal(v.InWindow, want) || v.Messages != len(stories) || v.DeadLetters != 1 || v.Effects != len(stories)-1+2 || v.Lost != 0 {
+	if !maps.Equal(v.InWindow, want) || v.Messages != len(stories) || v.DeadLetters != 1 || v.Effects != len(stories)-1+2 || v.Lost != 0 || v.Together != 1 {
 		t.Errorf("%+v", v)
 	}
 }
@@ -132,6 +132,14 @@ func TestPlanted(t *testing.T) {
 		{"given up before its budget was spent", checker.DeadLetteredEarly, func(w *world) {
 			stories["dead-lettered"](w, 1)
 		}, func(r *checker.Run) { r.Budget = 2 }},
+		{"given up for an error that spends no budget", checker.DeadLetteredEarly, func(w *world) {
+			c, _ := w.begin(1, 1)
+			c.start()
+			c.event(history.Returned, history.Failed|history.Unspent)
+			c.bury()
+			c.ack()
+			w.add(history.Event{Kind: history.DeadLettered, Token: 1})
+		}, nil},
 		{"given up untried", checker.DeadLetteredEarly, func(w *world) {
 			c, _ := w.begin(1, 1)
 			c.bury()
@@ -429,8 +437,14 @@ func TestNeedle(t *testing.T) {
 			w.publish(token, token) // keys of their own: there is no order among them
 			stories[names[r.IntN(len(names))]](w, token)
 		}
-		if v := w.check(); len(v.Violations) > 0 {
-			t.Fatalf("seed %d: %v", seed, v.Violations)
+		together := 0
+		for i := range w.events {
+			if w.events[i].Has(history.Together) {
+				together++
+			}
+		}
+		if v := w.check(); len(v.Violations) > 0 || v.Together != together {
+			t.Fatalf("seed %d: %d of %d together with others, %v", seed, v.Together, together, v.Violations)
 		}
 		w.events = slices.DeleteFunc(w.events, func(e history.Event) bool {
 			return e.Token == needle && (e.Kind == history.Effect || e.Kind == history.DeadLettered)

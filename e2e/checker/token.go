@@ -47,8 +47,11 @@ func (c *check) token(l *life, v *Verdict) {
 	v.Published += l.published
 	v.DeadLetters += l.letters
 	for i := range l.events {
-		if answeredAs(&l.events[i], store.Begin, store.Duplicate) {
+		switch e := &l.events[i]; {
+		case answeredAs(e, store.Begin, store.Duplicate):
 			v.Duplicates++
+		case e.Kind == history.Started && e.Has(history.Together):
+			v.Together++
 		}
 	}
 	c.lost(l, v)
@@ -382,7 +385,7 @@ func (c *check) deadLettered(l *life, v *Verdict) {
 	for i := range l.grants {
 		g := &l.grants[i]
 		failed := slices.ContainsFunc(l.events, func(e history.Event) bool {
-			return e.Kind == history.Returned && e.Has(history.Failed) && e.Process == g.Process && e.Attempt == g.Attempt
+			return e.Kind == history.Returned && e.Has(history.Failed) && !e.Has(history.Unspent) && e.Process == g.Process && e.Attempt == g.Attempt
 		})
 		if failed || i+1 < len(l.grants) && !l.ended(g.Claim, l.grants[i+1].At) {
 			spent++

@@ -131,7 +131,12 @@ func (c *check) line(l *life, e *history.Event) string {
 		return fmt.Sprintf("-- %s, until %s", name, l.clock(e.Until))
 	default:
 		ending := ""
-		if failed {
+		switch {
+		case e.Has(history.Together):
+			ending = ", together with others"
+		case e.Has(history.Unspent):
+			ending = ", an error that spends no budget"
+		case failed:
 			ending = ", an error"
 		}
 		return fmt.Sprintf("process %d: handler %s, attempt %d%s", e.Process, e.Kind, e.Attempt, ending)

@@ -192,6 +192,16 @@ var stories = map[string]func(w *world, token uint32){
 		c.commit(arrives)
 		c.ack()
 	},
+	"given to a handler together with others, and left to its next attempt": func(w *world, token uint32) {
+		c, _ := w.begin(1, token)
+		c.event(history.Started, history.Together)
+		c.event(history.Returned, history.Failed|history.Unspent)
+		c.release(false)
+		c, _ = w.begin(1, token)
+		c.run()
+		c.commit(arrives)
+		c.ack()
+	},
 	"dead-lettered": func(w *world, token uint32) {
 		c, _ := w.begin(1, token)
 		c.start()

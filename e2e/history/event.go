@@ -20,9 +20,9 @@ const (
 	Stored                       // an effect was found in a transactional store, at the end: Token, Attempt, Process
 	Asked                        // an operation is about to be sent to the store: Op, Token, Claim, Attempt (of a Commit), Counted; Key, a hash of the owner, Store, its incarnation, and Until, the MaxExpiries
 	Answered                     // its answer: Op, Token, Claim, Status, Attempt, Store; Failed: none came, or an error
-	Started                      // a handler was entered: Token, Attempt
+	Started                      // a handler was entered: Token, Attempt; Together: with other messages
 	Effect                       // it took effect: the same
-	Returned                     // it returned: the same; Failed: an error
+	Returned                     // it returned: the same; Failed: an error; Unspent: one that spends no budget
 	Acked                        // the ack of a delivery, or the commit of an offset past it, is about to be sent: Token
 	Fault                        // Op, the kind of fault; Process, where it hit one; Until, when it was over
 )
@@ -60,8 +60,10 @@ type Flags uint8
 
 // The flags.
 const (
-	Failed  Flags = 1 << iota // see [Answered] and [Returned]
-	Counted                   // see [Asked]
+	Failed   Flags = 1 << iota // see [Answered] and [Returned]
+	Counted                    // see [Asked]
+	Together                   // see [Started]
+	Unspent                    // see [Returned]
 )
 
 // Has reports whether all of f are set.

@@ -54,6 +54,12 @@ var (
 	}
 )
 
+// inBatches is a trial whose handlers take several messages at a time.
+func inBatches(t Trial) Trial {
+	t.Config.Batch = maxBatch
+	return t
+}
+
 // Bugs lists the bugs that are planted.
 func Bugs() []Bug {
 	return []Bug{
@@ -142,6 +148,30 @@ func Bugs() []Bug {
 				New:  "    r.claim = claim\n",
 			}},
 			Trial: kills,
+		},
+		{
+			Name: "a batch done as one",
+			What: "all messages of a batch are completed, those that failed as well",
+			Replace: []Replacement{{
+				File: "consumers/batch.go",
+				Old:  "		if errs[i] == nil && !en.claim.Joined() {\n",
+				New:  "		if !en.claim.Joined() {\n",
+			}},
+			Trial: inBatches(kills),
+		},
+		{
+			Name: "a batch acked before its completions",
+			What: "the messages of a batch are acked as soon as their handler has returned, before that is recorded",
+			Replace: []Replacement{{
+				File: "consumers/batch.go",
+				Old:  "	l.complete(done...)\n",
+				New: `	for _, en := range done {
+		_ = en.d.Ack(l.ph.final)
+	}
+	l.complete(done...)
+`,
+			}},
+			Trial: inBatches(storeGoes),
 		},
 	}
 }

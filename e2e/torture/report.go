@@ -57,6 +57,7 @@ func totals(all []Result) (sum total) {
 		sum.Claims += r.Claims
 		sum.Takeovers += r.Takeovers
 		sum.Duplicates += r.Duplicates
+		sum.Together += r.Together
 		sum.Lost += r.Lost
 		sum.Elsewhere += r.Elsewhere
 		sum.Seconds += r.Seconds
@@ -237,6 +238,12 @@ With an SQL store the effect is a row in the transaction of the completion: no w
 - Where the client offers no place to look (RabbitMQ's queue consumers, kafka-group), acks are not recorded: there an early ack is found by the loss that it leads to, and not by itself.
 - The effects of the stores without transactions are records in the history. What a real effect costs, and what fails in it, is not part of this.
 `)
+
+	if sum.Together > 0 {
+		say("- The effects of a batch are one for each message, one after another over the time that the handler takes, so that a fault can come between two: a bulk effect, all or nothing, is not tried. Where Kafka keeps an order, the handler leaves the messages of a key that are behind one that failed to their next attempt: the library does not do that for it.\n")
+	} else {
+		say("- Handlers were given one message at a time: there were no batches in these rounds.\n")
+	}
 
 	if len(caught) > 0 {
 		say("\n## Planted bugs\n\nWhether the harness would see a mistake is tested by making some: each of these is built into a copy of the library, and has to be found by a round of faults, which passes without it. Where a fault has to come at the right moment, and does not, the next seed is tried.\n\n")

@@ -14,7 +14,7 @@ func TestReport(t *testing.T) {
 	all := []Result{
 		{
 			Time: at, Site: "nats/redis", Seed: 7, Seconds: 30, Broker: "NATS 2.15.2", Store: "Redis 7.0.15", Again: "make torture SEED=7 SITE=nats/redis",
-			Settings: Settings{"ahead": false},
+			Settings: Settings{"ahead": false, "batch": true}, Together: 4_321,
 			Messages: 12_345, Copies: 13_000, Faults: map[string]int{Kill.String(): 4, StoreEmpty.String(): 1}, Effects: 12_350, Takeovers: 11,
 			InWindow: map[string]int{checker.Died.String(): 3, checker.Forgotten.String(): 2},
 		},
@@ -36,7 +36,11 @@ func TestReport(t *testing.T) {
 		"- **store restart, empty**: ",
 		"| working ahead on | 1 | 1,000,000 | 6 | 1 | 0 | 0 |\n", // what says nothing is of before
 		"| working ahead off | 1 | 12,345 | 5 | 0 | 5 | 0 |\n",
+		"| batches on | 1 | 12,345 | 5 | 0 | 5 | 0 |\n",
+		"| batches off | 1 | 1,000,000 | 6 | 1 | 0 | 0 |\n",
 		"| Redis, compact layout | 0 | 0 | 0 | 0 | 0 | 0 |\n",
+		"up to 32 messages at a time, and 4,321 in all together with others",
+		"- The effects of a batch are one for each message, ",
 	} {
 		if !strings.Contains(narrow, want) {
 			t.Errorf("the page lacks %q:\n%s", want, page)
@@ -44,6 +48,10 @@ func TestReport(t *testing.T) {
 	}
 	if kafka, nats := strings.Index(page, "| kafka-group/redis"), strings.Index(page, "| nats/redis"); kafka < 0 || nats < kafka {
 		t.Error("sites are not in the order of the brokers")
+	}
+	const alone = "- Handlers were given one message at a time"
+	if strings.Contains(page, alone) || !strings.Contains(Report(all[1:], nil), alone) {
+		t.Errorf("%q is not said of the rounds without batches alone", alone)
 	}
 	if strings.Contains(page, "history\n") {
 		t.Error("the page has a token's whole history")

@@ -77,6 +77,7 @@ type Result struct {
 	Claims      int            `json:"claims"`
 	Takeovers   int            `json:"takeovers"`
 	Duplicates  int            `json:"duplicates"`
+	Together    int            `json:"together,omitempty"`
 	Lost        int            `json:"lost"`
 	InWindow    map[string]int `json:"in_window,omitempty"`
 	Elsewhere   int            `json:"elsewhere"`
@@ -398,7 +399,7 @@ func (r *Round) result(s Site, v *checker.Verdict) *Result {
 		Site:   s.String(), Seed: r.Seed, Length: r.Length.String(), Settings: r.Settings,
 		Broker: s.Broker.Version(), Store: s.Store.Version(),
 		Messages: v.Messages, Copies: v.Published, Faults: map[string]int{}, Processes: int(r.faults.fleet.started),
-		Effects: v.Effects, DeadLetters: v.DeadLetters, Claims: v.Claims, Takeovers: v.Takeovers, Duplicates: v.Duplicates,
+		Effects: v.Effects, DeadLetters: v.DeadLetters, Claims: v.Claims, Takeovers: v.Takeovers, Duplicates: v.Duplicates, Together: v.Together,
 		Lost: v.Lost, InWindow: map[string]int{}, Elsewhere: v.DoubledElsewhere,
 	}
 	for k, n := range r.faults.done {

@@ -156,7 +156,7 @@ func (r *runner) seed() uint64 {
 func (r *runner) round(t *testing.T, p place, seed uint64) {
 	site := r.lab.site(t, p)
 	round := &Round{
-		Seed: seed, Length: r.o.Round, Rate: r.o.Rate, Bin: r.o.Bin, Clock: true, Config: role.Config{Lease: roundLease}, Settings: r.o.Choices.draw(seed),
+		Seed: seed, Length: r.o.Round, Rate: r.o.Rate, Bin: r.o.Bin, Clock: true, Config: role.Config{Lease: roundLease}, Settings: r.o.Choices.draw(seed, p),
 		Dir: filepath.Join(r.o.Dir, strings.ReplaceAll(fmt.Sprintf("%s-%d", p, seed), "/", "-")),
 	}
 	r.enlist(round, true)

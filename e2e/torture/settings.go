@@ -16,24 +16,50 @@ type setting struct {
 	what  string
 	usual bool // where nothing is said: what rounds had before there was the choice
 	apply func(c *role.Config, on bool)
+	fits  func(p place) bool // false: it is always off there; nil: it fits everywhere
 }
 
 // nearCache is how many tokens a process remembers: fewer than a round has, so that some
 // are crowded out.
 const nearCache = 1000
 
+// maxBatch is how many messages a handler is given at most (with an SQL store, fewer; see
+// the consumer): several such batches wait in a round's backlog.
+const maxBatch = 32
+
 var settings = []setting{
 	{"ahead", "working ahead", true, func(c *role.Config, on bool) {
 		if !on {
 			c.Ahead = role.NoneAhead
 		}
-	}},
+	}, nil},
 	{"near", "near cache", false, func(c *role.Config, on bool) {
 		c.NearCache = 0
 		if on {
 			c.NearCache = nearCache
 		}
-	}},
+	}, nil},
+	{"batch", "batches", false, func(c *role.Config, on bool) {
+		c.Batch = 0
+		if on {
+			c.Batch = maxBatch
+		}
+	}, fitsBatches},
+}
+
+// fitsBatches is false where a batch cannot be had. In an SQL store the effect of each of
+// its messages is in a transaction of its own, which stays open, with its connection, until
+// the handler returns: SQLite has one at a time, and for the handlers of Kafka, one or four
+// a partition, there are not enough, so that each would wait for the others' with claims
+// that run out.
+func fitsBatches(p place) bool {
+	switch p.store.kind {
+	case "sqlite":
+		return false
+	case "postgres", "mariadb":
+		return !strings.HasPrefix(p.broker.kind, "kafka-")
+	}
+	return true
 }
 
 // Settings are those of a round, by name; what is missing is as usual.
@@ -96,18 +122,23 @@ func parseChoice(text string) (Choice, error) {
 // Choices are those of a run, by the names of the settings.
 type Choices map[string]Choice
 
-// draw returns the settings of a round. Each is drawn apart: a seed gives those of today
-// next year too, when there are more.
-func (c Choices) draw(seed uint64) Settings {
+// draw returns the settings of a round at a place. Each is drawn apart: a seed gives those
+// of today next year too, when there are more.
+func (c Choices) draw(seed uint64, p place) Settings {
 	s := Settings{}
 	for i := range settings {
-		switch of := &settings[i]; c[of.name] {
+		of := &settings[i]
+		choice := c[of.name]
+		if choice != Usual && of.fits != nil && !of.fits(p) {
+			choice = Off
+		}
+		switch choice {
 		case Drawn:
 			h := fnv.New64a()
 			_, _ = h.Write([]byte(of.name))
 			s[of.name] = rand.New(rand.NewPCG(seed, h.Sum64())).IntN(2) == 0
 		case On, Off:
-			s[of.name] = c[of.name] == On
+			s[of.name] = choice == On
 		}
 	}
 	return s
@@ -149,5 +180,9 @@ func settingsTable(all []Result) string {
 	for _, layout := range []struct{ name, kind string }{{"Redis with records", "redis"}, {"Redis, compact layout", "redis-compact"}} {
 		add(layout.name, func(r *Result) bool { return strings.HasSuffix(r.Site, "/"+layout.kind) })
 	}
-	return markdown([]string{"setting", "rounds", "messages", "faults", "lost", "doubled in a window", "doubled elsewhere"}, rows)
+	text := markdown([]string{"setting", "rounds", "messages", "faults", "lost", "doubled in a window", "doubled elsewhere"}, rows)
+	if t := totals(all); t.Together > 0 {
+		text += fmt.Sprintf("\nWith batches on, handlers were given up to %d messages at a time, and %s in all together with others; where nothing is claimed ahead, each comes alone. Where each effect of a batch would hold a transaction, and there are too few of these, batches are off: with SQLite, and from Kafka with an SQL store.\n", maxBatch, grouped(t.Together))
+	}
+	return text
 }

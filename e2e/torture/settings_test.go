@@ -2,6 +2,7 @@ package torture
 
 import (
 	"maps"
+	"slices"
 	"testing"
 
 	"github.com/idemq/idemq/e2e/torture/role"
@@ -23,8 +24,8 @@ func TestSettingsAreDrawn(t *testing.T) {
 	drawn := all(Drawn)
 	on := map[string]int{}
 	for seed := range uint64(seeds) {
-		s := drawn.draw(seed)
-		if again := drawn.draw(seed); !maps.Equal(s, again) {
+		s := drawn.draw(seed, natsRedis(t))
+		if again := drawn.draw(seed, natsRedis(t)); !maps.Equal(s, again) {
 			t.Fatalf("seed %d gives %v, and then %v", seed, s, again)
 		}
 		for i := range settings {
@@ -32,7 +33,7 @@ func TestSettingsAreDrawn(t *testing.T) {
 			if s[name] {
 				on[name]++
 			}
-			if alone := (Choices{name: Drawn}).draw(seed); len(alone) != 1 || alone[name] != s[name] {
+			if alone := (Choices{name: Drawn}).draw(seed, natsRedis(t)); len(alone) != 1 || alone[name] != s[name] {
 				t.Errorf("seed %d: %s is %t beside the others, and alone %v", seed, name, s[name], alone)
 			}
 		}
@@ -43,13 +44,14 @@ func TestSettingsAreDrawn(t *testing.T) {
 		}
 	}
 	// A seed that somebody noted down has to give the same settings next year.
-	const want = "on on on on off on off off"
-	got := ""
-	for seed := range uint64(8) {
-		got += " " + onOff(drawn.draw(seed)["ahead"])
-	}
-	if got[1:] != want {
-		t.Errorf("seeds 0 to 7 have working ahead %s, want %s", got[1:], want)
+	for name, want := range map[string]string{"ahead": "on on on on off on off off", "batch": "off on off on off on off on"} {
+		got := ""
+		for seed := range uint64(8) {
+			got += " " + onOff(drawn.draw(seed, natsRedis(t))[name])
+		}
+		if got[1:] != want {
+			t.Errorf("seeds 0 to 7 have %s %s, want %s", name, got[1:], want)
+		}
 	}
 }
 
@@ -61,7 +63,7 @@ func TestSettingsAreForced(t *testing.T) {
 		again  string // of working ahead
 	}{{On, true, " AHEAD=on"}, {Off, false, " AHEAD=off"}} {
 		for seed := range uint64(20) {
-			s := all(tt.choice).draw(seed)
+			s := all(tt.choice).draw(seed, natsRedis(t))
 			for i := range settings {
 				if on, is := s[settings[i].name]; !is || on != tt.on {
 					t.Errorf("seed %d: %s is %t, %t; want %t", seed, settings[i].name, on, is, tt.on)
@@ -75,11 +77,49 @@ func TestSettingsAreForced(t *testing.T) {
 	if again := all(Drawn).String(); again != "" {
 		t.Errorf("the command is told %q of what the seed decides", again)
 	}
-	if s := all(Usual).draw(1); len(s) != 0 {
+	if s := all(Usual).draw(1, natsRedis(t)); len(s) != 0 {
 		t.Errorf("nothing is asked for, and set is %v", s)
 	}
 	if c, err := parseChoice("of"); err == nil {
 		t.Errorf(`"of" is choice %d`, c)
+	}
+}
+
+// natsRedis is a place where every setting fits.
+func natsRedis(t *testing.T) place {
+	t.Helper()
+	all, err := places("nats/redis")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all[0]
+}
+
+// Where batches cannot be, they are off whatever is asked for, and nothing else is.
+func TestSettingsOfPlaces(t *testing.T) {
+	everywhere, err := places("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	off := []string{
+		"kafka-group/postgres", "kafka-group/mariadb", "kafka-group/sqlite", "kafka-reader/postgres", "kafka-reader/mariadb", "kafka-reader/sqlite",
+		"nats/sqlite", "amqp-classic/sqlite", "amqp-quorum/sqlite",
+	}
+	for _, p := range everywhere {
+		for _, c := range []Choice{Drawn, On, Off} {
+			on := map[string]bool{}
+			for seed := range uint64(20) {
+				for name, is := range all(c).draw(seed, p) {
+					on[name] = on[name] || is
+				}
+			}
+			for i := range settings {
+				name := settings[i].name
+				if want := c != Off && (name != "batch" || !slices.Contains(off, p.String())); on[name] != want {
+					t.Errorf("%s, choice %d: %s is on: %t, want %t", p, c, name, on[name], want)
+				}
+			}
+		}
 	}
 }
 
@@ -90,17 +130,19 @@ func TestSettingsReachConsumers(t *testing.T) {
 		settings Settings
 		ahead    int
 		near     int
+		batch    int
 		words    string
 	}{
-		{"nothing said", nil, 0, 0, "working ahead on, near cache off"},
-		{"off", Settings{"ahead": false}, role.NoneAhead, 0, "working ahead off, near cache off"},
-		{"on is the default", Settings{"ahead": true}, 0, 0, "working ahead on, near cache off"},
-		{"a near cache", Settings{"near": true}, 0, nearCache, "working ahead on, near cache on"},
+		{"nothing said", nil, 0, 0, 0, "working ahead on, near cache off, batches off"},
+		{"off", Settings{"ahead": false}, role.NoneAhead, 0, 0, "working ahead off, near cache off, batches off"},
+		{"on is the default", Settings{"ahead": true}, 0, 0, 0, "working ahead on, near cache off, batches off"},
+		{"a near cache", Settings{"near": true}, 0, nearCache, 0, "working ahead on, near cache on, batches off"},
+		{"batches", Settings{"batch": true}, 0, 0, maxBatch, "working ahead on, near cache off, batches on"},
 	} {
 		r := Round{Seed: 1, Settings: tt.settings}
 		r.withDefaults()
-		if r.Config.Ahead != tt.ahead || r.Config.NearCache != tt.near {
-			t.Errorf("%s: consumers are told %d ahead and a near cache of %d, want %d and %d", tt.name, r.Config.Ahead, r.Config.NearCache, tt.ahead, tt.near)
+		if c := r.Config; c.Ahead != tt.ahead || c.NearCache != tt.near || c.Batch != tt.batch {
+			t.Errorf("%s: consumers are told %d ahead, a near cache of %d and batches of %d, want %d, %d and %d", tt.name, c.Ahead, c.NearCache, c.Batch, tt.ahead, tt.near, tt.batch)
 		}
 		if got := r.Settings.String(); got != tt.words {
 			t.Errorf("%s: %q, want %q", tt.name, got, tt.words)

@@ -31,17 +31,20 @@ func TestSites(t *testing.T) {
 		name   string
 		broker func(testing.TB) Broker
 		store  func(testing.TB) Store
+		batch  int // see role.Config
 	}{
-		{"kafka-reader with redis", func(tb testing.TB) Broker { return NewKafka(tb, false) }, NewRedis},
-		{"nats with redis-compact", NewNATS, NewCompactRedis},
-		{"kafka-group with postgres", func(tb testing.TB) Broker { return NewKafka(tb, true) }, func(tb testing.TB) Store { return NewPostgres(tb, "") }},
-		{"amqp-classic with mariadb", func(tb testing.TB) Broker { return NewAMQP(tb, false) }, NewMariaDB},
-		{"amqp-quorum with sqlite", func(tb testing.TB) Broker { return NewAMQP(tb, true) }, NewSQLite},
-		{"nats with nats", NewNATS, NewNATSKV},
+		{"kafka-reader with redis", func(tb testing.TB) Broker { return NewKafka(tb, false) }, NewRedis, 0},
+		{"nats with redis-compact", NewNATS, NewCompactRedis, 0},
+		{"kafka-group with postgres", func(tb testing.TB) Broker { return NewKafka(tb, true) }, func(tb testing.TB) Store { return NewPostgres(tb, "") }, 0},
+		{"amqp-classic with mariadb", func(tb testing.TB) Broker { return NewAMQP(tb, false) }, NewMariaDB, 0},
+		{"amqp-quorum with sqlite", func(tb testing.TB) Broker { return NewAMQP(tb, true) }, NewSQLite, 0},
+		{"nats with nats, in batches", NewNATS, NewNATSKV, maxBatch},
+		{"amqp-quorum with postgres, in batches", func(tb testing.TB) Broker { return NewAMQP(tb, true) }, func(tb testing.TB) Store { return NewPostgres(tb, "") }, maxBatch},
+		{"kafka-group with redis, in batches", func(tb testing.TB) Broker { return NewKafka(tb, true) }, NewRedis, maxBatch},
 	} {
 		t.Run(pair.name, func(t *testing.T) {
 			t.Parallel()
-			trySite(t, pair.broker(t), pair.store(t))
+			trySite(t, pair.broker(t), pair.store(t), pair.batch)
 		})
 	}
 }
@@ -52,7 +55,7 @@ const siteLease = 2 * time.Second
 
 // trySite has two consumers handle what is published, kills one, starts another, and holds
 // what they did to the promise.
-func trySite(t *testing.T, b Broker, s Store) {
+func trySite(t *testing.T, b Broker, s Store, batch int) {
 	t.Helper()
 	const messages, doubled = 500, 50
 	const run = "try"
@@ -72,7 +75,7 @@ func trySite(t *testing.T, b Broker, s Store) {
 		t.Helper()
 		return startConsumer(t, role.Config{
 			Number: number, History: filepath.Join(dir, fmt.Sprint(number, history.Suffix)), Run: run, Broker: b.Role(), Store: s.Role(),
-			Lease: siteLease, Budget: 4, FailEvery: 10, PoisonEvery: 50, Work: time.Millisecond,
+			Lease: siteLease, Budget: 4, FailEvery: 10, PoisonEvery: 50, Work: time.Millisecond, Batch: batch,
 		})
 	}
 	began := time.Now()
@@ -130,7 +133,7 @@ func trySite(t *testing.T, b Broker, s Store) {
 	for _, x := range v.Violations {
 		t.Error(x)
 	}
-	if v.Messages != messages || v.Published != messages+doubled || v.Effects < messages-v.DeadLetters || v.DeadLetters == 0 || v.Duplicates == 0 {
+	if v.Messages != messages || v.Published != messages+doubled || v.Effects < messages-v.DeadLetters || v.DeadLetters == 0 || v.Duplicates == 0 || (v.Together > 0) != (batch > 0) {
 		t.Errorf("this tried less than it says: %+v", v)
 	}
 	t.Logf("%s with %s: published in %v, settled after %v, stopped after %v; %d effects of %d messages, %d dead letters, doubled: %v",

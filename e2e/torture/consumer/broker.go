@@ -47,7 +47,17 @@ func openKafka(c role.Config, g *idem.Guard, h *handler, opts []consumers.Option
 	if c.Concurrency > 1 {
 		opts = append(opts, idemkafka.Concurrency(c.Concurrency))
 	}
-	handle := func(ctx context.Context, _ kafka.Message) error { return h.handle(ctx) }
+	var handle idemkafka.Handler = func(ctx context.Context, _ kafka.Message) error { return h.handle(ctx) }
+	if c.Batch > 0 {
+		handle = nil
+		opts = append(opts, idemkafka.HandleBatches(c.Batch, func(ctx context.Context, msgs []kafka.Message) []error {
+			keys := make([]string, len(msgs))
+			for i, msg := range msgs {
+				keys[i] = string(msg.Key)
+			}
+			return h.handleAll(ctx, len(msgs), keys)
+		}))
+	}
 	if c.Broker.Kind == "kafka-group" {
 		consumer, err := idemkafka.NewGroupConsumer(config, g, handle, opts...)
 		return consumer, func() { _ = letters.Close() }, err
@@ -70,7 +80,13 @@ func openAMQP(c role.Config, g *idem.Guard, h *handler, opts []consumers.Option)
 	if c.Concurrency > 1 {
 		opts = append(opts, idemamqp.Concurrency(c.Concurrency))
 	}
-	consumer, err := idemamqp.NewQueueConsumer(c.Broker.Addr, c.Broker.Source, g,
-		func(ctx context.Context, _ amqp.Delivery) error { return h.handle(ctx) }, opts...)
+	var handle idemamqp.Handler = func(ctx context.Context, _ amqp.Delivery) error { return h.handle(ctx) }
+	if c.Batch > 0 {
+		handle = nil
+		opts = append(opts, idemamqp.HandleBatches(c.Batch, func(ctx context.Context, msgs []amqp.Delivery) []error {
+			return h.handleAll(ctx, len(msgs), nil)
+		}))
+	}
+	consumer, err := idemamqp.NewQueueConsumer(c.Broker.Addr, c.Broker.Source, g, handle, opts...)
 	return consumer, func() {}, err
 }

@@ -64,6 +64,9 @@ func run(ctx context.Context, config string, commands io.Reader) (err error) {
 		return err
 	}
 	defer closeStore()
+	if effect != nil {
+		c.Batch = min(c.Batch, sqlBatch)
+	}
 	h := &handler{config: c, rec: rec, effect: effect}
 	options := []idem.Option{
 		idem.WithStore(history.Store(st, rec, c.Run)), idem.WithPrefix(c.Store.Prefix), idem.WithLease(c.Lease),

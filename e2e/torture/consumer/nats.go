@@ -22,13 +22,19 @@ func openNATS(ctx context.Context, c role.Config, g *idem.Guard, h *handler, opt
 	if c.Concurrency > 1 {
 		opts = append(opts, idemnats.Concurrency(c.Concurrency))
 	}
+	var handle idemnats.Handler = func(ctx context.Context, _ jetstream.Msg) error { return h.handle(ctx) }
+	if c.Batch > 0 {
+		handle = nil
+		opts = append(opts, idemnats.HandleBatches(c.Batch, func(ctx context.Context, msgs []jetstream.Msg) []error {
+			return h.handleAll(ctx, len(msgs), nil)
+		}))
+	}
 	for { // the server may be away
 		asking, cancel := context.WithTimeout(ctx, dialTimeout)
 		source, err := js.Consumer(asking, c.Broker.Source, c.Broker.Group)
 		cancel()
 		if err == nil {
-			consumer, err := idemnats.NewConsumer(recordedConsumer{source, h}, g,
-				func(ctx context.Context, _ jetstream.Msg) error { return h.handle(ctx) }, opts...)
+			consumer, err := idemnats.NewConsumer(recordedConsumer{source, h}, g, handle, opts...)
 			return consumer, done, err
 		}
 		select {

@@ -23,6 +23,9 @@ import (
 const (
 	dialTimeout = 2 * time.Second
 	poolSize    = 32
+	// Each message of a batch has a transaction of its own, and a connection with it, until
+	// the handler returns; four handlers at a time leave enough for the guard.
+	sqlBatch = 4
 )
 
 const (

@@ -25,6 +25,7 @@ type Config struct {
 	Concurrency int    // handlers at a time; in a lane, where the broker has lanes
 	Ahead       int    // claims made ahead; zero is the library's default, [NoneAhead] none
 	NearCache   int    // tokens of it; zero for none
+	Batch       int    // messages that a handler is given at most; zero for a handler of one
 	Instance    string // empty for none
 
 	FailEvery   int           // one token in so many fails on its first attempt; zero for none
