@@ -41,7 +41,8 @@ type call struct {
 
 	age uint64 // of the near cache, when the call was made
 
-	to receiver // told once, without locks held, unless the call is abandoned; nil: nobody
+	to  receiver // told once, without locks held, unless the call is abandoned; nil: nobody
+	own wait     // in the first of a caller's calls: what the caller waits for
 
 	// The answer; written before the receiver is told.
 	reply store.Reply
@@ -70,7 +71,7 @@ func (c *call) answer() {
 }
 
 // batcher sends calls to the store: many in one trip, and again while the store
-// does not answer. While nothing is under way it has no goroutine and no timer.
+// does not answer. While nothing is under way it has no goroutine.
 type batcher struct {
 	core *core
 
@@ -275,12 +276,12 @@ func (b *batcher) fly() {
 	var f flight
 	for {
 		b.mu.Lock()
-		full := b.board(&f)
-		if !full {
+		boarded := b.board(&f)
+		if !boarded {
 			b.flights--
 		}
 		b.mu.Unlock()
-		if !full {
+		if !boarded {
 			return
 		}
 		b.travel(&f)
@@ -464,7 +465,8 @@ func (b *batcher) do(ctx context.Context, calls ...*call) {
 		b.abandon(calls, err)
 		return
 	}
-	w := &wait{done: make(chan struct{})}
+	w := &calls[0].own
+	w.done = make(chan struct{})
 	w.left.Store(int64(len(calls)))
 	for _, c := range calls {
 		c.to = w

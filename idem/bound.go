@@ -19,18 +19,20 @@ type bound struct {
 	fresh  time.Time          // until when it is given out
 }
 
-// context returns one, with the values of ctx.
-func (b *bound) context(ctx context.Context) context.Context {
+// with returns one that has the values of ctx.
+func (b *bound) with(ctx context.Context) context.Context { return uncancelled{b.context(), ctx} }
+
+func (b *bound) context() context.Context {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if now := time.Now(); now.After(b.fresh) {
 		b.ctx, b.cancel = context.WithDeadline(context.Background(), now.Add(b.after))
 		b.fresh = now.Add(b.after / 16)
 	}
-	return uncancelled{b.ctx, ctx}
+	return b.ctx
 }
 
-// uncancelled is a context of a bound.
+// uncancelled is a context of a bound: it ends by its deadline only.
 type uncancelled struct {
 	context.Context
 	values context.Context

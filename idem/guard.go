@@ -14,8 +14,8 @@ import (
 )
 
 // Guard gives out claims on tokens, for one consumer group. It is safe for
-// concurrent use, and needs no closing: it has no goroutine while no
-// claim is held and no call is under way.
+// concurrent use, and needs no closing: it has no goroutine while no claim is held and no
+// call is under way, and its last timer runs out within a lease.
 type Guard struct {
 	core  *core
 	group string
@@ -211,7 +211,7 @@ func (c *core) tripTimeout() time.Duration { return max(c.opts.lease/3, 250*time
 // apply makes one trip.
 func (c *core) apply(b *store.Batch) error {
 	o := c.opts
-	ctx := c.trip.context(context.Background())
+	ctx := c.trip.context()
 	c.terms(b)
 	if o.instance != "" {
 		n, err := c.draw(ctx)
