@@ -41,7 +41,8 @@ type call struct {
 
 	age uint64 // of the near cache, when the call was made
 
-	to receiver // told once, without locks held, unless the call is abandoned; nil: nobody
+	to  receiver // told once, without locks held, unless the call is abandoned; nil: nobody
+	own wait     // in the first of a caller's calls: what the caller waits for
 
 	// The answer; written before the receiver is told.
 	reply store.Reply
@@ -70,15 +71,16 @@ func (c *call) answer() {
 }
 
 // batcher sends calls to the store: many in one trip, and again while the store
-// does not answer. While nothing is under way it has no goroutine and no timer.
+// does not answer. While nothing is under way it has no goroutine.
 type batcher struct {
 	core *core
 
 	mu      sync.Mutex
 	queue   [classes][]*call // to be sent next
 	apart   []*call          // the same, of those that wait for a part: others must not wait with them
-	flights int              // that are under way
-	probing bool             // one of the flights carries calls that travel apart
+	flights int
+	probing bool      // one of the flights carries calls that travel apart
+	slow    time.Time // when a caller's own trip took too long
 	outage  outage
 	full    outage // the store answers, and has no room for claims
 	part    outage // the store answers, but for some records
@@ -275,27 +277,40 @@ func (b *batcher) fly() {
 	var f flight
 	for {
 		b.mu.Lock()
-		full := b.board(&f)
-		if !full {
+		boarded := b.board(&f)
+		if !boarded {
 			b.flights--
 		}
 		b.mu.Unlock()
-		if !full {
+		if !boarded {
 			return
 		}
-		b.travel(&f)
+		err := b.travel(b.core.trip.context(), &f)
+		b.land(&f, err)
+		if err != nil {
+			f.batch = store.Batch{} // the driver may not be through with it
+		}
 	}
 }
 
-// flyOnce sends one batch, and leaves what queued meanwhile to others.
-func (b *batcher) flyOnce(f *flight) {
+// flyHere sends one batch of the caller's own calls, and leaves what queued meanwhile to
+// others. If it takes too long for a caller who may be let go, the calls are sent again.
+func (b *batcher) flyHere(ctx context.Context, f *flight, mayGo bool) {
+	late := false
 	defer func() { // also where an observer panics
 		b.mu.Lock()
 		b.flights--
+		if late {
+			b.slow = time.Now()
+			b.enqueue(f.calls...)
+		}
 		b.launch()
 		b.mu.Unlock()
 	}()
-	b.travel(f)
+	err := b.travel(ctx, f)
+	if late = mayGo && err != nil && ctx.Err() != nil; !late {
+		b.land(f, err)
+	}
 }
 
 // board takes what is queued, with mu held, and reports whether anything was.
@@ -308,7 +323,7 @@ func (b *batcher) board(f *flight) bool {
 }
 
 // travel makes one trip.
-func (b *batcher) travel(f *flight) {
+func (b *batcher) travel(ctx context.Context, f *flight) error {
 	f.batch = store.Batch{Ops: slices.Grow(f.batch.Ops[:0], len(f.calls)), Replies: f.batch.Replies}
 	for _, c := range f.calls {
 		if c.before != nil {
@@ -317,11 +332,7 @@ func (b *batcher) travel(f *flight) {
 		f.batch.Ops = append(f.batch.Ops, c.op)
 	}
 	f.sent = time.Now()
-	err := b.core.apply(&f.batch)
-	b.land(f, err)
-	if err != nil {
-		f.batch = store.Batch{} // the driver may not be through with it
-	}
+	return b.core.apply(ctx, &f.batch)
 }
 
 // land hands out the answers of a batch, or keeps its calls for another try.
@@ -457,22 +468,24 @@ func (w *wait) answered(*call) {
 // without an answer carry the context's error, and a claim that the store makes
 // for one of them later is given back.
 //
-// Where nothing is under way, and whoever waits cannot be let go before the trip ends
-// anyhow, the trip is made here: a goroutine for it costs two wake-ups of threads.
+// Where nothing is under way the trip is made here, as far as that keeps nobody: a
+// goroutine for it costs two wake-ups of threads.
 func (b *batcher) do(ctx context.Context, calls ...*call) {
 	if err := context.Cause(ctx); err != nil {
 		b.abandon(calls, err)
 		return
 	}
-	w := &wait{done: make(chan struct{})}
+	w := &calls[0].own
+	w.done = make(chan struct{})
 	w.left.Store(int64(len(calls)))
 	for _, c := range calls {
 		c.to = w
 	}
 	var own *flight
+	mayGo := ctx.Done() != nil
 	b.mu.Lock()
 	given := b.accept(calls)
-	if b.flights == 0 && b.mayLaunch() && b.mayFlyHere(ctx) {
+	if b.flights == 0 && b.mayLaunch() && (!mayGo || b.quick()) {
 		own = new(flight)
 		b.board(own)
 		b.flights++
@@ -480,8 +493,11 @@ func (b *batcher) do(ctx context.Context, calls ...*call) {
 	b.launch()
 	b.mu.Unlock()
 	b.refuse(given)
-	if own != nil {
-		b.flyOnce(own)
+	switch {
+	case own != nil && mayGo:
+		b.flyHere(b.core.quick.context(), own, true)
+	case own != nil:
+		b.flyHere(b.core.trip.context(), own, false)
 	}
 	select {
 	case <-w.done:
@@ -490,11 +506,10 @@ func (b *batcher) do(ctx context.Context, calls ...*call) {
 	}
 }
 
-// mayFlyHere reports whether ctx allows whoever waits to be held up for a trip: it never
-// ends, or by its deadline only, in a store whose trips end in time.
-func (b *batcher) mayFlyHere(ctx context.Context) bool {
-	_, deadline := ctx.(uncancelled)
-	return ctx.Done() == nil || deadline && b.core.bounded
+// quick reports whether a trip is soon over, with mu held: where the store keeps to
+// deadlines, and none took longer than callers wait for in the last lease.
+func (b *batcher) quick() bool {
+	return b.core.bounded && time.Since(b.slow) > b.core.opts.lease
 }
 
 // abandon ends the wait for the calls that have no answer yet.

@@ -11,7 +11,7 @@ import (
 // stopped with each trip, and may wake a thread each time. Nothing is to be cancelled; the last
 // timer runs out by itself.
 type bound struct {
-	after time.Duration // at most; at least fifteen sixteenths of it
+	least, most time.Duration
 
 	mu     sync.Mutex
 	ctx    context.Context
@@ -19,27 +19,29 @@ type bound struct {
 	fresh  time.Time          // until when it is given out
 }
 
-// context returns one, with the values of ctx.
-func (b *bound) context(ctx context.Context) context.Context {
+// with returns one that has the values of ctx.
+func (b *bound) with(ctx context.Context) context.Context { return valued{b.context(), ctx} }
+
+func (b *bound) context() context.Context {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if now := time.Now(); now.After(b.fresh) {
-		b.ctx, b.cancel = context.WithDeadline(context.Background(), now.Add(b.after))
-		b.fresh = now.Add(b.after / 16)
+		b.ctx, b.cancel = context.WithDeadline(context.Background(), now.Add(b.most))
+		b.fresh = now.Add(b.most - b.least)
 	}
-	return uncancelled{b.ctx, ctx}
+	return b.ctx
 }
 
-// uncancelled is a context of a bound.
-type uncancelled struct {
+// valued is a context with the values of another.
+type valued struct {
 	context.Context
 	values context.Context
 }
 
 // Value asks the context itself first: package context finds its own contexts by a key.
-func (u uncancelled) Value(key any) any {
-	if own := u.Context.Value(key); own != nil {
+func (v valued) Value(key any) any {
+	if own := v.Context.Value(key); own != nil {
 		return own
 	}
-	return u.values.Value(key)
+	return v.values.Value(key)
 }

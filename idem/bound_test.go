@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -66,8 +67,9 @@ func TestWhoMakesTheTrip(t *testing.T) {
 		reason  string
 	}{
 		{"claim, for ever", begin, store.Begin, false, true, true, "it waits as long as the store takes"},
-		{"claim", begin, store.Begin, true, false, false, "an end of the context lets it go at once"},
-		{"completion", commit, store.Commit, true, false, true, "it takes no longer than a lease, whatever becomes of the context"},
+		{"claim", begin, store.Begin, true, false, true, "an end of the context lets it go soon"},
+		{"claim, no deadlines", begin, store.Begin, false, false, false, "an end of the context could not let it go"},
+		{"completion", commit, store.Commit, true, false, true, "likewise"},
 		{"Do's completion", do, store.Commit, true, false, true, "likewise"},
 		{"completion, no deadlines", commit, store.Commit, false, false, false, "the store may take longer than a lease"},
 	} {
@@ -111,14 +113,16 @@ func TestWaitsEnd(t *testing.T) {
 		fault   func(context.Context, *store.Batch) error
 		claim   bool // waits for a claim, else for a completion
 		lease   time.Duration
+		cancel  time.Duration // after this
 		atMost  time.Duration
 		want    error
 	}{
-		{"claim, in a store that hangs", true, hang, true, bounding, time.Second, context.Canceled},
-		{"claim, in a store that hears nothing", false, deaf, true, bounding, time.Second, context.Canceled},
-		{"completion, in a store that hangs", true, hang, false, bounding, bounding, context.DeadlineExceeded},
-		{"completion, in a store that hears nothing", false, deaf, false, bounding, bounding, context.DeadlineExceeded},
-		{"completion, with a lease shorter than a trip", true, hang, false, 100 * time.Millisecond, 100 * time.Millisecond, context.DeadlineExceeded},
+		{"claim, in a store that hangs", true, hang, true, bounding, time.Second, time.Second, context.Canceled},
+		{"claim, in a store that hangs, soon", true, hang, true, bounding, time.Millisecond, 100 * time.Millisecond, context.Canceled},
+		{"claim, in a store that hears nothing", false, deaf, true, bounding, time.Second, time.Second, context.Canceled},
+		{"completion, in a store that hangs", true, hang, false, bounding, time.Second, bounding, context.DeadlineExceeded},
+		{"completion, in a store that hears nothing", false, deaf, false, bounding, time.Second, bounding, context.DeadlineExceeded},
+		{"completion, with a lease shorter than a trip", true, hang, false, 100 * time.Millisecond, time.Second, 100 * time.Millisecond, context.DeadlineExceeded},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -132,7 +136,7 @@ func TestWaitsEnd(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
 				broken.Store(tc.claim)
 				start := time.Now()
-				time.AfterFunc(time.Second, cancel)
+				time.AfterFunc(tc.cancel, cancel)
 				err := g.Do(ctx, "a", func(context.Context) error { broken.Store(true); return nil })
 				if took := time.Since(start); err == nil || took > tc.atMost {
 					t.Errorf("%v after %v, want an error within %v", err, took, tc.atMost)
@@ -153,9 +157,9 @@ func TestNobodyTravelsForOthers(t *testing.T) {
 		g := boundGuard(true, bounding, func(_ context.Context, b *store.Batch) error {
 			switch {
 			case does(b, store.Commit):
-				time.Sleep(time.Second)
+				time.Sleep(40 * time.Millisecond)
 			case b.Ops[0].Token == "slow":
-				time.Sleep(2500 * time.Millisecond)
+				time.Sleep(2 * time.Second)
 			case b.Ops[0].Token == "late":
 				time.Sleep(time.Second)
 			}
@@ -163,15 +167,15 @@ func TestNobodyTravelsForOthers(t *testing.T) {
 		})
 		c := begin(t, g, "a")
 		start := time.Now()
-		for token, after := range map[string]time.Duration{"slow": 100 * time.Millisecond, "late": 200 * time.Millisecond} {
+		for token, after := range map[string]time.Duration{"slow": 10 * time.Millisecond, "late": 20 * time.Millisecond} {
 			time.AfterFunc(after, func() {
 				begun := g.BeginAll(t.Context(), []idem.Request{{Token: token}})[0]
 				if begun.Err != nil {
 					t.Errorf("%s: %v", token, begun.Err)
 					return
 				}
-				if took := time.Since(start); token == "late" && took != 2*time.Second {
-					t.Errorf("the late one was answered after %v, want a second after the first trip, which took one", took)
+				if took := time.Since(start); token == "late" && took != 1040*time.Millisecond {
+					t.Errorf("the late one was answered after %v, want a second after the first trip, which took 40 ms", took)
 				}
 				begun.Claim.Abandon()
 			})
@@ -179,10 +183,69 @@ func TestNobodyTravelsForOthers(t *testing.T) {
 		if err := c.Commit(t.Context()); err != nil {
 			t.Error(err)
 		}
-		if took := time.Since(start); took != time.Second {
-			t.Errorf("the completion took %v, its trip one second", took)
+		if took := time.Since(start); took != 40*time.Millisecond {
+			t.Errorf("the completion took %v, its trip 40 ms", took)
 		}
 		time.Sleep(time.Minute)
+	})
+}
+
+// A caller's own trip that takes too long is made again by somebody else, under the same
+// claim id, and nobody hears of it; for one lease callers make none.
+func TestSlowStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var trips []string
+		claims := map[string]bool{}
+		slow := true
+		var mu sync.Mutex
+		w := watched{memstore.New(), func(ctx context.Context, b *store.Batch) error {
+			mu.Lock()
+			for _, op := range b.Ops {
+				trips = append(trips, map[store.Kind]string{store.Begin: "b", store.Commit: "c"}[op.Kind])
+				claims[op.Claim] = true
+			}
+			takes := time.Duration(0)
+			if slow {
+				takes = 500 * time.Millisecond
+			}
+			mu.Unlock()
+			select {
+			case <-time.After(takes):
+				return nil
+			case <-ctx.Done():
+				return fmt.Errorf("%w: %w", store.ErrUnavailable, ctx.Err())
+			}
+		}}
+		g := idem.New(idem.WithStore(prompt{w}), idem.WithLease(bounding), idem.WithObserver(idem.ObserverFunc(func(e idem.Event) {
+			if e.Kind == idem.EventStoreDown {
+				t.Errorf("the store counts as away: %v", e.Err)
+			}
+		}))).Group("billing")
+		for _, step := range []struct {
+			slow   bool
+			after  time.Duration
+			trips  string
+			reason string
+		}{
+			{true, 0, "bbc", "the claim is asked for again, and the store is known to be slow then"},
+			{true, 0, "bc", "it is known for a lease"},
+			{true, bounding + time.Second, "bbc", "and then tried again"},
+			{false, bounding + time.Second, "bc", "a quick one needs no second trip"},
+		} {
+			time.Sleep(step.after)
+			mu.Lock()
+			slow, trips = step.slow, nil
+			clear(claims)
+			mu.Unlock()
+			if err := g.Do(t.Context(), idem.NewToken(), handled); err != nil {
+				t.Fatal(err)
+			}
+			mu.Lock()
+			if got := strings.Join(trips, ""); got != step.trips || len(claims) != 1 {
+				t.Errorf("trips %s with %d claim ids, want %s with one: %s", got, len(claims), step.trips, step.reason)
+			}
+			mu.Unlock()
+		}
 	})
 }
 

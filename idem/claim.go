@@ -235,7 +235,7 @@ func (c *Claim) end(ctx context.Context, kind store.Kind, counted bool) error {
 		return err
 	}
 	if !c.patient {
-		ctx = c.guard.core.ending.context(ctx)
+		ctx = c.guard.core.ending.with(ctx)
 	}
 	c.guard.core.batcher.do(ctx, answered)
 	return c.endedBy(answered)
@@ -277,7 +277,7 @@ func (g *Guard) endAll(ctx context.Context, claims []*Claim, kind store.Kind, co
 		return errs
 	}
 	if !patient {
-		ctx = g.core.ending.context(ctx)
+		ctx = g.core.ending.with(ctx)
 	}
 	g.core.batcher.do(ctx, calls...)
 	for i, call := range calls {

@@ -95,7 +95,7 @@ func (c *Claim) giveBackWithin(ctx context.Context) error { return c.endWithin(c
 
 // oneLease is how long the end of a claim is tried, whatever becomes of ctx.
 func (c *Claim) oneLease(ctx context.Context) context.Context {
-	return c.guard.core.ending.context(ctx)
+	return c.guard.core.ending.with(ctx)
 }
 
 // endWithin tries to end the claim for one lease. Where that fails the claim is not

@@ -14,8 +14,8 @@ import (
 )
 
 // Guard gives out claims on tokens, for one consumer group. It is safe for
-// concurrent use, and needs no closing: it has no goroutine while no
-// claim is held and no call is under way.
+// concurrent use, and needs no closing: it has no goroutine while no claim is held and no
+// call is under way, and its last timer runs out within a lease.
 type Guard struct {
 	core  *core
 	group string
@@ -33,9 +33,11 @@ func New(opts ...Option) *Guard {
 	c := &core{opts: o, err: err}
 	c.batcher.core = c
 	c.leases.core = c
-	c.trip.after, c.ending.after = c.tripTimeout(), o.lease
+	c.trip = bound{least: c.tripTimeout() * 15 / 16, most: c.tripTimeout()}
+	c.ending = bound{least: o.lease * 15 / 16, most: o.lease}
+	c.quick = bound{least: c.quickTimeout() / 2, most: c.quickTimeout()}
 	s, may := o.store.(store.Bounded)
-	c.bounded = may && s.Bounded() && c.trip.after <= o.lease
+	c.bounded = may && s.Bounded()
 	var nonce [9]byte
 	_, _ = rand.Read(nonce[:]) // does not fail since Go 1.24
 	c.nonce = base64.RawURLEncoding.EncodeToString(nonce[:])
@@ -121,6 +123,7 @@ type core struct {
 	leases  leases
 	trip    bound      // of one trip
 	ending  bound      // one lease: how long the end of a claim is tried
+	quick   bound      // of a trip that a caller makes itself
 	bounded bool       // a trip ends in its time, whatever becomes of the store
 	near    *nearCache // nil: none
 
@@ -208,10 +211,12 @@ func (c *core) leave(r run) {
 // try within the lease.
 func (c *core) tripTimeout() time.Duration { return max(c.opts.lease/3, 250*time.Millisecond) }
 
+// quickTimeout is for how long a caller whose context ends may be held up.
+func (c *core) quickTimeout() time.Duration { return min(c.opts.lease/10, 100*time.Millisecond) }
+
 // apply makes one trip.
-func (c *core) apply(b *store.Batch) error {
+func (c *core) apply(ctx context.Context, b *store.Batch) error {
 	o := c.opts
-	ctx := c.trip.context(context.Background())
 	c.terms(b)
 	if o.instance != "" {
 		n, err := c.draw(ctx)

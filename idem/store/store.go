@@ -85,8 +85,10 @@ type Capabilities struct {
 }
 
 // Bounded is a Store that can say that Apply returns when its context's deadline has passed,
-// also while a server hangs. Who calls a guard then makes trips on its own goroutine where it
-// waits for no more than that, which is quicker.
+// also while a server hangs. While nothing else is under way, whoever calls a guard then makes
+// the trip on its own goroutine, which is quicker, under a context of 100 ms or a tenth of the
+// lease, if that is less: no longer is it held up when its own context ends. What that cuts off
+// is sent again under a trip's usual context, from another goroutine.
 type Bounded interface {
 	Bounded() bool
 }
