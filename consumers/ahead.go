@@ -114,8 +114,8 @@ func (l *Lane) nextAhead() (batch []*entry, ok bool) {
 			if held > 0 {
 				return nil, true
 			}
-		default:
-			if batch = l.claimable(); l.isWorthTrip(batch, held) && l.e.gate.tryEnter(len(batch)) {
+		case !l.hasEnough(held):
+			if batch = l.claimable(); len(batch) > 0 && l.e.gate.tryEnter(len(batch)) {
 				for _, en := range batch {
 					en.asking, en.shared = true, true
 				}
@@ -143,10 +143,7 @@ func (l *Lane) heldAhead() int {
 func (l *Lane) claimable() []*entry {
 	// A lane that is idle has its worker ask; ahead is what stands behind.
 	var batch []*entry
-	for i, en := range l.queue {
-		if i >= l.windowLocked() {
-			break
-		}
+	for _, en := range l.queue[:min(l.windowLocked(), len(l.queue))] {
 		if l.isClaimable(en) {
 			batch = append(batch, en)
 		}
@@ -159,15 +156,12 @@ func (l *Lane) isClaimable(en *entry) bool {
 	return en.claim == nil && !en.asking && !en.tried && !en.alone && en.invalid == nil && en.prev == nil
 }
 
-// isWorthTrip reports, with mu held, whether to ask for the claims of batch now: while half of
-// the window is claimed, and what handlers of several may take, nothing is lost by waiting
-// until more can travel together.
-func (l *Lane) isWorthTrip(batch []*entry, claimed int) bool {
-	if len(batch) == 0 {
-		return false
-	}
-	enough := max((l.windowLocked()+1)/2, l.e.broker.MaxBatch*l.e.broker.Workers)
-	return claimed < enough || batch[0] == l.queue[0]
+// hasEnough reports, with mu held, whether no more needs to be claimed ahead yet: the next entry
+// is not waiting for that, and half of the window is claimed, and as many as handlers of
+// several may take. More travel together then.
+func (l *Lane) hasEnough(claimed int) bool {
+	enough := max(1, (l.windowLocked()+1)/2, l.e.broker.MaxBatch*l.e.broker.Workers)
+	return claimed >= enough && !l.isClaimable(l.queue[0])
 }
 
 func (l *Lane) askAhead(batch []*entry) {
