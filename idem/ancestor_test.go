@@ -183,7 +183,7 @@ func TestAncestorCheckRefuses(t *testing.T) {
 // issuedKey is the key of the only issued token of a prefix.
 func issuedKey(t *testing.T, client *redis.Client, prefix string) string {
 	t.Helper()
-	keys, err := client.Keys(t.Context(), prefix+":*:i:*").Result()
+	keys, err := client.Keys(t.Context(), prefix+":*:%i:*").Result()
 	if err != nil || len(keys) != 1 {
 		t.Fatalf("keys of issued tokens: %q, %v, want one", keys, err)
 	}
