@@ -38,9 +38,9 @@ func TestSites(t *testing.T) {
 		{"kafka-group with postgres", func(tb testing.TB) Broker { return NewKafka(tb, true) }, func(tb testing.TB) Store { return NewPostgres(tb, "") }, 0},
 		{"amqp-classic with mariadb", func(tb testing.TB) Broker { return NewAMQP(tb, false) }, NewMariaDB, 0},
 		{"amqp-quorum with sqlite", func(tb testing.TB) Broker { return NewAMQP(tb, true) }, NewSQLite, 0},
-		{"nats with nats, in batches", NewNATS, NewNATSKV, maxBatch},
-		{"amqp-quorum with postgres, in batches", func(tb testing.TB) Broker { return NewAMQP(tb, true) }, func(tb testing.TB) Store { return NewPostgres(tb, "") }, maxBatch},
-		{"kafka-group with redis, in batches", func(tb testing.TB) Broker { return NewKafka(tb, true) }, NewRedis, maxBatch},
+		{"nats with nats in batches", NewNATS, NewNATSKV, maxBatch},
+		{"amqp-quorum with postgres in batches", func(tb testing.TB) Broker { return NewAMQP(tb, true) }, func(tb testing.TB) Store { return NewPostgres(tb, "") }, maxBatch},
+		{"kafka-group with redis in batches", func(tb testing.TB) Broker { return NewKafka(tb, true) }, NewRedis, maxBatch},
 	} {
 		t.Run(pair.name, func(t *testing.T) {
 			t.Parallel()

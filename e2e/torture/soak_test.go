@@ -50,9 +50,8 @@ func TestSoak(t *testing.T) {
 // keepsAll is a build that keeps a goroutine, and what it holds, of each message.
 var keepsAll = []Replacement{{
 	File: "e2e/torture/consumer/handler.go",
-	Old:  "	err := h.work(ctx, n, claim.Attempt())\n",
-	New: `	err := h.work(ctx, n, claim.Attempt())
-	kept := make([]byte, 50_000)
+	Old:  "	return h.leave(run, h.work(ctx, run, h.takes()))\n",
+	New: `	kept := make([]byte, 50_000)
 	for i := range kept {
 		kept[i] = 1
 	}
@@ -60,6 +59,7 @@ var keepsAll = []Replacement{{
 		<-make(chan bool)
 		kept[0]++
 	}()
+	return h.leave(run, h.work(ctx, run, h.takes()))
 `,
 }}
 
