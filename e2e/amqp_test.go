@@ -20,6 +20,7 @@ import (
 	"github.com/idemq/idemq/consumers"
 	idemamqp "github.com/idemq/idemq/consumers/amqp"
 	"github.com/idemq/idemq/idem"
+	"github.com/idemq/idemq/internal/child"
 	"github.com/idemq/idemq/internal/rabbittest"
 	"github.com/idemq/idemq/internal/redistest"
 	"github.com/idemq/idemq/internal/testenv"
@@ -271,7 +272,7 @@ func amqpConnections(s *amqpSite) {
 	s.declare()
 	orders := tokens("order", n)
 	s.publish(orders[0])
-	proxy := toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), "rabbitmq", "127.0.0.1:0", s.rabbit.Addr())
+	proxy := toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), "rabbitmq", child.FreeAddr(t), s.rabbit.Addr())
 	if err := proxy.Start(); err != nil {
 		t.Fatal(err)
 	}

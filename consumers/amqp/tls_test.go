@@ -3,8 +3,6 @@ package idemamqp_test
 import (
 	"crypto/tls"
 	"errors"
-	"net"
-	"strconv"
 	"testing"
 	"time"
 
@@ -22,7 +20,7 @@ func TestTLS(t *testing.T) {
 	t.Parallel()
 	authority := testenv.NewAuthority(t)
 	certFile, keyFile, _ := authority.Certify("server")
-	addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(child.FreePort(t)))
+	addr := child.FreeAddr(t)
 	v := setupOn(t, rabbittest.Start(t, "listeners.ssl.1 = "+addr,
 		"ssl_options.cacertfile = "+authority.File, "ssl_options.certfile = "+certFile, "ssl_options.keyfile = "+keyFile))
 	v.publish("a", "a2")

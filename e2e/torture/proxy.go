@@ -10,6 +10,8 @@ import (
 	"github.com/Shopify/toxiproxy/v2/stream"
 	"github.com/Shopify/toxiproxy/v2/toxics"
 	"github.com/rs/zerolog"
+
+	"github.com/idemq/idemq/internal/child"
 )
 
 const (
@@ -49,7 +51,7 @@ func NewProxy(tb testing.TB, upstream string) *Proxy {
 	tb.Helper()
 	toxics.Register(gateType, new(gate))
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
-	p := &Proxy{tb: tb, proxy: toxiproxy.NewProxy(server, "torture", "127.0.0.1:0", upstream)}
+	p := &Proxy{tb: tb, proxy: toxiproxy.NewProxy(server, "torture", child.FreeAddr(tb), upstream)}
 	p.weak.changed = make(chan struct{})
 	for _, toxic := range []string{
 		// It does nothing: where there is one, toxiproxy has connections end by a reset.
@@ -83,14 +85,9 @@ func (p *Proxy) Addr() string { return p.addr }
 func (p *Proxy) SetUpstream(addr string) {
 	p.tb.Helper()
 	to := &toxiproxy.Proxy{Listen: p.addr, Upstream: addr, Enabled: true}
-	var err error
-	for range 50 { // somebody may have the port for the moment: as that of a client
-		if err = p.proxy.Update(to); err == nil {
-			return
-		}
-		wait(20*time.Millisecond, nil)
+	if err := p.proxy.Update(to); err != nil {
+		p.tb.Fatalf("a proxy at %s: %v", p.addr, err)
 	}
-	p.tb.Fatalf("a proxy at %s: %v", p.addr, err)
 }
 
 func (p *Proxy) change(f func(w *weakness)) {

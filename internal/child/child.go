@@ -3,12 +3,10 @@
 package child
 
 import (
-	"net"
 	"os/exec"
 	"runtime"
 	"sync"
 	"syscall"
-	"testing"
 )
 
 // Process is a child that somebody waits for. It is safe for concurrent use.
@@ -51,18 +49,6 @@ func (p *Process) Pid() int { return p.cmd.Process.Pid }
 
 // Signal sends a signal.
 func (p *Process) Signal(sig syscall.Signal) error { return p.cmd.Process.Signal(sig) }
-
-// FreePort returns a TCP port of 127.0.0.1 that is free now; it may be taken before the
-// server binds it.
-func FreePort(tb testing.TB) int {
-	tb.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
 
 // Tail is the end of a log, for an error.
 func Tail(text []byte) []byte { return text[max(0, len(text)-1000):] }

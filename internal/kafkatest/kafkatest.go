@@ -5,11 +5,9 @@ package kafkatest
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -105,7 +103,7 @@ func (s *Server) start() {
 	s.tb.Helper()
 	var err error
 	for range 3 {
-		s.addr, s.controller = s.freeAddr(), s.freeAddr()
+		s.addr, s.controller = child.FreeAddr(s.tb), child.FreeAddr(s.tb)
 		if err = s.format(); err == nil {
 			err = s.run()
 		}
@@ -114,11 +112,6 @@ func (s *Server) start() {
 		}
 	}
 	s.tb.Fatalf("starting Kafka from %s: %v", s.lib, err)
-}
-
-func (s *Server) freeAddr() string {
-	s.tb.Helper()
-	return net.JoinHostPort("127.0.0.1", strconv.Itoa(child.FreePort(s.tb)))
 }
 
 func (s *Server) data() string       { return filepath.Join(s.dir, "data") }
@@ -139,7 +132,7 @@ func (s *Server) java(class string, args ...string) *exec.Cmd {
 func (s *Server) format() error {
 	listeners, advertised := "PLAINTEXT://"+s.addr, "PLAINTEXT://"+s.addr
 	if s.advertise != nil {
-		upstream := s.freeAddr()
+		upstream := child.FreeAddr(s.tb)
 		listeners += ",BEHIND://" + upstream
 		advertised += ",BEHIND://" + s.advertise(upstream)
 	}

@@ -252,7 +252,7 @@ func TestEndsAtOnce(t *testing.T) {
 	}
 	defer l.Close()
 	s := &Server{tb: t, lib: jars(t), dir: t.TempDir(), addr: l.Addr().String()}
-	s.controller = s.freeAddr()
+	s.controller = child.FreeAddr(t)
 	if err := s.format(); err != nil {
 		t.Fatal(err)
 	}

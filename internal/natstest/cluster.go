@@ -2,7 +2,6 @@ package natstest
 
 import (
 	"fmt"
-	"net"
 	"net/url"
 	"strings"
 	"testing"
@@ -11,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/idemq/idemq/internal/child"
 	"github.com/idemq/idemq/internal/testenv"
 )
 
@@ -26,17 +26,17 @@ type Cluster struct {
 // do. Each edit may change each server's options.
 func StartCluster(tb testing.TB, n int, edit ...func(*server.Options)) *Cluster {
 	tb.Helper()
-	ports := freePorts(tb, 2*n)
 	var routes []*url.URL
-	for _, p := range ports[:n] {
-		routes = append(routes, &url.URL{Scheme: "nats", Host: fmt.Sprintf("127.0.0.1:%d", p)})
+	ports := make([]int, n)
+	for i := range ports {
+		ports[i] = child.FreePort(tb)
+		routes = append(routes, &url.URL{Scheme: "nats", Host: fmt.Sprintf("127.0.0.1:%d", ports[i])})
 	}
 	c := &Cluster{tb: tb}
 	for i := range n {
 		member := func(o *server.Options) {
 			o.ServerName = fmt.Sprintf("n%d", i+1)
 			o.Cluster = server.ClusterOpts{Name: "natstest", Host: "127.0.0.1", Port: ports[i]}
-			o.Port = ports[n+i]
 			o.Routes = routes
 		}
 		c.Servers = append(c.Servers, Start(tb, append([]func(*server.Options){member}, edit...)...))
@@ -91,19 +91,4 @@ func (c *Cluster) Leader(stream string) *Server {
 		}
 	}
 	return nil
-}
-
-// freePorts holds all of them before it lets go of one, so that none comes twice.
-func freePorts(tb testing.TB, n int) []int {
-	tb.Helper()
-	var ports []int
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			tb.Fatal(err)
-		}
-		defer l.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
-	}
-	return ports
 }

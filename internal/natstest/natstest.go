@@ -4,7 +4,6 @@ package natstest
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -13,6 +12,8 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/idemq/idemq/internal/child"
 )
 
 const (
@@ -41,7 +42,7 @@ func Start(tb testing.TB, edit ...func(*server.Options)) *Server {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	s := &Server{tb: tb, dir: dir, port: server.RANDOM_PORT, edit: edit}
+	s := &Server{tb: tb, dir: dir, port: child.FreePort(tb), edit: edit}
 	tb.Cleanup(func() {
 		s.Stop()
 		_ = os.RemoveAll(dir)
@@ -69,9 +70,6 @@ func (s *Server) run() {
 		s.tb.Fatalf("nats-server: not ready within %v", startTimeout)
 	}
 	s.srv = srv
-	if a, ok := srv.Addr().(*net.TCPAddr); ok {
-		s.port = a.Port
-	}
 }
 
 // URL is where clients connect.

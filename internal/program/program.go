@@ -4,10 +4,11 @@ package program
 import (
 	"bytes"
 	"errors"
-	"net"
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"github.com/idemq/idemq/internal/child"
 )
 
 // Build builds the program in the test's own folder, and returns its file.
@@ -37,10 +38,5 @@ func Run(t *testing.T, bin string, args ...string) (status int, stdout, stderr s
 // UnusedAddr is where nobody listens.
 func UnusedAddr(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
+	return child.FreeAddr(t)
 }

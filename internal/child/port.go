@@ -1,0 +1,60 @@
+package child
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"strconv"
+	"sync"
+	"testing"
+)
+
+// lowestPort is above the ports that well-known servers have by default.
+const lowestPort = 11_000
+
+var handedOut sync.Map // the ports that FreePort returned in this process
+
+// FreePort returns a TCP port of 127.0.0.1 that is free now, and that this process was not
+// given before. It is below the ports that the system gives out by itself: a server that is
+// restarted there would otherwise find, now and then, that its port is meanwhile the near
+// end of somebody's connection. Another process may still take it.
+func FreePort(tb testing.TB) int {
+	tb.Helper()
+	end := ephemeralFrom()
+	for range 1000 {
+		port := lowestPort + rand.IntN(end-lowestPort)
+		if _, given := handedOut.LoadOrStore(port, true); given {
+			continue
+		}
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		l.Close()
+		return port
+	}
+	tb.Fatalf("no port of 127.0.0.1 from %d to %d is free", lowestPort, end-1)
+	return 0
+}
+
+// FreeAddr is 127.0.0.1 with a port as [FreePort] returns it.
+func FreeAddr(tb testing.TB) string {
+	tb.Helper()
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(FreePort(tb)))
+}
+
+// ephemeralFrom is the first port that the system gives to outgoing connections and to
+// listeners that ask for any: Linux says, 49152 is IANA's (RFC 6335).
+func ephemeralFrom() int {
+	const usual = 49_152
+	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err != nil {
+		return usual
+	}
+	var from int
+	if _, err := fmt.Sscan(string(text), &from); err != nil || from <= lowestPort {
+		return usual
+	}
+	return from
+}
