@@ -123,8 +123,10 @@ type Batch struct {
 	// Lease is how long a claim is held without renewal.
 	Lease time.Duration
 	// Retention is how long done and dead records are kept, counted from their
-	// completion. In-progress, released and forgotten records are kept at least
-	// as long after their last change.
+	// completion; a driver may keep them for up to a thousandth longer. In-progress,
+	// released and forgotten records are kept at least as long after their last change.
+	// A claim is completed in a batch with the Lease and the Retention with which it was
+	// made.
 	Retention time.Duration
 	// CheckWithin is how long an issued token may wait for its Check.
 	CheckWithin time.Duration

@@ -47,7 +47,7 @@
 --                                             a record; strings: claim, owner, fingerprint, result
 --   !t, !u, !n and key no. 1 or 2             wrong type, unreadable, newer version
 
-local format, match, sub = string.format, string.match, string.sub
+local find, format, match, sub = string.find, string.format, string.match, string.sub
 local call, pcall = redis.call, redis.pcall
 local KEYS, ARGV = KEYS, ARGV
 
@@ -64,8 +64,8 @@ end
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 local stamp = format('%.0f', math.floor(now / 1000)) -- since when a token is done or dead
-local until_lease = format('%.0f', now + ARGV[3]) .. '|' .. ARGV[3] .. '|'
-local tail = until_lease .. ARGV[4]
+local terms = '|' .. ARGV[3] .. '|' .. ARGV[4] -- a guard's own: no other has its incarnation
+local tail = format('%.0f', now + ARGV[3]) .. terms
 local first = '|1|0|0|0||||' -- attempt to fence id of a first claim, without redrive or fingerprint
 local first_tail = first .. tail
 local px_live, px_kept = ARGV[5], ARGV[6]
@@ -73,6 +73,9 @@ local issued_only = ARGV[10] == '1'
 local usual_max, codes = ARGV[11], ARGV[12]
 local claim_param = '^(%d+)|(%d+)|(.*)$' -- of B and S
 local reply = {format('%.0f', now), epoch, ''}
+-- A record that becomes done within its lease may keep its expiry, which is a retention away
+-- and at most a lease more, where that is no more than a thousandth. It saves a third of the time.
+local keeps = not sets and ARGV[3] + 0 <= px_kept + 0
 if sets then
   sets.start(now, ARGV[13])
 end
@@ -80,7 +83,7 @@ end
 -- operations returns what executes all that is not as usual. Each call would pay for the
 -- functions, as much as for some operations, so they are made where they are needed.
 local function operations()
-  local byte, find, floor = string.byte, string.find, math.floor
+  local byte, floor = string.byte, math.floor
   local incarnation, owner = match(ARGV[4], '^(%d+)|(.*)$')
   local check_until = format('%.0f', now + ARGV[7])
   local px_issued, px_spent = ARGV[8], ARGV[9]
@@ -475,7 +478,7 @@ local function operations()
     elseif not r or r.st ~= 'p' or r.claim ~= claim then
       return 'l'
     end
-    hold(key, r, until_lease .. r.inc .. '|' .. r.owner)
+    hold(key, r, format('%.0f', now + ARGV[3]) .. '|' .. ARGV[3] .. '|' .. r.inc .. '|' .. r.owner)
     return ''
   end
 
@@ -630,9 +633,14 @@ local function full()
   return made
 end
 
--- begin executes B, and b, to which fresh belongs: what the record of a first claim says
--- behind the claim id.
-local function begin(key, ikey, claim, fresh, redrive, max, fp)
+-- begin executes b, and B, which has a parameter. What a first claim's record says behind
+-- the claim id is the same for all of b.
+local function begin(key, claim, param, ikey)
+  local redrive, max, fp, behind = '0', usual_max, '', first_tail
+  if param then
+    redrive, max, fp = match(param, claim_param)
+    behind = '|1|0|0|' .. redrive .. '|' .. fp .. '|||' .. tail
+  end
   local v, home, line
   if sets then
     home, line = sets.where()
@@ -646,23 +654,34 @@ local function begin(key, ikey, claim, fresh, redrive, max, fp)
       return line
     end
   end
-  v = v or pcall('SET', key, '1p|' .. claim .. fresh, 'NX', 'GET', 'PX', px_live)
+  v = v or pcall('SET', key, '1p|' .. claim .. behind, 'NX', 'GET', 'PX', px_live)
   if not v then
     return ''
   end
   return full().begin(key, v, claim, redrive, max, fp)
 end
 
--- own tells whether v is in progress under its first claim, which is this one.
+-- own tells whether v is in progress under its first claim, which is this one of this guard,
+-- and within its lease.
 local function own(v, claim)
-  local n = #claim + 3
-  return sub(v, 1, 3) == '1p|' and sub(v, 4, n) == claim and sub(v, n + 1, n + #first) == first
+  local n = #claim + #first + 4
+  local deadline = sub(v, n, n + #reply[1] - 1)
+  return v == '1p|' .. claim .. first .. deadline .. terms and deadline > reply[1]
 end
 
 -- commit executes c; what is under its first claim is completed here.
 local function commit(key, claim)
-  local v = pcall('GET', key)
-  if not v or type(v) == 'table' or not own(v, claim) then
+  local done, v = '1d|' .. claim .. '|' .. stamp, nil
+  if keeps then
+    v = pcall('SET', key, done, 'XX', 'GET', 'KEEPTTL')
+  else
+    v = pcall('GET', key)
+  end
+  if type(v) ~= 'string' or not own(v, claim) then
+    if keeps and type(v) == 'string' then
+      call('SET', key, v, 'KEEPTTL')
+      keeps = false -- there may be more of the kind
+    end
     return full().commit(key, v, claim, '1', '')
   elseif sets then
     local line = sets.add()
@@ -670,41 +689,38 @@ local function commit(key, claim)
       return line
     end
     call('DEL', key)
-  else
-    call('SET', key, '1d|' .. claim .. '|' .. stamp, 'PX', px_kept)
+  elseif not keeps then
+    call('SET', key, done, 'PX', px_kept)
   end
   return ''
 end
 
+local usual = {b = begin, B = begin, c = commit}
 local lines = {}
-local k, a = 2, 14
-for i = 1, #codes do
+local k, a, i = 2, 14, 1
+while i <= #codes do
   local code = sub(codes, i, i)
-  if sets then
-    k, a = sets.aim(code, k, a)
+  local execute = usual[code] or full()[code]
+  local gated = code == 'q' or issued_only and (code == 'b' or code == 'B' or code == 'S')
+  local parametrized = code == 'B' or code == 'S' or code == 'C'
+  local _, last = find(codes, code .. '+', i) -- a run of one kind
+  for n = i, last do
+    if sets then
+      k, a = sets.aim(code, k, a)
+    end
+    local key, claim, ikey, param = KEYS[k], ARGV[a], nil, nil
+    if gated then
+      k = k + 1
+      ikey = KEYS[k]
+    end
+    if parametrized then
+      a = a + 1
+      param = ARGV[a]
+    end
+    lines[n] = execute(key, claim, param, ikey)
+    k, a = k + 1, a + 1
   end
-  local key, claim, ikey, param = KEYS[k], ARGV[a], nil, nil
-  if code == 'q' or issued_only and (code == 'b' or code == 'B' or code == 'S') then
-    k = k + 1
-    ikey = KEYS[k]
-  end
-  if code == 'B' or code == 'S' or code == 'C' then
-    a = a + 1
-    param = ARGV[a]
-  end
-  local line
-  if code == 'b' then
-    line = begin(key, ikey, claim, first_tail, '0', usual_max, '')
-  elseif code == 'c' then
-    line = commit(key, claim)
-  elseif code == 'B' then
-    local redrive, max, fp = match(param, claim_param)
-    line = begin(key, ikey, claim, '|1|0|0|' .. redrive .. '|' .. fp .. '|||' .. tail, redrive, max, fp)
-  else
-    line = full()[code](key, claim, param, ikey)
-  end
-  lines[i] = line
-  k, a = k + 1, a + 1
+  i = last + 1
 end
 reply[3] = table.concat(lines, '\n')
 return reply

@@ -234,22 +234,28 @@ func TestCommandsPerMessage(t *testing.T) {
 		t.Fatal(err)
 	}
 	const n = 100
-	var begins, commits []store.Op
-	for i := range n {
-		begins = append(begins, op(store.Begin, fmt.Sprint(i), "a"))
-		commits = append(commits, op(store.Commit, fmt.Sprint(i), "a"))
+	for _, retention := range []time.Duration{time.Hour, 100 * time.Hour} {
+		var begins, commits []store.Op
+		for i := range n {
+			token := fmt.Sprint(retention, i)
+			begins = append(begins, op(store.Begin, token, "a"))
+			commits = append(commits, op(store.Commit, token, "a"))
+		}
+		for _, ops := range [][]store.Op{begins, commits} {
+			b := batch("p", ops...)
+			b.Retention = retention
+			apply(t, s, b)
+		}
 	}
-	apply(t, s, batch("p", begins...))
-	apply(t, s, batch("p", commits...))
 	info, err := c.Info(ctx, "commandstats").Result()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"cmdstat_evalsha:calls=2,",
-		"cmdstat_set:calls=200,", // a Begin is one SET
-		"cmdstat_get:calls=102,", // a Commit is a GET and a SET; the epoch twice
-		"cmdstat_time:calls=2,",
+		"cmdstat_evalsha:calls=4,",
+		"cmdstat_set:calls=400,", // a Begin is one SET
+		"cmdstat_get:calls=104,", // a Commit is a GET and a SET, and where a lease is little a SET; the epoch four times
+		"cmdstat_time:calls=4,",
 	} {
 		if !strings.Contains(info, want) {
 			t.Errorf("no %q in\n%s", want, info)

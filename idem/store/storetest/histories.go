@@ -421,7 +421,9 @@ func (h *history) recordDifference(got *store.Record, want *modelRecord, tok mod
 	case store.Done, store.Dead:
 		diff(&d, "Result", string(got.Result), want.result)
 		d.near("At", got.At.Sub(want.at), 0, slack)
-		d.near("Expires", got.Expires, expires, slack)
+		if longest := expires + h.b.Retention/1000; got.Expires > longest+2*slack {
+			d = append(d, fmt.Sprintf("Expires is %v, want at most %v", got.Expires, longest))
+		}
 	}
 	if got.Expires < expires-2*slack {
 		d = append(d, fmt.Sprintf("Expires is %v, want at least %v", got.Expires, expires))

@@ -1,0 +1,117 @@
+package redisstore_test
+
+import (
+	"context"
+	"crypto/rand"
+	"testing"
+	"time"
+
+	"github.com/idemq/idemq/idem/store"
+	"github.com/idemq/idemq/idem/store/redisstore"
+	"github.com/idemq/idemq/internal/redistest"
+	"github.com/idemq/idemq/internal/testenv"
+)
+
+// A token that is done is known for a retention from its completion, and longer by no more
+// than a lease, and that only where a lease is little beside it.
+func TestExpiryOfDone(t *testing.T) {
+	const little, much = 30 * time.Hour, 10 * time.Minute // retentions, with a lease of 30 s
+	begins := func(claim string) []store.Op { return []store.Op{op(store.Begin, "t", claim)} }
+	commits := func(claim string, attempt int) []store.Op {
+		o := op(store.Commit, "t", claim)
+		o.Attempt = attempt
+		return []store.Op{o}
+	}
+	for _, tt := range []struct {
+		name      string
+		retention time.Duration
+		before    [][]store.Op
+		runOut    bool // the lease, before the last of them
+		last      []store.Op
+		more      time.Duration // than a retention
+	}{
+		{"little", little, [][]store.Op{begins("a")}, false, commits("a", 1), 30 * time.Second},
+		{"much", much, [][]store.Op{begins("a")}, false, commits("a", 1), 0},
+		{"past its lease", little, [][]store.Op{begins("a")}, true, commits("a", 1), 0},
+		{"renewed past its lease", little, [][]store.Op{begins("a"), {op(store.Renew, "t", "a")}}, true, commits("a", 1), 0},
+		{"released before", little, [][]store.Op{begins("a"), {op(store.Release, "t", "a")}}, false, commits("a", 1), 0},
+		{"second attempt", little, [][]store.Op{begins("a"), {op(store.Release, "t", "a")}, begins("b")}, false, commits("b", 2), 0},
+		{"absent", little, nil, false, commits("a", 1), 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			c := redistest.Start(t).Client(t)
+			s, prefix := redisstore.New(c), rand.Text()
+			do := func(lease time.Duration, ops []store.Op) {
+				t.Helper()
+				b := batch(prefix, ops...)
+				b.Lease, b.Retention = lease, tt.retention
+				for _, r := range apply(t, s, b) {
+					if r.Err != nil || r.Status != store.OK && r.Status != store.Claimed {
+						t.Fatalf("%+v was answered %+v", ops, r)
+					}
+				}
+			}
+			lease := 30 * time.Second
+			if tt.runOut {
+				lease = time.Millisecond
+			}
+			for _, ops := range tt.before {
+				do(lease, ops)
+			}
+			if tt.runOut {
+				testenv.Await(t, "the lease to run out", func() bool { return inspect(t, s, prefix, "t").Lease <= 0 })
+			}
+			do(lease, tt.last)
+			left := c.PTTL(context.Background(), keysOf(t, c, prefix, ":g:")[0]).Val()
+			const slow = 20 * time.Second // this test's own time
+			if left > tt.retention+tt.more || left <= tt.retention+tt.more-slow {
+				t.Errorf("kept for %v, want %v and %v more", left, tt.retention, tt.more)
+			}
+		})
+	}
+}
+
+// What is not the completing claim's stays as it was, its expiry too.
+func TestStrangersCompletionChangesNothing(t *testing.T) {
+	c := redistest.Start(t).Client(t)
+	ctx := context.Background()
+	s, prefix := redisstore.New(c), rand.Text()
+	do := func(status store.Status, ops ...store.Op) {
+		t.Helper()
+		b := batch(prefix, ops...)
+		b.Retention = 100 * time.Hour
+		for i, r := range apply(t, s, b) {
+			if r.Err != nil || r.Status != status {
+				t.Fatalf("%+v was answered %+v, want %d", ops[i], r, status)
+			}
+		}
+	}
+	do(store.Claimed, op(store.Begin, "held", "a"), op(store.Begin, "done", "a"), op(store.Begin, "late", "a"))
+	do(store.OK, op(store.Commit, "done", "a"))
+	type found struct {
+		value string
+		goes  time.Duration
+	}
+	look := func() map[string]found {
+		all := make(map[string]found)
+		for _, k := range keysOf(t, c, prefix, ":g:") {
+			all[k] = found{c.Get(ctx, k).Val(), c.PExpireTime(ctx, k).Val()}
+		}
+		return all
+	}
+	before := look()
+	// The first in a call, and those behind it, which the script treats otherwise.
+	do(store.Lost, op(store.Commit, "held", "b"), op(store.Commit, "done", "b"), op(store.Commit, "held", "b"), op(store.Commit, "done", "b"))
+	do(store.Lost, op(store.Commit, "done", "b"))
+	after := look()
+	if len(before) != 3 {
+		t.Fatalf("%d records", len(before))
+	}
+	for k, was := range before {
+		if after[k] != was {
+			t.Errorf("%q is %+v, was %+v", k, after[k], was)
+		}
+	}
+	do(store.OK, op(store.Commit, "held", "a"), op(store.Commit, "late", "a"))
+}
