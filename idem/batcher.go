@@ -218,9 +218,11 @@ func (b *batcher) accept(calls []*call) (given []*call) {
 // refuse hands out the answers of calls that were not sent.
 func (b *batcher) refuse(given []*call) {
 	for _, c := range given {
+		if c.before != nil {
+			b.giveBack([]*call{c})
+		}
 		c.answer()
 	}
-	b.giveBack(slices.DeleteFunc(given, func(c *call) bool { return c.before == nil }))
 }
 
 // mayLaunch reports whether a flight may start for what is queued, with mu held.
@@ -443,10 +445,10 @@ func (b *batcher) land(f *flight, err error) {
 	for _, e := range events {
 		b.core.opts.observers.emit(e)
 	}
-	for _, c := range given {
-		c.answer()
-	}
 	b.giveBack(unwanted)
+	for _, c := range given {
+		c.answer() // and it is the caller's again
+	}
 	clear(given)
 	clear(unwanted)
 	f.given, f.unwanted = given, unwanted
@@ -464,16 +466,16 @@ func (w *wait) answered(*call) {
 	}
 }
 
-// do submits calls and waits until all are answered, or ctx ends. Then those
-// without an answer carry the context's error, and a claim that the store makes
-// for one of them later is given back.
+// do submits calls and waits until all are answered, which it reports: they are the
+// caller's alone again then. Or ctx ends: those without an answer carry its error, and a
+// claim that the store makes for one of them later is given back.
 //
 // Where nothing is under way the trip is made here, as far as that keeps nobody: a
 // goroutine for it costs two wake-ups of threads.
-func (b *batcher) do(ctx context.Context, calls ...*call) {
+func (b *batcher) do(ctx context.Context, calls ...*call) (answered bool) {
 	if err := context.Cause(ctx); err != nil {
 		b.abandon(calls, err)
-		return
+		return false
 	}
 	w := &calls[0].own
 	w.done = make(chan struct{})
@@ -501,8 +503,10 @@ func (b *batcher) do(ctx context.Context, calls ...*call) {
 	}
 	select {
 	case <-w.done:
+		return true
 	case <-ctx.Done():
 		b.abandon(calls, context.Cause(ctx))
+		return false
 	}
 }
 

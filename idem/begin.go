@@ -122,37 +122,37 @@ func (g *Guard) ask(ctx context.Context, kind store.Kind, req Request) (*Claim, 
 	if err := g.claimable(ctx); err != nil {
 		return nil, err
 	}
-	c := new(call)
+	c := newCall()
 	if err := g.prepare(kind, req, c); err != nil {
+		c.free()
 		return nil, err
 	}
-	g.core.batcher.do(ctx, c)
+	answered := g.core.batcher.do(ctx, c)
 	b := g.begun(ctx, c)
+	if answered {
+		c.free()
+	}
 	return b.Claim, b.Err
 }
 
 func (g *Guard) askAll(ctx context.Context, kind store.Kind, reqs []Request) []Begun {
 	out := make([]Begun, len(reqs))
-	made := make([]call, len(reqs))
-	calls := make([]*call, 0, len(reqs))
-	places := make([]int, 0, len(reqs))
+	l := newCalls(len(reqs))
 	refused := g.claimable(ctx)
 	for i, r := range reqs {
 		if out[i].Err = refused; refused != nil {
 			continue
 		}
-		if out[i].Err = g.prepare(kind, r, &made[i]); out[i].Err != nil {
-			continue
+		if out[i].Err = g.prepare(kind, r, &l.made[i]); out[i].Err == nil {
+			l.send(i)
 		}
-		calls = append(calls, &made[i])
-		places = append(places, i)
 	}
-	if len(calls) == 0 {
-		return out
+	answered := len(l.sent) == 0 || g.core.batcher.do(ctx, l.sent...)
+	for i, c := range l.sent {
+		out[l.places[i]] = g.begun(ctx, c)
 	}
-	g.core.batcher.do(ctx, calls...)
-	for i, c := range calls {
-		out[places[i]] = g.begun(ctx, c)
+	if answered {
+		l.free()
 	}
 	return out
 }
@@ -190,21 +190,22 @@ func (g *Guard) prepare(kind store.Kind, r Request, c *call) (err error) {
 		g.Emit(Event{Kind: EventInProgress, Token: r.Token, Wait: g.core.opts.lease / 3})
 		return &InProgressError{Token: r.Token, RetryAfter: g.core.opts.lease / 3}
 	}
-	*c = g.claimCall(kind, r)
+	g.claimCall(kind, r, c)
 	return nil
 }
 
 func (g *Guard) run(token string) run { return run{g.group, token} }
 
-func (g *Guard) claimCall(kind store.Kind, r Request) call {
-	op := store.Op{
+// claimCall makes an empty call one that claims.
+func (g *Guard) claimCall(kind store.Kind, r Request, c *call) {
+	c.op = store.Op{
 		Kind: kind, Group: g.group, Token: r.Token, Claim: g.core.claimID(),
 		Redrive: max(r.Redrive, 0), MaxExpiries: max(r.MaxExpiries, 0),
 	}
 	if r.Payload != nil {
-		op.Fingerprint = fingerprint(r.Payload)
+		c.op.Fingerprint = fingerprint(r.Payload)
 	}
-	return call{op: op, patient: r.Patient, failOpen: r.FailOpen, age: g.core.near.now()}
+	c.patient, c.failOpen, c.age = r.Patient, r.FailOpen, g.core.near.now()
 }
 
 // begun turns an answer into a claim, or leaves the token.

@@ -208,12 +208,13 @@ func (c *Claim) Retry(ctx context.Context, counted bool, req Request) (*Claim, e
 		return nil, &InProgressError{Token: c.token, RetryAfter: g.core.opts.lease / 3}
 	}
 	req.Token = c.token
-	next := g.claimCall(store.Begin, req)
+	next := new(call)
+	g.claimCall(store.Begin, req, next)
 	release := c.op(store.Release, counted)
 	next.before = &release
-	g.core.batcher.do(ctx, &next)
+	g.core.batcher.do(ctx, next)
 	c.finish(true, false) // the token stays entered, for the next claim
-	b := g.begun(ctx, &next)
+	b := g.begun(ctx, next)
 	return b.Claim, b.Err
 }
 
@@ -230,15 +231,20 @@ func (g *Guard) ReleaseAll(ctx context.Context, claims []*Claim, counted bool) [
 }
 
 func (c *Claim) end(ctx context.Context, kind store.Kind, counted bool) error {
-	answered := new(call)
-	if sends, err := c.ends(ctx, kind, counted, answered); !sends {
+	made := newCall()
+	if sends, err := c.ends(ctx, kind, counted, made); !sends {
+		made.free()
 		return err
 	}
 	if !c.patient {
 		ctx = c.guard.core.ending.with(ctx)
 	}
-	c.guard.core.batcher.do(ctx, answered)
-	return c.endedBy(answered)
+	answered := c.guard.core.batcher.do(ctx, made)
+	err := c.endedBy(made)
+	if answered {
+		made.free()
+	}
+	return err
 }
 
 // ends locks the claim and makes the call that ends it, or ends it without one.
@@ -254,34 +260,31 @@ func (c *Claim) ends(ctx context.Context, kind store.Kind, counted bool, made *c
 		c.finish(true, true)
 		return false, nil
 	}
-	*made = call{op: c.op(kind, counted), patient: c.patient, age: c.guard.core.near.now()}
+	made.op, made.patient, made.age = c.op(kind, counted), c.patient, c.guard.core.near.now()
 	return true, nil
 }
 
 func (g *Guard) endAll(ctx context.Context, claims []*Claim, kind store.Kind, counted bool) []error {
 	errs := make([]error, len(claims))
-	made := make([]call, len(claims))
-	calls := make([]*call, 0, len(claims))
-	places := make([]int, 0, len(claims))
+	l := newCalls(len(claims))
 	patient := true
 	for i, c := range claims {
 		var sends bool
-		if sends, errs[i] = c.ends(ctx, kind, counted, &made[i]); !sends {
+		if sends, errs[i] = c.ends(ctx, kind, counted, &l.made[i]); !sends {
 			continue
 		}
 		patient = patient && c.patient
-		calls = append(calls, &made[i])
-		places = append(places, i)
-	}
-	if len(calls) == 0 {
-		return errs
+		l.send(i)
 	}
 	if !patient {
 		ctx = g.core.ending.with(ctx)
 	}
-	g.core.batcher.do(ctx, calls...)
-	for i, call := range calls {
-		errs[places[i]] = claims[places[i]].endedBy(call)
+	answered := len(l.sent) == 0 || g.core.batcher.do(ctx, l.sent...)
+	for i, c := range l.sent {
+		errs[l.places[i]] = claims[l.places[i]].endedBy(c)
+	}
+	if answered {
+		l.free()
 	}
 	return errs
 }

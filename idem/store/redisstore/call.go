@@ -130,14 +130,15 @@ func (c *call) command(ctx context.Context, p *prefix, terms *[8]any, generation
 	all := make([]any, firstKey, firstKey+1+common+c.room())
 	copy(all, begin[:])
 	all = append(all, p.epochKey(c.tag))
+	// Pointers to strings, where there are many: they need no memory of their own.
 	for i := range c.items {
 		it := &c.items[i]
 		if it.place != nil {
 			all = append(all, it.place.sets[0], it.place.sets[1])
 		}
-		all = append(all, it.key)
+		all = append(all, &it.key)
 		if it.ikey != "" {
-			all = append(all, it.ikey)
+			all = append(all, &it.ikey)
 		}
 	}
 	all[firstKey-1] = len(all) - firstKey
@@ -155,7 +156,7 @@ func (c *call) command(ctx context.Context, p *prefix, terms *[8]any, generation
 		}
 		var param string
 		codes[i], param = encode(it.op, usual)
-		all = append(all, it.op.Claim)
+		all = append(all, &it.op.Claim)
 		if param != "" {
 			all = append(all, param)
 		}

@@ -563,8 +563,11 @@ func TestCompactCommandsPerMessage(t *testing.T) {
 		begins = append(begins, op(store.Begin, fmt.Sprint(i), "a"))
 		commits = append(commits, op(store.Commit, fmt.Sprint(i), "a"))
 	}
-	apply(t, s, batch("p", begins...))
-	apply(t, s, batch("p", commits...))
+	for _, ops := range [][]store.Op{begins, commits} {
+		b := batch("p", ops...)
+		b.Lease = 3 * time.Second // so little that a record would keep its expiry
+		apply(t, s, b)
+	}
 	info, err := c.Info(t.Context(), "commandstats").Result()
 	if err != nil {
 		t.Fatal(err)

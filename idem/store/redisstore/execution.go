@@ -34,13 +34,9 @@ func (x *execution) run(ctx context.Context) error {
 	clear(b.Replies)
 	b.Now = time.Time{}
 	x.terms = x.p.arguments(b)
-	items := make([]item, len(b.Ops))
-	for i := range b.Ops {
-		op := &b.Ops[i]
-		if op.Kind < store.Begin || op.Kind > store.Check {
-			return fmt.Errorf("redisstore: operation %d: there is no kind %d", i, op.Kind)
-		}
-		items[i] = x.item(op, &b.Replies[i])
+	items, err := x.items()
+	if err != nil {
+		return err
 	}
 	for _, round := range x.divide(items) {
 		if err := x.finish(ctx, round); err != nil {
@@ -70,20 +66,40 @@ func (x *execution) lose(c *call, err error) {
 	}
 }
 
-func (x *execution) item(op *store.Op, reply *store.Reply) item {
-	k := &x.p.keys
-	tag := k.tag(op.Token)
-	if op.Kind == store.Issue || op.Kind == store.Check {
-		return item{op: op, reply: reply, key: k.issued(tag, op.Token)}
+// items are the operations with their keys. Those of the records are parts of one string.
+func (x *execution) items() ([]item, error) {
+	b, k := x.b, &x.p.keys
+	items := make([]item, len(b.Ops))
+	ends := make([]int, len(b.Ops))
+	var all []byte
+	for i := range b.Ops {
+		op, it := &b.Ops[i], &items[i]
+		if op.Kind < store.Begin || op.Kind > store.Check {
+			return nil, fmt.Errorf("redisstore: operation %d: there is no kind %d", i, op.Kind)
+		}
+		tag := k.tag(op.Token)
+		it.op, it.reply = op, &b.Replies[i]
+		if op.Kind == store.Issue || op.Kind == store.Check {
+			all = k.appendIssued(all, tag, op.Token)
+		} else {
+			all = k.appendRecord(all, tag, op.Group, op.Token)
+			if c := x.s.compact; c != nil {
+				it.op, it.place = c.keepable(op), c.place(k, tag, op)
+			}
+			if op.Kind == store.Inspect || x.b.IssuedOnly && (op.Kind == store.Begin || op.Kind == store.Spend) {
+				it.ikey = k.issued(tag, op.Token)
+			}
+		}
+		ends[i] = len(all)
+		if i == 0 {
+			all = slices.Grow(all, len(all)*(len(b.Ops)-1)+64) // as the first, the others will be
+		}
 	}
-	it := item{op: op, reply: reply, key: k.record(tag, op.Group, op.Token)}
-	if c := x.s.compact; c != nil {
-		it.op, it.place = c.keepable(op), c.place(k, tag, op)
+	keys, start := string(all), 0
+	for i, end := range ends {
+		items[i].key, start = keys[start:end], end
 	}
-	if op.Kind == store.Inspect || x.b.IssuedOnly && (op.Kind == store.Begin || op.Kind == store.Spend) {
-		it.ikey = k.issued(tag, op.Token)
-	}
-	return it
+	return items, nil
 }
 
 // divide makes calls of the items. The calls of a round touch different records and

@@ -62,14 +62,28 @@ func (k *keys) tag(token string) int {
 }
 
 func (k *keys) record(tag int, group, token string) string {
+	return string(k.appendRecord(nil, tag, group, token))
+}
+
+func (k *keys) appendRecord(b []byte, tag int, group, token string) []byte {
 	if strings.ContainsAny(group, "%:") {
 		group = groupEscapes.Replace(group)
 	}
-	return k.head + strconv.Itoa(tag) + "}:" + group + ":" + token
+	b = append(k.appendTag(b, tag), group...)
+	return append(append(b, ':'), token...)
 }
 
 func (k *keys) issued(tag int, token string) string {
-	return k.head + strconv.Itoa(tag) + "}:%i:" + token
+	return string(k.appendIssued(nil, tag, token))
+}
+
+func (k *keys) appendIssued(b []byte, tag int, token string) []byte {
+	return append(append(k.appendTag(b, tag), "%i:"...), token...)
+}
+
+// appendTag appends how all keys of a tag begin.
+func (k *keys) appendTag(b []byte, tag int) []byte {
+	return append(strconv.AppendInt(append(b, k.head...), int64(tag), 10), "}:"...)
 }
 
 // bucket are the keys of a bucket's sets, of the even and the odd generation.
