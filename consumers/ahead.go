@@ -13,7 +13,7 @@ import (
 // to start within horizon, and no further than maxWindow.
 const (
 	horizon   = 50 * time.Millisecond
-	maxWindow = 256
+	maxWindow = 384
 )
 
 // mostHeld is how many deliveries the lane has a use for.

@@ -62,8 +62,10 @@ elseif ARGV[2] == '1' then
 end
 
 local clock = call('TIME')
-local now = clock[1] * 1000000 + clock[2]
-local stamp = format('%.0f', math.floor(now / 1000)) -- since when a token is done or dead
+local micros = sub('00000' .. clock[2], -6)
+local now_text = clock[1] .. micros
+local now = now_text + 0
+local stamp = clock[1] .. sub(micros, 1, 3) -- since when a token is done or dead
 local terms = '|' .. ARGV[3] .. '|' .. ARGV[4] -- a guard's own: no other has its incarnation
 local tail = format('%.0f', now + ARGV[3]) .. terms
 local first = '|1|0|0|0||||' -- attempt to fence id of a first claim, without redrive or fingerprint
@@ -72,7 +74,7 @@ local px_live, px_kept = ARGV[5], ARGV[6]
 local issued_only = ARGV[10] == '1'
 local usual_max, codes = ARGV[11], ARGV[12]
 local claim_param = '^(%d+)|(%d+)|(.*)$' -- of B and S
-local reply = {format('%.0f', now), epoch, ''}
+local reply = {now_text, epoch, ''}
 -- A record that becomes done within its lease may keep its expiry, which is a retention away
 -- and at most a lease more, where that is no more than a thousandth. It saves a third of the time.
 local keeps = not sets and ARGV[3] + 0 <= px_kept + 0
@@ -665,8 +667,8 @@ end
 -- and within its lease.
 local function own(v, claim)
   local n = #claim + #first + 4
-  local deadline = sub(v, n, n + #reply[1] - 1)
-  return v == '1p|' .. claim .. first .. deadline .. terms and deadline > reply[1]
+  local deadline = sub(v, n, n + #now_text - 1)
+  return v == '1p|' .. claim .. first .. deadline .. terms and deadline > now_text
 end
 
 -- commit executes c; what is under its first claim is completed here.
