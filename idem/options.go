@@ -114,8 +114,9 @@ func WithExpire(minutes int) Option {
 }
 
 // WithRetention sets how long a handled token is remembered, counted from its
-// completion; the default is 24 hours. A redelivery after that is handled again:
-// make it longer than the broker can still redeliver. Costs the store's memory.
+// completion, or up to a thousandth longer; the default is 24 hours. A redelivery after
+// that is handled again: make it longer than the broker can still redeliver. Costs the
+// store's memory.
 func WithRetention(d time.Duration) Option {
 	return func(o *Options) { o.retention = d }
 }
