@@ -134,7 +134,7 @@ func (c *call) command(ctx context.Context, p *prefix, terms *[8]any, generation
 	for i := range c.items {
 		it := &c.items[i]
 		if it.place != nil {
-			all = append(all, it.place.sets[0], it.place.sets[1])
+			all = append(all, &it.place.sets[0], &it.place.sets[1])
 		}
 		all = append(all, &it.key)
 		if it.ikey != "" {
@@ -152,7 +152,7 @@ func (c *call) command(ctx context.Context, p *prefix, terms *[8]any, generation
 	for i := range c.items {
 		it := &c.items[i]
 		if it.place != nil {
-			all = append(all, it.place.fingerprint, it.place.phase)
+			all = append(all, &it.place.fingerprint, &it.place.phase)
 		}
 		var param string
 		codes[i], param = encode(it.op, usual)

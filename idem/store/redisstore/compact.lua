@@ -29,7 +29,7 @@ do
   local without = {r = true, R = true, w = true, t = true, k = true} -- operations that need no bucket
 
   local now, length -- ms
-  local even, fingerprint, phase -- the operation's; even is a place in KEYS
+  local even, fingerprint -- the operation's, as places in KEYS and ARGV; behind the latter is the phase
 
   -- start is told the clock in microseconds, and how long a generation lasts.
   function sets.start(micros, generation)
@@ -42,21 +42,20 @@ do
     if without[code] then
       return k, a
     end
-    even, fingerprint, phase = k, ARGV[a], ARGV[a + 1] + 0
+    even, fingerprint = k, a
     return k + 2, a + 2
   end
 
   -- try executes a command on the fingerprint in set n, 0 or 1: its answer, or nil and the
   -- line to answer.
   local function try(command, n)
-    local answer = pcall(command, KEYS[even + n], fingerprint)
-    if type(answer) == 'table' then
-      if string.find(answer.err, '^WRONGTYPE') then
-        return nil, '!t' .. 3 + n
-      end
-      error(answer)
+    local answer = pcall(command, KEYS[even + n], ARGV[fingerprint])
+    if answer == 0 or answer == 1 then
+      return answer
+    elseif string.find(answer.err, '^WRONGTYPE') then
+      return nil, '!t' .. 3 + n
     end
-    return answer
+    error(answer)
   end
 
   -- where is the key of the set that has the token, or false; nil, and the line to answer,
@@ -76,6 +75,7 @@ do
   -- add returns the line to answer on error. A set that is to go earlier than what is
   -- added now is kept, with all that it has: the clock, or the settings, were changed.
   function sets.add()
+    local phase = ARGV[fingerprint + 1] + 0
     local generation = floor((now + phase) / length)
     local n = generation % 2
     local _, err = try('SADD', n)

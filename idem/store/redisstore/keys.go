@@ -88,8 +88,13 @@ func (k *keys) appendTag(b []byte, tag int) []byte {
 
 // bucket are the keys of a bucket's sets, of the even and the odd generation.
 func (k *keys) bucket(tag int, n uint64) [2]string {
-	key := k.head + strconv.Itoa(tag) + "}:%b:" + strconv.FormatUint(n, 10)
-	return [2]string{key + ":0", key + ":1"}
+	b := append(k.appendTag(nil, tag), "%b:"...)
+	b = append(strconv.AppendUint(b, n, 10), ":0"...)
+	half := len(b)
+	b = append(b, b...)
+	b[len(b)-1] = '1'
+	both := string(b)
+	return [2]string{both[:half], both[half:]}
 }
 
 func (k *keys) incarnation(name string) string {
