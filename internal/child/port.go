@@ -10,15 +10,19 @@ import (
 	"testing"
 )
 
-// lowestPort is above the ports that well-known servers have by default.
-const lowestPort = 11_000
+// From lowestPort on there are few servers that anybody runs; below a range of the system's
+// there have to be some thousand ports for tests that run side by side.
+const (
+	lowestPort = 11_000
+	fewest     = 5_000
+)
 
 var handedOut sync.Map // the ports that FreePort returned in this process
 
 // FreePort returns a TCP port of 127.0.0.1 that is free now, and that this process was not
-// given before. It is below the ports that the system gives out by itself: a server that is
-// restarted there would otherwise find, now and then, that its port is meanwhile the near
-// end of somebody's connection. Another process may still take it.
+// given before. It is below the ports that the system gives out by itself, where it leaves
+// room there: a server that is restarted would otherwise find, now and then, that its port is
+// meanwhile the near end of somebody's connection. Another process may still take it.
 func FreePort(tb testing.TB) int {
 	tb.Helper()
 	end := ephemeralFrom()
@@ -53,7 +57,7 @@ func ephemeralFrom() int {
 		return usual
 	}
 	var from int
-	if _, err := fmt.Sscan(string(text), &from); err != nil || from <= lowestPort {
+	if _, err := fmt.Sscan(string(text), &from); err != nil || from < lowestPort+fewest {
 		return usual
 	}
 	return from

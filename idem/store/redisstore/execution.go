@@ -66,7 +66,7 @@ func (x *execution) lose(c *call, err error) {
 	}
 }
 
-// items are the operations with their keys. Those of the records are parts of one string.
+// items are the operations with their keys, which are parts of one string.
 func (x *execution) items() ([]item, error) {
 	b, k := x.b, &x.p.keys
 	items := make([]item, len(b.Ops))

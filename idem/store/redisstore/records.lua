@@ -66,7 +66,7 @@ local micros = sub('00000' .. clock[2], -6)
 local now_text = clock[1] .. micros
 local now = now_text + 0
 local stamp = clock[1] .. sub(micros, 1, 3) -- since when a token is done or dead
-local terms = '|' .. ARGV[3] .. '|' .. ARGV[4] -- a guard's own: no other has its incarnation
+local terms = '|' .. ARGV[3] .. '|' .. ARGV[4] -- how a record says under which terms it is held
 local tail = format('%.0f', now + ARGV[3]) .. terms
 local first = '|1|0|0|0||||' -- attempt to fence id of a first claim, without redrive or fingerprint
 local first_tail = first .. tail
@@ -76,7 +76,7 @@ local usual_max, codes = ARGV[11], ARGV[12]
 local claim_param = '^(%d+)|(%d+)|(.*)$' -- of B and S
 local reply = {now_text, epoch, ''}
 -- A record that becomes done within its lease may keep its expiry, which is a retention away
--- and at most a lease more, where that is no more than a thousandth. It saves a third of the time.
+-- and at most a lease more, where that is no more than a thousandth: one command, not two.
 local keeps = not sets and ARGV[3] + 0 <= px_kept + 0
 if sets then
   sets.start(now, ARGV[13])
@@ -663,8 +663,9 @@ local function begin(key, claim, param, ikey)
   return full().begin(key, v, claim, redrive, max, fp)
 end
 
--- own tells whether v is in progress under its first claim, which is this one of this guard,
--- and within its lease.
+-- own tells whether v is in progress under its first claim, which is this one, with these
+-- terms and within its lease. A claim's retention does not change (see store.Batch), so the
+-- record has it ahead of itself.
 local function own(v, claim)
   local n = #claim + #first + 4
   local deadline = sub(v, n, n + #now_text - 1)

@@ -110,7 +110,8 @@ var _ store.Store = (*Store)(nil)
 // that cannot be, every call fails with an error that says so.
 //
 // A context's deadline bounds a call only where the client's ContextTimeoutEnabled is
-// set; else its timeouts and retries do. Retries are safe.
+// set; else its timeouts and retries do. Retries are safe. Hooks of the client see keys and
+// claim ids as *string, which must not be read after the command was processed.
 func New(c redis.UniversalClient, opts ...Option) *Store {
 	s := &Store{client: c, tags: defaultTags, now: time.Now, prefixes: make(map[string]*prefix)}
 	for _, o := range opts {
