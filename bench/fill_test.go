@@ -86,7 +86,7 @@ func TestFillIsWhatTheLibraryWrites(t *testing.T) {
 			if !recordShape.MatchString(h.key) || !valueShape.MatchString(h.value) || h.kind != "embstr" && h.kind != "raw" {
 				t.Fatalf("%s: %s is %q (%s)", name, h.key, h.value, h.kind)
 			}
-			if h.left <= idem.DefaultRetention-time.Minute || h.left > idem.DefaultRetention {
+			if h.left <= idem.DefaultRetention-time.Minute || h.left > idem.DefaultRetention+idem.DefaultLease {
 				t.Errorf("%s: %s has %v left", name, h.key, h.left)
 			}
 			cost[name][len(h.key)*1000+len(h.value)] = h.bytes
