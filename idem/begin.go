@@ -107,7 +107,7 @@ func (g *Guard) SpendAll(ctx context.Context, reqs []Request) []Begun {
 
 func newRequest(token string, opts []ClaimOption) Request {
 	if len(opts) == 0 {
-		return Request{Token: token} // which needs no memory of its own, as where options may keep it
+		return Request{Token: token} // on the stack: below, options may keep r
 	}
 	r := Request{Token: token}
 	for _, o := range opts {

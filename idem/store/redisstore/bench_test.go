@@ -53,7 +53,7 @@ func BenchmarkBeginCommit(b *testing.B) {
 // messages claims and completes n messages, size at a time.
 func messages(s store.Store, name string, size, n int) error {
 	x := batch("bench")
-	x.Owner, x.Incarnation, x.Lease, x.Retention = "pod-1", 1790000000000000, 30*time.Second, 24*time.Hour
+	x.Owner, x.Incarnation, x.Lease, x.Retention = "pod-1", 1790000000000000, 10*time.Second, 24*time.Hour
 	var held []store.Op
 	for i := 0; i < n || len(held) > 0; {
 		x.Ops = append(x.Ops[:0], held...)

@@ -67,7 +67,8 @@ local now_text = clock[1] .. micros
 local now = now_text + 0
 local stamp = clock[1] .. sub(micros, 1, 3) -- since when a token is done or dead
 local terms = '|' .. ARGV[3] .. '|' .. ARGV[4] -- how a record says under which terms it is held
-local tail = format('%.0f', now + ARGV[3]) .. terms
+local lease_ends = format('%.0f', now + ARGV[3]) -- of one that begins now
+local tail = lease_ends .. terms
 local first = '|1|0|0|0||||' -- attempt to fence id of a first claim, without redrive or fingerprint
 local first_tail = first .. tail
 local px_live, px_kept = ARGV[5], ARGV[6]
@@ -480,7 +481,7 @@ local function operations()
     elseif not r or r.st ~= 'p' or r.claim ~= claim then
       return 'l'
     end
-    hold(key, r, format('%.0f', now + ARGV[3]) .. '|' .. ARGV[3] .. '|' .. r.inc .. '|' .. r.owner)
+    hold(key, r, lease_ends .. '|' .. ARGV[3] .. '|' .. r.inc .. '|' .. r.owner)
     return ''
   end
 
