@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/idemq/idemq/internal/child"
 	"github.com/idemq/idemq/internal/program"
 	"github.com/idemq/idemq/internal/rabbittest"
 	"github.com/idemq/idemq/internal/redistest"
@@ -31,10 +32,10 @@ func TestProgram(t *testing.T) {
 			flag string
 			args []string
 		}{
-			{"-amqp", []string{"-redis", redis, "-amqp", "amqp://guest:guest@" + program.UnusedAddr(t) + "/"}},
+			{"-amqp", []string{"-redis", redis, "-amqp", "amqp://guest:guest@" + child.FreeAddr(t) + "/"}},
 			{"-amqp", []string{"-redis", redis, "-amqp", strings.Replace(broker.URL(), "guest:guest", "guest:secret", 1)}},
 			{"-amqp: write it as", []string{"-redis", redis, "-amqp", "nonsense"}},
-			{"-redis", []string{"-redis", "redis://" + program.UnusedAddr(t) + "/0"}},
+			{"-redis", []string{"-redis", "redis://" + child.FreeAddr(t) + "/0"}},
 			{"-redis", []string{"-redis", "nonsense"}},
 			{"-n", []string{"-n", "0"}},
 		} {

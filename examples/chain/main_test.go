@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/idemq/idemq/internal/child"
 	"github.com/idemq/idemq/internal/kafkatest"
 	"github.com/idemq/idemq/internal/program"
 	"github.com/idemq/idemq/internal/redistest"
@@ -39,9 +40,9 @@ func TestCannotRun(t *testing.T) {
 		flag string
 		args []string
 	}{
-		{"-kafka", []string{"-redis", redis, "-kafka", program.UnusedAddr(t)}},
+		{"-kafka", []string{"-redis", redis, "-kafka", child.FreeAddr(t)}},
 		{"-kafka", []string{"-redis", redis, "-kafka", "nonsense"}},
-		{"-redis", []string{"-redis", "redis://" + program.UnusedAddr(t) + "/0"}},
+		{"-redis", []string{"-redis", "redis://" + child.FreeAddr(t) + "/0"}},
 		{"-redis", []string{"-redis", "nonsense"}},
 		{"-n", []string{"-n", "0"}},
 	} {

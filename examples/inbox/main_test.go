@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/idemq/idemq/internal/child"
 	"github.com/idemq/idemq/internal/natstest"
 	"github.com/idemq/idemq/internal/program"
 	"github.com/idemq/idemq/internal/sqltest"
@@ -75,9 +76,9 @@ func TestCannotRun(t *testing.T) {
 		word string
 		args []string
 	}{
-		{"-db", []string{"-db", "postgres://" + program.UnusedAddr(t) + "/test?connect_timeout=2"}},
+		{"-db", []string{"-db", "postgres://" + child.FreeAddr(t) + "/test?connect_timeout=2"}},
 		{"-db", []string{"-db", filepath.Join(t.TempDir(), "no", "folder")}},
-		{"-nats", []string{"-nats", "nats://" + program.UnusedAddr(t)}},
+		{"-nats", []string{"-nats", "nats://" + child.FreeAddr(t)}},
 		{"-n", []string{"-n", "0"}},
 		{"-kills", []string{"-kills", "-1"}},
 	} {

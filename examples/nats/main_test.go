@@ -6,6 +6,7 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 
+	"github.com/idemq/idemq/internal/child"
 	"github.com/idemq/idemq/internal/natstest"
 	"github.com/idemq/idemq/internal/program"
 	"github.com/idemq/idemq/internal/redistest"
@@ -58,11 +59,11 @@ func TestCannotRun(t *testing.T) {
 		flag string
 		args []string
 	}{
-		{"-nats", []string{"-redis", redis, "-nats", "nats://" + program.UnusedAddr(t)}},
+		{"-nats", []string{"-redis", redis, "-nats", "nats://" + child.FreeAddr(t)}},
 		{"-nats: write it as", []string{"-redis", redis, "-nats", "nonsense"}},
 		{"-nats", []string{"-redis", redis, "-nats", "nats://localhost:99999"}},
 		{"-nats", []string{"-redis", redis, "-nats", noJetStream.URL()}},
-		{"-redis", []string{"-redis", "redis://" + program.UnusedAddr(t) + "/0"}},
+		{"-redis", []string{"-redis", "redis://" + child.FreeAddr(t) + "/0"}},
 		{"-redis", []string{"-redis", "nonsense"}},
 		{"-n", []string{"-n", "0"}},
 	} {

@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/idemq/idemq/internal/child"
 	"github.com/idemq/idemq/internal/natstest"
 	"github.com/idemq/idemq/internal/program"
 	"github.com/idemq/idemq/internal/redistest"
@@ -98,10 +99,10 @@ func TestServerAway(t *testing.T) {
 	bin := program.Build(t)
 	noStreams := natstest.Start(t, func(o *server.Options) { o.JetStream = false })
 	for _, args := range [][]string{
-		{"-nats", "nats://" + program.UnusedAddr(t)},
+		{"-nats", "nats://" + child.FreeAddr(t)},
 		{"-nats", "nats://[nonsense"},
 		{"-nats", noStreams.URL()},
-		{"-redis", "redis://" + program.UnusedAddr(t) + "/0"},
+		{"-redis", "redis://" + child.FreeAddr(t) + "/0"},
 		{"-redis", "nonsense"},
 	} {
 		begin := time.Now()

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/idemq/idemq/internal/child"
 	"github.com/idemq/idemq/internal/program"
 	"github.com/idemq/idemq/internal/redistest"
 )
@@ -24,7 +25,7 @@ func TestPassesOnce(t *testing.T) {
 
 func TestServerAway(t *testing.T) {
 	bin := program.Build(t)
-	for _, url := range []string{"redis://" + program.UnusedAddr(t) + "/0", "nonsense", "redis://localhost:99999/0"} {
+	for _, url := range []string{"redis://" + child.FreeAddr(t) + "/0", "nonsense", "redis://localhost:99999/0"} {
 		status, out, errs := program.Run(t, bin, "-redis", url)
 		if status != 2 || out != "" {
 			t.Errorf("%s: exit status %d, want 2; output %q", url, status, out)

@@ -42,7 +42,7 @@ func FreePort(tb testing.TB) int {
 	return 0
 }
 
-// FreeAddr is 127.0.0.1 with a port as [FreePort] returns it.
+// FreeAddr is 127.0.0.1 with a port as [FreePort] returns it: where nobody listens yet.
 func FreeAddr(tb testing.TB) string {
 	tb.Helper()
 	return net.JoinHostPort("127.0.0.1", strconv.Itoa(FreePort(tb)))

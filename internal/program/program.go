@@ -7,8 +7,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
-
-	"github.com/idemq/idemq/internal/child"
 )
 
 // Build builds the program in the test's own folder, and returns its file.
@@ -33,10 +31,4 @@ func Run(t *testing.T, bin string, args ...string) (status int, stdout, stderr s
 		t.Fatal(err)
 	}
 	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
-}
-
-// UnusedAddr is where nobody listens.
-func UnusedAddr(t *testing.T) string {
-	t.Helper()
-	return child.FreeAddr(t)
 }
