@@ -47,49 +47,20 @@
 --                                             a record; strings: claim, owner, fingerprint, result
 --   !t, !u, !n and key no. 1 or 2             wrong type, unreadable, newer version
 
-local find, format, match, sub = string.find, string.format, string.match, string.sub
-local call, pcall = redis.call, redis.pcall
-local KEYS, ARGV = KEYS, ARGV
-
-local epoch = call('GET', KEYS[1])
-if not epoch or epoch == '' then
-  epoch = ARGV[1]
-  if epoch ~= '' then
-    call('SET', KEYS[1], epoch)
-  end
-elseif ARGV[2] == '1' then
-  call('SET', KEYS[1], epoch)
-end
-
-local clock = call('TIME')
-local micros = sub('00000' .. clock[2], -6)
-local now_text = clock[1] .. micros
-local now = now_text + 0
-local stamp = clock[1] .. sub(micros, 1, 3) -- since when a token is done or dead
-local terms = '|' .. ARGV[3] .. '|' .. ARGV[4] -- how a record says under which terms it is held
-local lease_ends = format('%.0f', now + ARGV[3]) -- of one that begins now
-local tail = lease_ends .. terms
-local first = '|1|0|0|0||||' -- attempt to fence id of a first claim, without redrive or fingerprint
-local first_tail = first .. tail
-local px_live, px_kept = ARGV[5], ARGV[6]
-local issued_only = ARGV[10] == '1'
-local usual_max, codes = ARGV[11], ARGV[12]
 local claim_param = '^(%d+)|(%d+)|(.*)$' -- of B and S
-local reply = {now_text, epoch, ''}
--- A record that becomes done within its lease may keep its expiry, which is a retention away
--- and at most a lease more, where that is no more than a thousandth: one command, not two.
-local keeps = not sets and ARGV[3] + 0 <= px_kept + 0
-if sets then
-  sets.start(now, ARGV[13])
-end
 
--- operations returns what executes all that is not as usual. Each call would pay for the
--- functions, as much as for some operations, so they are made where they are needed.
-local function operations()
-  local byte, floor = string.byte, math.floor
+-- operations returns what executes all that is not as usual, by its letter. Each call of the
+-- script would pay for these functions, and for each local that they took from it, as much
+-- as for some operations: so they are made where they are needed, of what they are given.
+local function operations(now, stamp, lease_ends, terms, reply)
+  local find, format, match, byte, floor = string.find, string.format, string.match, string.byte, math.floor
+  local call, pcall = redis.call, redis.pcall
+  local ARGV, sets = ARGV, sets
   local incarnation, owner = match(ARGV[4], '^(%d+)|(.*)$')
+  local tail = lease_ends .. terms
+  local px_live, px_kept, px_issued, px_spent = ARGV[5], ARGV[6], ARGV[8], ARGV[9]
   local check_until = format('%.0f', now + ARGV[7])
-  local px_issued, px_spent = ARGV[8], ARGV[9]
+  local issued_only = ARGV[10] == '1'
 
   -- add keeps a byte string for the reply and returns its number.
   local function add(s)
@@ -317,26 +288,32 @@ local function operations()
     r.claim, r.attempt = claim, r.attempt + 1
   end
 
-  -- look is what a Begin asks before it claims, under issued-only or where the sets have the
-  -- token (home): the record, or false; or the line to answer.
-  local function look(key, ikey, redrive, home)
-    local v, err = get(key, 1)
-    if v or err then
-      return v, err
-    elseif home then
-      return nil, 'D'
+  -- begin answers a Begin that met a record, or the error of reading it; or nothing so far,
+  -- under issued-only and where the sets have the token (home).
+  local function begin(key, claim, param, ikey, met, home)
+    local redrive, max, fp = '0', ARGV[11], ''
+    if param then
+      redrive, max, fp = match(param, claim_param)
     end
-    return false, unknown(ikey, redrive)
-  end
-
-  -- begin answers a Begin that met v, a record or the error of reading it.
-  local function begin(key, v, claim, redrive, max, fp)
-    if type(v) == 'table' then
-      return wrong(v, 1)
+    local r, err
+    if met == nil then
+      r, err = load(key)
+    elseif type(met) == 'table' then
+      err = wrong(met, 1)
+    else
+      r, err = parse(met)
     end
-    local r, err = parse(v)
-    if not r then
+    if err then
       return err
+    elseif not r and home then
+      return 'D'
+    elseif not r then
+      local line = unknown(ikey, redrive)
+      if line then
+        return line
+      end
+      hold(key, {claim = claim, attempt = 1, spent = 0, expiries = 0, redrive = redrive, fp = fp, fence = '', fid = ''}, tail)
+      return ''
     end
 
     local own, st, held = r.claim == claim, r.st, live(r)
@@ -381,7 +358,8 @@ local function operations()
     return claimed(r)
   end
 
-  local function spend(key, ikey, claim, redrive, fp)
+  local function spend(key, claim, param, ikey)
+    local redrive, _, fp = match(param, claim_param)
     local r, err = load(key)
     if err then
       return err
@@ -424,9 +402,15 @@ local function operations()
     return finish(key, 's', r, '') or claimed(r)
   end
 
-  -- commit answers a Commit that met v: a record, the error of reading it, or false.
-  local function commit(key, v, claim, attempt, result)
-    if not v then
+  -- commit answers a Commit. If it is as usual but for what it met, that is a record, the
+  -- error of reading it, or false.
+  local function commit(key, claim, param, _, met)
+    local attempt, result = '1', ''
+    if param then
+      attempt, result = match(param, '^(%d+)|(.*)$')
+      met = pcall('GET', key)
+    end
+    if not met then
       local is, err = done()
       if err then
         return err
@@ -435,10 +419,10 @@ local function operations()
       end
       return finish(key, 'd',
         {claim = claim, attempt = attempt + 0, spent = 0, expiries = 0, redrive = '0', fp = '', fence = '', fid = ''}, result) or ''
-    elseif type(v) == 'table' then
-      return wrong(v, 1)
+    elseif type(met) == 'table' then
+      return wrong(met, 1)
     end
-    local r, err = parse(v)
+    local r, err = parse(met)
     if not r then
       return err
     end
@@ -613,16 +597,7 @@ local function operations()
   end
 
   return {
-    look = look, begin = begin, commit = commit,
-    S = function(key, claim, param, ikey)
-      local redrive, _, fp = match(param, claim_param)
-      return spend(key, ikey, claim, redrive, fp)
-    end,
-    C = function(key, claim, param)
-      local attempt, result = match(param, '^(%d+)|(.*)$')
-      return commit(key, pcall('GET', key), claim, attempt, result)
-    end,
-    r = release,
+    b = begin, B = begin, S = spend, c = commit, C = commit, r = release,
     R = function(key, claim)
       return release(key, claim, true)
     end,
@@ -630,82 +605,47 @@ local function operations()
   }
 end
 
-local made
-local function full()
-  made = made or operations()
-  return made
+local find, match, sub, type = string.find, string.match, string.sub, type
+local call, pcall = redis.call, redis.pcall
+local KEYS, ARGV = KEYS, ARGV
+
+local epoch = call('GET', KEYS[1])
+if not epoch or epoch == '' then
+  epoch = ARGV[1]
+  if epoch ~= '' then
+    call('SET', KEYS[1], epoch)
+  end
+elseif ARGV[2] == '1' then
+  call('SET', KEYS[1], epoch)
 end
 
--- begin executes b, and B, which has a parameter. What a first claim's record says behind
--- the claim id is the same for all of b.
-local function begin(key, claim, param, ikey)
-  local redrive, max, fp, behind = '0', usual_max, '', first_tail
-  if param then
-    redrive, max, fp = match(param, claim_param)
-    behind = '|1|0|0|' .. redrive .. '|' .. fp .. '|||' .. tail
-  end
-  local v, home, line
-  if sets then
-    home, line = sets.where()
-    if line then
-      return line
-    end
-  end
-  if issued_only or home then
-    v, line = full().look(key, ikey, redrive, home)
-    if line then
-      return line
-    end
-  end
-  v = v or pcall('SET', key, '1p|' .. claim .. behind, 'NX', 'GET', 'PX', px_live)
-  if not v then
-    return ''
-  end
-  return full().begin(key, v, claim, redrive, max, fp)
+local clock = call('TIME')
+local micros = sub('00000' .. clock[2], -6)
+local now_text = clock[1] .. micros
+local now = now_text + 0
+local stamp = clock[1] .. sub(micros, 1, 3) -- since when a token is done or dead
+local terms = '|' .. ARGV[3] .. '|' .. ARGV[4] -- how a record says under which terms it is held
+local lease_ends = string.format('%.0f', now + ARGV[3]) -- of one that begins now
+local first = '|1|0|0|0||||' -- attempt to fence id of a first claim, without redrive or fingerprint
+local first_tail = first .. lease_ends .. terms
+local px_live, px_kept = ARGV[5], ARGV[6]
+local issued_only = ARGV[10] == '1'
+local codes = ARGV[12]
+local reply = {now_text, epoch, ''}
+-- A record that becomes done within its lease may keep its expiry, which is a retention away
+-- and at most a lease more, where that is no more than a thousandth: one command, not two.
+local keeps = not sets and ARGV[3] + 0 <= px_kept + 0
+if sets then
+  sets.start(now, ARGV[13])
 end
 
--- own tells whether v is in progress under its first claim, which is this one, with these
--- terms and within its lease. A claim's retention does not change (see store.Batch), so the
--- record has it ahead of itself.
-local function own(v, claim)
-  local n = #claim + #first + 4
-  local deadline = sub(v, n, n + #now_text - 1)
-  return v == '1p|' .. claim .. first .. deadline .. terms and deadline > now_text
-end
-
--- commit executes c; what is under its first claim is completed here.
-local function commit(key, claim)
-  local done, v = '1d|' .. claim .. '|' .. stamp, nil
-  if keeps then
-    v = pcall('SET', key, done, 'XX', 'GET', 'KEEPTTL')
-  else
-    v = pcall('GET', key)
-  end
-  if type(v) ~= 'string' or not own(v, claim) then
-    if keeps and type(v) == 'string' then
-      call('SET', key, v, 'KEEPTTL')
-      keeps = false -- there may be more of the kind
-    end
-    return full().commit(key, v, claim, '1', '')
-  elseif sets then
-    local line = sets.add()
-    if line then
-      return line
-    end
-    call('DEL', key)
-  elseif not keeps then
-    call('SET', key, done, 'PX', px_kept)
-  end
-  return ''
-end
-
-local usual = {b = begin, B = begin, c = commit}
+local made -- operations, once there is something for them
 local lines = {}
 local k, a, i = 2, 14, 1
 while i <= #codes do
   local code = sub(codes, i, i)
-  local execute = usual[code] or full()[code]
-  local gated = code == 'q' or issued_only and (code == 'b' or code == 'B' or code == 'S')
+  local begins, completes = code == 'b' or code == 'B', code == 'c'
+  local gated = code == 'q' or issued_only and (begins or code == 'S')
   local parametrized = code == 'B' or code == 'S' or code == 'C'
   local _, last = find(codes, code .. '+', i) -- a run of one kind
   for n = i, last do
@@ -721,8 +661,57 @@ while i <= #codes do
       a = a + 1
       param = ARGV[a]
     end
-    lines[n] = execute(key, claim, param, ikey)
     k, a = k + 1, a + 1
+
+    local line, met, home -- the line to answer, once it is known
+    if begins then
+      -- What a first claim's record says behind the claim id is the same for all of b.
+      local behind = first_tail
+      if param then
+        local redrive, _, fp = match(param, claim_param)
+        behind = '|1|0|0|' .. redrive .. '|' .. fp .. '|||' .. lease_ends .. terms
+      end
+      if sets then
+        home, line = sets.where()
+      end
+      if not (issued_only or home or line) then
+        met = pcall('SET', key, '1p|' .. claim .. behind, 'NX', 'GET', 'PX', px_live)
+        line = not met and '' or nil
+      end
+    elseif completes then
+      -- What is in progress under its first claim, which is this one, with these terms and
+      -- within its lease. A claim's retention does not change (see store.Batch), so the
+      -- record has it ahead of itself.
+      local done = '1d|' .. claim .. '|' .. stamp
+      if keeps then
+        met = pcall('SET', key, done, 'XX', 'GET', 'KEEPTTL')
+      else
+        met = pcall('GET', key)
+      end
+      if type(met) == 'string' then
+        local from = #claim + #first + 4
+        local deadline = sub(met, from, from + #now_text - 1)
+        if met == '1p|' .. claim .. first .. deadline .. terms and deadline > now_text then
+          line = ''
+          if sets then
+            line = sets.add() or ''
+            if line == '' then
+              call('DEL', key)
+            end
+          elseif not keeps then
+            call('SET', key, done, 'PX', px_kept)
+          end
+        elseif keeps then
+          call('SET', key, met, 'KEEPTTL')
+          keeps = false -- there may be more of the kind
+        end
+      end
+    end
+    if not line then
+      made = made or operations(now, stamp, lease_ends, terms, reply)
+      line = made[code](key, claim, param, ikey, met, home)
+    end
+    lines[n] = line
   end
   i = last + 1
 end
