@@ -110,12 +110,12 @@ func (r inboxRole) keepDying(t *testing.T, h *hangman, ending <-chan struct{}) {
 		}
 		select {
 		case <-ending:
-			if err := p.terminate(); err != nil && !p.diedOfKill() {
+			if err := p.terminate(); err != nil && !p.diedOf(syscall.SIGKILL) {
 				t.Error(err)
 			}
 			return
 		case <-p.Done():
-			if !p.diedOfKill() || r.Doom.Spot == "" {
+			if !p.diedOf(syscall.SIGKILL) || r.Doom.Spot == "" {
 				t.Errorf("%s ended by itself: %v", r.Instance, p.cmd.ProcessState)
 				return
 			}

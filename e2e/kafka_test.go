@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -259,12 +260,12 @@ func (r kafkaRole) keepAlive(t *testing.T) (stop func() int) {
 		for {
 			select {
 			case <-ending:
-				if err := p.terminate(); err != nil {
+				if err := p.terminate(); err != nil && !p.diedOf(syscall.SIGKILL) {
 					t.Error(err)
 				}
 				return
 			case <-p.Done():
-				if !p.diedOfKill() {
+				if !p.diedOf(syscall.SIGKILL) {
 					t.Errorf("consumer process %d ended by itself: %v", p.pid(), p.cmd.ProcessState)
 					return
 				}
