@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"testing"
@@ -23,34 +24,32 @@ const (
 	pipelined   = 500
 )
 
-// compactFor is the compact layout for so many tokens a retention.
-func compactFor(tokens int) idem.Option {
-	return idem.WithCompact(redisstore.Compact{Tokens: tokens})
-}
-
 // benchTokens is what the compact layouts of rows are made for, where nothing else is said.
 const benchTokens = 10_000_000
 
 // layout is how the library keeps records in Redis.
 type layout struct {
 	name  string
-	guard []idem.Option
 	store []redisstore.Option
 }
 
-func layouts() []layout {
-	return []layout{
-		{name: "records"},
-		{
-			name: "compact", guard: []idem.Option{compactFor(benchTokens)},
-			store: []redisstore.Option{redisstore.WithCompact(redisstore.Compact{Tokens: benchTokens})},
-		},
+func layouts() []layout { return []layout{{name: "records"}, compactLayout(benchTokens)} }
+
+func compactLayout(tokens int) layout {
+	return layout{name: "compact", store: []redisstore.Option{redisstore.WithCompact(redisstore.Compact{Tokens: tokens})}}
+}
+
+// divided is the layout with another number of hash tags.
+func (l layout) divided(tags int) layout {
+	return layout{
+		name:  fmt.Sprintf("%s, %d tags", l.name, tags),
+		store: append(slices.Clone(l.store), redisstore.WithTags(tags)),
 	}
 }
 
 // guard is a guard on the bed, with a layout.
 func (b *bed) guard(l layout) *idem.Guard {
-	return idem.New(append([]idem.Option{idem.WithRedis(b.client)}, l.guard...)...)
+	return idem.New(idem.WithStore(redisstore.New(b.client, l.store...)))
 }
 
 // doing calls Do with fresh tokens and a handler that does nothing.

@@ -60,7 +60,7 @@ func TestSizingLoads(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 	}
-	if len(z.Duplicates) != 10 || len(z.Masters) != 4 {
+	if len(z.Duplicates) != 10 || len(z.Masters) != 6 {
 		t.Errorf("%d and %d loads", len(z.Duplicates), len(z.Masters))
 	}
 }

@@ -156,7 +156,7 @@ func (z *Sizing) sizeTokens(t *testing.T, o SizingOptions, length time.Duration)
 				t.Fatal(err)
 			}
 			t.Logf("filled in %.0f s", time.Since(begun).Seconds())
-			l := layout{name: "compact", guard: []idem.Option{compactFor(n)}}
+			l := compactLayout(n)
 			within := Remembered{Layout: "compact", Tokens: n, AtOnce: !one}
 			z.remember(t, b, empty, within, calling{})
 			// Half of the generation before is what there is on average.
@@ -278,9 +278,9 @@ func (z *Sizing) sizePartitions(t *testing.T, messages int, partitions []int) {
 }
 
 // each measures a load for each layout and value, on an emptied Redis.
-func each(t *testing.T, b *bed, values []float64, load func(l layout, value float64) calling) (all []Sized) {
+func each(t *testing.T, b *bed, all []layout, values []float64, load func(l layout, value float64) calling) (sized []Sized) {
 	t.Helper()
-	for _, l := range layouts() {
+	for _, l := range all {
 		for _, v := range values {
 			b.empty(t)
 			c := load(l, v)
@@ -290,11 +290,11 @@ func each(t *testing.T, b *bed, values []float64, load func(l layout, value floa
 				t.Fatal(err)
 			}
 			got.PerSecond = nil
-			all = append(all, Sized{Layout: l.name, Value: v, Load: *got})
+			sized = append(sized, Sized{Layout: l.name, Value: v, Load: *got})
 			t.Logf("%s, %v: %.0f/s", l.name, v, got.Rate())
 		}
 	}
-	return all
+	return sized
 }
 
 // handling is how long handlers take, where they take any time.
@@ -303,7 +303,7 @@ const handling = time.Millisecond
 func (z *Sizing) sizeHandlers(t *testing.T, length time.Duration) {
 	t.Helper()
 	b := z.bed(t)
-	z.Handlers = each(t, b, []float64{1, 16, 64, 256, 1024}, func(l layout, n float64) calling {
+	z.Handlers = each(t, b, layouts(), []float64{1, 16, 64, 256, 1024}, func(l layout, n float64) calling {
 		g := b.guard(l)
 		return calling{goroutines: int(n), length: length, call: func(ctx context.Context, _ int) (int, error) {
 			return 1, g.Do(ctx, idem.NewToken(), func(ctx context.Context) error {
@@ -328,7 +328,7 @@ const (
 func (z *Sizing) sizeDuplicates(t *testing.T, length time.Duration) {
 	t.Helper()
 	b := z.bed(t)
-	z.Duplicates = each(t, b, []float64{1, 10, 50, 90, 99}, func(l layout, share float64) calling {
+	z.Duplicates = each(t, b, layouts(), []float64{1, 10, 50, 90, 99}, func(l layout, share float64) calling {
 		g := b.guard(l)
 		done := make([]string, known)
 		for i := range done {
@@ -376,13 +376,23 @@ func doneAll(ctx context.Context, g *idem.Guard, tokens []string) (errs []error)
 	return errs
 }
 
-// sizeMasters compares one Redis with a cluster of three masters, which share the machine.
+// fewTags is a number of hash tags that leaves three masters some each.
+const fewTags = 12
+
+// sizeMasters compares one Redis with a cluster of three masters, which share the machine, and
+// there the usual number of hash tags with few.
 func (z *Sizing) sizeMasters(t *testing.T, length time.Duration) {
 	t.Helper()
 	z.Masters = nil
-	for _, b := range []*bed{z.bed(t), newClusterBed(t)} {
-		z.Masters = append(z.Masters, each(t, b, []float64{float64(len(b.masters))}, func(l layout, _ float64) calling {
+	measure := func(b *bed, all []layout) {
+		z.Masters = append(z.Masters, each(t, b, all, []float64{float64(len(b.masters))}, func(l layout, _ float64) calling {
 			return atFull(b, l, length)
 		})...)
 	}
+	measure(z.bed(t), layouts())
+	var few []layout
+	for _, l := range layouts() {
+		few = append(few, l.divided(fewTags))
+	}
+	measure(newClusterBed(t), slices.Concat(layouts(), few))
 }

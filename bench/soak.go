@@ -16,7 +16,6 @@ import (
 	"github.com/shirou/gopsutil/v4/process"
 
 	idemkafka "github.com/idemq/idemq/consumers/kafka"
-	"github.com/idemq/idemq/idem"
 	"github.com/idemq/idemq/internal/kafkatest"
 )
 
@@ -97,7 +96,7 @@ func (res *Result) measureSoak(t *testing.T, messages int) {
 
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	guard := idem.New(idem.WithRedis(b.client), compactFor(messages))
+	guard := b.guard(compactLayout(messages))
 	c, err := idemkafka.NewGroupConsumer(site.reader(), guard, func(_ context.Context, m kafka.Message) error {
 		n, err := numberOf(m.Value)
 		if err == nil {
