@@ -17,7 +17,7 @@ import (
 // batches as long as the store's.
 const (
 	usualPrefetch = 65
-	longPrefetch  = 512
+	longPrefetch  = 1000
 )
 
 type amqpServer struct {
@@ -119,9 +119,9 @@ func (a *amqpServer) discard(tb testing.TB, source string) {
 func amqpRows() []Row {
 	return []Row{
 		{Name: "no deduplication, Consume and Ack", Kind: Baseline, Repeats: true, consume: ackEach(usualPrefetch)},
-		{Name: "no deduplication, prefetch 512", Kind: Baseline, Repeats: true, consume: ackEach(longPrefetch)},
 		ourAMQP("idemamqp.NewQueueConsumer, records", 40_000),
-		ourAMQP("idemamqp.NewQueueConsumer, records, Prefetch(512)", 0, idemamqp.Prefetch(longPrefetch)),
+		{Name: "no deduplication, prefetch 1,000", Kind: Baseline, Repeats: true, consume: ackEach(longPrefetch)},
+		ourAMQP("idemamqp.NewQueueConsumer, records, Prefetch(1000)", 0, idemamqp.Prefetch(longPrefetch)),
 	}
 }
 

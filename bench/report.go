@@ -93,13 +93,13 @@ func (res *Result) machine() string {
 }
 
 const legend = `- *messages/s*: from the first message that the row has until the broker has seen everything settled, [lowest-highest] round. Rows marked * settle by a timer or when they are closed: their clock stops at the last effect, in their favour.
-- *of the first*: the rate beside that of the first row, which deduplicates nothing. *ours/this*: how many times as fast our first row is.
+- *of raw*: the rate beside that of the nearest row above which deduplicates nothing. *ours/this*: how many times as fast the first of our rows below that one is.
 - *again*: effects beyond a token's first.
 - *trips* and *commands*: round trips to Redis, and commands that Redis executed, those inside scripts included, for each message.
 - *client CPU*, *Redis CPU*: seconds per 100,000 messages. *allocations*: objects on the client's heap for each message, those of the broker's client and of Redis's included.
 - Redis has no persistence, and is empty at the start of a run.`
 
-var columns = []string{"", "messages/s", "of the first", "ours/this", "again", "trips", "commands", "client CPU", "Redis CPU", "allocations"}
+var columns = []string{"", "messages/s", "of raw", "ours/this", "again", "trips", "commands", "client CPU", "Redis CPU", "allocations"}
 
 func table(rows []Summary) string {
 	all := [][]string{columns}

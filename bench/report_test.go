@@ -51,6 +51,24 @@ func TestPage(t *testing.T) {
 	}
 }
 
+// Ratios are to the nearest baseline above, and to the first row of ours below that one.
+func TestRatios(t *testing.T) {
+	b := Broker{Name: "some", Rows: []Row{
+		{Name: "raw", Kind: Baseline}, {Name: "ours", Kind: Ours}, {Name: "ours again", Kind: Ours},
+		{Name: "faster raw", Kind: Baseline}, {Name: "faster ours", Kind: Ours},
+	}}
+	res := &Result{Messages: 1000}
+	for i, rate := range []float64{1000, 500, 250, 4000, 3000} {
+		res.Records = append(res.Records, Record{Broker: b.Name, Row: b.Rows[i].Name, Round: 1, Seconds: 1000 / rate})
+	}
+	want := [][2]float64{{1, 0.5}, {0.5, 1}, {0.25, 2}, {1, 0.75}, {0.75, 1}}
+	for i, s := range res.Summaries(b) {
+		if got := [2]float64{s.OfBaseline, s.OurTimes}; got != want[i] {
+			t.Errorf("%s: of its baseline, and ours of it: %v, want %v", s.Row.Name, got, want[i])
+		}
+	}
+}
+
 // A row that lost a message, or handled a copy that it should have dropped, is named.
 func TestPageNamesWhatWentWrong(t *testing.T) {
 	for _, spoil := range []func(*Record){

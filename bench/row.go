@@ -37,7 +37,7 @@ type Kind string
 
 // The kinds, as the plot colours them.
 const (
-	Baseline Kind = "baseline" // ratios are to this one
+	Baseline Kind = "baseline" // ratios of the rows behind it are to this one
 	ByHand   Kind = "by hand"
 	Peer     Kind = "peer"
 	Ours     Kind = "ours"

@@ -9,7 +9,7 @@ type Summary struct {
 
 	Rate, Least, Most   float64 // messages a second
 	OfBaseline          float64 // the median of the ratios of the same rounds
-	OurTimes            float64 // how many times as fast the broker's first row of ours is, likewise
+	OurTimes            float64 // how many times as fast the first row of ours with this baseline is, likewise
 	ClientCPU, RedisCPU float64 // seconds per 100,000 messages
 	Commands, Trips     float64 // a message
 	Mallocs             float64 // a message
@@ -24,23 +24,36 @@ const per = 100_000
 
 // Summaries are those of a broker's rows that were run, in their order.
 func (res *Result) Summaries(b Broker) (all []Summary) {
-	baseline, ours := rates{}, rates{}
-	for _, row := range b.Rows {
-		switch {
-		case row.Kind == Baseline && len(baseline) == 0:
-			baseline = res.rates(b, row)
-		case row.Kind == Ours && len(ours) == 0:
-			ours = res.rates(b, row)
+	for _, rows := range b.compared() {
+		baseline, ours := rates{}, rates{}
+		for _, row := range rows {
+			switch {
+			case row.Kind == Baseline:
+				baseline = res.rates(b, row)
+			case row.Kind == Ours && len(ours) == 0:
+				ours = res.rates(b, row)
+			}
 		}
-	}
-	for _, row := range b.Rows {
-		if s, ran := res.summary(b, row); ran {
-			own := res.rates(b, row)
-			s.OfBaseline, s.OurTimes = own.over(baseline), ours.over(own)
-			all = append(all, s)
+		for _, row := range rows {
+			if s, ran := res.summary(b, row); ran {
+				own := res.rates(b, row)
+				s.OfBaseline, s.OurTimes = own.over(baseline), ours.over(own)
+				all = append(all, s)
+			}
 		}
 	}
 	return all
+}
+
+// compared are the rows that ratios are between: each baseline with those behind it.
+func (b Broker) compared() (parts [][]Row) {
+	for i, row := range b.Rows {
+		if i == 0 || row.Kind == Baseline {
+			parts = append(parts, nil)
+		}
+		parts[len(parts)-1] = append(parts[len(parts)-1], row)
+	}
+	return parts
 }
 
 func (res *Result) summary(b Broker, row Row) (s Summary, ran bool) {

@@ -17,7 +17,7 @@ type Option = consumers.Option
 
 const (
 	// ahead is how many messages a queue consumer has delivered beside those whose
-	// handlers run, unless Prefetch says something else: as far as the engine works ahead.
+	// handlers run, unless Prefetch says something else: few enough for slow handlers.
 	ahead = 64
 
 	defaultHoldLimit = 15 * time.Minute
@@ -202,7 +202,7 @@ func HandleBatches(most int, h BatchHandler) Option {
 // it, with the default, one handler at a time, about 27 seconds each. Where they take
 // longer set a smaller Prefetch. Where they take a few milliseconds set a larger one: a
 // trip to the store, and an ack, then settle more messages at once. docs/performance.md
-// has a row with 512.
+// has a row with 1,000.
 //
 // For NewConsumer it is required, and says what the caller gave Channel.Qos. If more are
 // delivered, Run ends with an error. Not for Wrap.
