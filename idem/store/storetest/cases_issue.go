@@ -141,6 +141,19 @@ var issuedOnlyCases = []testCase{
 		},
 	},
 	{
+		"payload",
+		"Under IssuedOnly the first claim keeps the fingerprint of its payload, as it does without.",
+		func(e *env) {
+			if e.caps.NoFingerprints {
+				e.Skip("the driver keeps no fingerprints")
+			}
+			e.want(store.OK, issue("t"), issuedOnly)
+			e.claims(1, 0, 0, 0, begin("t", "c1", fingerprint("x")), issuedOnly)
+			e.want(store.Conflict, begin("t", "c2", fingerprint("y")), issuedOnly)
+			e.want(store.InProgress, begin("t", "c3", fingerprint("x")), issuedOnly)
+		},
+	},
+	{
 		"has a record",
 		"Under IssuedOnly, a token that has a record in the group passes, whatever its state: it was admitted once, and its registration may have expired since.",
 		func(e *env) {
