@@ -13,8 +13,8 @@ import (
 	"github.com/idemq/idemq/internal/rabbittest"
 )
 
-// The prefetches of rows: what idemamqp.NewQueueConsumer has by default, and one that makes
-// batches as long as the store's.
+// The prefetches of rows: what idemamqp.NewQueueConsumer has by default, and one that has for
+// the engine all that it works ahead with.
 const (
 	usualPrefetch = 65
 	longPrefetch  = 1000

@@ -1,32 +1,52 @@
 package bench
 
 import (
+	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // loadGoroutines is how many call Do where its speed alone is asked for: a little more than
 // the guard puts into one trip.
 const loadGoroutines = 256
 
-// measureSeconds has Do run at full speed for a time with each layout.
+// measureSeconds has Do run at full speed for a time with each layout, and beside them what
+// Redis has no reason to be slower at in any second.
 func (res *Result) measureSeconds(t *testing.T, length time.Duration) {
 	t.Helper()
 	b := newBed(t)
 	res.Seconds = nil
-	for _, layout := range layouts() {
+	run := func(name string, goroutines int, call func(context.Context, int) (int, error)) {
 		b.empty(t)
-		l, err := b.run(t.Context(), calling{
-			name: layout.name, goroutines: loadGoroutines, length: length, warm: min(warmed, length), call: doing(b.guard(layout)),
-		})
+		l, err := b.run(t.Context(), calling{name: name, goroutines: goroutines, length: length, warm: min(warmed, length), call: call})
 		if err != nil {
 			t.Fatal(err)
 		}
 		res.Seconds = append(res.Seconds, *l)
 		s := slowest(l.PerSecond)
 		t.Logf("%s: the slowest second did %d, the median %.0f", l.Name, s.Done, s.Median)
+	}
+	for _, l := range layouts() {
+		run(l.name, loadGoroutines, doing(b.guard(l)))
+	}
+	run(fmt.Sprintf("the machine alone: `SET` over the same %d keys, pipelined", pipelined), flushers, overwriting(b.client))
+}
+
+// overwriting writes the same keys again and again, in pipelines.
+func overwriting(rdb redis.UniversalClient) func(context.Context, int) (int, error) {
+	return func(ctx context.Context, _ int) (int, error) {
+		_, err := rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+			for i := range pipelined {
+				p.Set(ctx, "seen:"+strconv.Itoa(i), finished, seenFor)
+			}
+			return nil
+		})
+		return pipelined, err
 	}
 }
 
@@ -59,7 +79,7 @@ func slowest(perSecond []int64) slowSecond {
 }
 
 func secondsSection(all []Load) string {
-	rows := [][]string{{"layout", "median second", "slowest second", "of the median", "which", "p99.9 of a call", "longest call"}}
+	rows := [][]string{{"", "median second", "slowest second", "of the median", "which", "p99.9 of a call", "longest call"}}
 	length := 0.0
 	for i := range all {
 		l := &all[i]
@@ -70,5 +90,5 @@ func secondsSection(all []Load) string {
 			milliseconds(l.Latency.P999), milliseconds(l.Latency.Max),
 		})
 	}
-	return fmt.Sprintf("`Guard.Do` with fresh tokens from %d goroutines for %.0f s, for each layout; no broker takes part.\n\n%s", loadGoroutines, length, markdown(rows))
+	return fmt.Sprintf("`Guard.Do` with fresh tokens from %d goroutines for %.0f s, for each layout; no broker takes part. The last row is what the machine itself does to the slowest second: commands that take no more memory as they go on, from %d goroutines.\n\n%s", loadGoroutines, length, flushers, markdown(rows))
 }

@@ -244,20 +244,22 @@ func (r kafkaRole) spawn(t *testing.T) (process, error) {
 func (p process) pid() int { return p.cmd.Process.Pid }
 
 // terminate asks the process to stop, and returns how it ended. One that dies of the signal
-// has only just started: it takes signals before anything else.
+// had only just started, or was through: in between it takes signals.
 func (p process) terminate() error {
 	if err := p.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
 	<-p.Done()
-	if !p.cmd.ProcessState.Success() && !p.diedOf(syscall.SIGTERM) {
+	if !p.cmd.ProcessState.Success() && diedOf(p.cmd) != syscall.SIGTERM {
 		return fmt.Errorf("consumer process %d: %v", p.pid(), p.cmd.ProcessState)
 	}
 	return nil
 }
 
-// diedOf reports whether a process that has ended was ended by the signal.
-func (p process) diedOf(s syscall.Signal) bool {
-	status, _ := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
-	return status.Signaled() && status.Signal() == s
+// diedOf is the signal by which a process ended, zero if it ended by itself.
+func diedOf(cmd *exec.Cmd) syscall.Signal {
+	if status, is := cmd.ProcessState.Sys().(syscall.WaitStatus); is && status.Signaled() {
+		return status.Signal()
+	}
+	return 0
 }

@@ -260,12 +260,16 @@ func (r kafkaRole) keepAlive(t *testing.T) (stop func() int) {
 		for {
 			select {
 			case <-ending:
-				if err := p.terminate(); err != nil && !p.diedOf(syscall.SIGKILL) {
+				switch err := p.terminate(); {
+				case err == nil:
+				case diedOf(p.cmd) == syscall.SIGKILL:
+					n++
+				default:
 					t.Error(err)
 				}
 				return
 			case <-p.Done():
-				if !p.diedOf(syscall.SIGKILL) {
+				if diedOf(p.cmd) != syscall.SIGKILL {
 					t.Errorf("consumer process %d ended by itself: %v", p.pid(), p.cmd.ProcessState)
 					return
 				}

@@ -402,8 +402,8 @@ local function operations(now, stamp, lease_ends, terms, reply)
     return finish(key, 's', r, '') or claimed(r)
   end
 
-  -- commit answers a Commit. If it is as usual but for what it met, that is a record, the
-  -- error of reading it, or false.
+  -- commit answers a Commit: of c, what it met (a record, the error of reading it, or false);
+  -- of C, what it reads here.
   local function commit(key, claim, param, _, met)
     local attempt, result = '1', ''
     if param then
@@ -663,7 +663,9 @@ while i <= #codes do
     end
     k, a = k + 1, a + 1
 
-    local line, met, home -- the line to answer, once it is known
+    -- The line to answer, nil until it is known; what the key held, or the error of reading
+    -- it, false if nothing, nil if it was not read; the set that has the token.
+    local line, met, home
     if begins then
       -- What a first claim's record says behind the claim id is the same for all of b.
       local behind = first_tail
@@ -680,8 +682,8 @@ while i <= #codes do
       end
     elseif completes then
       -- What is in progress under its first claim, which is this one, with these terms and
-      -- within its lease. A claim's retention does not change (see store.Batch), so the
-      -- record has it ahead of itself.
+      -- within its lease, is completed here. A claim's retention does not change (see
+      -- store.Batch), so the record has it ahead of itself.
       local done = '1d|' .. claim .. '|' .. stamp
       if keeps then
         met = pcall('SET', key, done, 'XX', 'GET', 'KEEPTTL')
