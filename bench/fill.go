@@ -142,15 +142,21 @@ func (f *filler) set(ins *inserter, key string, n int, goes string) error {
 	return ins.do("PEXPIREAT", key, goes)
 }
 
-// memoryOf is what a server holds, what its process has, and by which allocator.
-func memoryOf(ctx context.Context, c *redis.Client) (used, rss int64, allocator string, err error) {
+// redisMemory is what a server holds, what its process has, and by which allocator.
+type redisMemory struct {
+	used, rss int64 // bytes
+	allocator string
+}
+
+func memoryOf(ctx context.Context, c *redis.Client) (m redisMemory, err error) {
 	info, err := c.InfoMap(ctx, "memory").Result()
 	if err != nil {
-		return 0, 0, "", fmt.Errorf("asking Redis for its memory: %w", err)
+		return m, fmt.Errorf("asking Redis for its memory: %w", err)
 	}
 	memory := info["Memory"]
-	if used, err = strconv.ParseInt(memory["used_memory"], 10, 64); err == nil {
-		rss, err = strconv.ParseInt(memory["used_memory_rss"], 10, 64)
+	if m.used, err = strconv.ParseInt(memory["used_memory"], 10, 64); err == nil {
+		m.rss, err = strconv.ParseInt(memory["used_memory_rss"], 10, 64)
 	}
-	return used, rss, memory["mem_allocator"], err
+	m.allocator = memory["mem_allocator"]
+	return m, err
 }

@@ -44,10 +44,14 @@ type bed struct {
 // mostCallers is how many goroutines talk to Redis at once, each over a connection.
 const mostCallers = 256
 
+// ownServer is a setting that has redistest start a server, in place of a shared one.
+var ownServer = []string{"--maxmemory-policy", "noeviction"}
+
 // newBed starts one Redis.
-func newBed(tb testing.TB) *bed {
+func newBed(tb testing.TB) *bed { return bedOn(tb, redistest.Start(tb, ownServer...)) }
+
+func bedOn(tb testing.TB, server *redistest.Server) *bed {
 	tb.Helper()
-	server := redistest.Start(tb, "--maxmemory-policy", "noeviction") // with a setting it is never a shared one
 	c, counted := countedClient(server, mostCallers+1)
 	tb.Cleanup(func() { _ = c.Close() })
 	return &bed{masters: []*redis.Client{server.Client(tb)}, client: c, trips: counted}

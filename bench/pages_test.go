@@ -62,6 +62,7 @@ func plantedSizing() *Sizing {
 		{Layout: "compact", Tokens: 10_000_000, Used: 90_000_000, AtOnce: true},
 		{Layout: "compact", Tokens: 10_000_000, Older: 5_000_000, Used: 140_000_000, Load: full},
 	}
+	z.Servers = []Remembered{{Server: "Valkey 9.1.2", Allocator: "libc", Layout: "records", Tokens: 10_000_000, Used: 1_800_000_000, RSS: 1_900_000_000, Load: full}}
 	z.Cliffs = []Cliff{{Keys: 1 << 23, Longest: 0.25, Usual: 0.002, Slowest: 0.25}}
 	z.Partitions = []Sized{{Layout: "records", Value: 4, Load: *full}, {Layout: "records", Value: 16, Failed: "no\nbroker"}}
 	z.Handlers = []Sized{{Layout: "records", Value: 64, Load: *full}}
@@ -82,6 +83,7 @@ func TestSizingPage(t *testing.T) {
 		"| records | 10,000,000 | 0 | 2.00 GB | 2.10 GB | 200.0 | 50,000 | 50,000 | 10 ms |",
 		"| compact | 10,000,000 | 0 | 0.09 GB | 0.00 GB * | 9.0 |  |  |  |",
 		"| compact | 10,000,000 | 5,000,000 | 0.14 GB | 0.00 GB | 14.0 |",
+		"| Valkey 9.1.2 | libc | records | 10,000,000 | 0 | 1.80 GB | 1.90 GB | 180.0 | 50,000 | 50,000 |",
 		"| 8,388,608 | 250 ms | 2 ms | 25 % |",
 		"| records | 4 | 50,000 | 50,000 | 0 | 2.00 | 0.00 | 0 ms | 10 ms |",
 		"| records | 16 | not measured: no broker |",
@@ -109,7 +111,7 @@ func TestSizingPage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, not := range []string{"## Remembered", "## Partitions", "## Arithmetic", "<no value>"} {
+	for _, not := range []string{"## Remembered", "### On other servers", "## Partitions", "## Arithmetic", "<no value>"} {
 		if strings.Contains(few, not) {
 			t.Errorf("a page of handlers alone has %q", not)
 		}

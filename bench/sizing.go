@@ -12,6 +12,7 @@ import (
 	"github.com/shirou/gopsutil/v4/mem"
 
 	"github.com/idemq/idemq/idem"
+	"github.com/idemq/idemq/internal/redistest"
 )
 
 // The parts of the sizing, in the order in which they are measured and told.
@@ -21,10 +22,11 @@ const (
 	partHandlers   = "handlers"
 	partDuplicates = "duplicates"
 	partMasters    = "masters"
+	partServers    = "servers"
 )
 
 // SizingParts are all of them.
-var SizingParts = []string{partTokens, partPartitions, partHandlers, partDuplicates, partMasters}
+var SizingParts = []string{partTokens, partServers, partPartitions, partHandlers, partDuplicates, partMasters}
 
 // SizingFile has the Sizing, in the folder of the options.
 const SizingFile = "sizing.json"
@@ -37,6 +39,7 @@ type Sizing struct {
 	Tokens     []Remembered `json:"tokens"`
 	Allocator  string       `json:"allocator"` // of Redis
 	Cliffs     []Cliff      `json:"cliffs"`
+	Servers    []Remembered `json:"servers"`
 	Partitions []Sized      `json:"partitions"`
 	Handlers   []Sized      `json:"handlers"`
 	Duplicates []Sized      `json:"duplicates"`
@@ -45,6 +48,9 @@ type Sizing struct {
 
 // Remembered is a Redis that holds a number of tokens.
 type Remembered struct {
+	Server    string `json:"server,omitempty"`
+	Allocator string `json:"allocator,omitempty"`
+
 	Layout string `json:"layout"`
 	Tokens int    `json:"tokens"` // of one retention
 	Older  int    `json:"older"`  // compact: of the generation before, that are still there
@@ -104,6 +110,8 @@ func Size(t *testing.T, o SizingOptions) *Sizing {
 				z.sizeDuplicates(t, length)
 			case partMasters:
 				z.sizeMasters(t, length)
+			case partServers:
+				z.sizeServers(t, pick(o.Options, costTokens, 10_000), length)
 			}
 		})
 		if t.Failed() {
@@ -133,7 +141,8 @@ func (z *Sizing) sizeTokens(t *testing.T, o SizingOptions, length time.Duration)
 	for i, n := range o.Records {
 		t.Run(fmt.Sprint("records ", n), func(t *testing.T) {
 			roomFor(t, n, recordRoom)
-			b, f, empty := z.fillable(t)
+			b := z.bed(t)
+			f, empty := fillable(t, b)
 			most, begun := i == len(o.Records)-1, time.Now()
 			pings, err := watched(t.Context(), b, most, func(ctx context.Context) error { return f.records(ctx, n) })
 			if err != nil {
@@ -144,13 +153,16 @@ func (z *Sizing) sizeTokens(t *testing.T, o SizingOptions, length time.Duration)
 				z.Cliffs = cliffs(pings)
 				t.Logf("%+v", z.Cliffs)
 			}
-			z.remember(t, b, empty, Remembered{Layout: "records", Tokens: n}, atFull(b, layouts()[0], length))
+			r := Remembered{Layout: "records", Tokens: n}
+			r.measure(t, b, empty, atFull(b, layouts()[0], length))
+			z.Tokens, z.Allocator = append(z.Tokens, r), empty.allocator
 		})
 	}
 	for _, n := range o.Compact {
 		t.Run(fmt.Sprint("compact ", n), func(t *testing.T) {
 			roomFor(t, n+n/2, compactRoom)
-			b, f, empty := z.fillable(t)
+			b := z.bed(t)
+			f, empty := fillable(t, b)
 			one, begun := n <= oneAtATimeUpTo, time.Now()
 			if err := f.compact(t.Context(), n, n, 0, one); err != nil {
 				t.Fatal(err)
@@ -158,14 +170,45 @@ func (z *Sizing) sizeTokens(t *testing.T, o SizingOptions, length time.Duration)
 			t.Logf("filled in %.0f s", time.Since(begun).Seconds())
 			l := compactLayout(n)
 			within := Remembered{Layout: "compact", Tokens: n, AtOnce: !one}
-			z.remember(t, b, empty, within, calling{})
+			within.measure(t, b, empty, calling{})
+			z.Tokens, z.Allocator = append(z.Tokens, within), empty.allocator
 			// Half of the generation before is what there is on average.
 			within.Older = n / 2
 			if err := f.compact(t.Context(), within.Older, n, 1, one); err != nil {
 				t.Fatal(err)
 			}
-			z.remember(t, b, empty, within, atFull(b, l, length))
+			within.measure(t, b, empty, atFull(b, l, length))
+			z.Tokens = append(z.Tokens, within)
 		})
+	}
+}
+
+// sizeServers fills each server that the store is tested on with so many tokens, in both
+// layouts, the half of a generation before included, and has Do work on top.
+func (z *Sizing) sizeServers(t *testing.T, n int, length time.Duration) {
+	t.Helper()
+	z.Servers = nil
+	for _, v := range redistest.Versions(t) {
+		for _, l := range []layout{layouts()[0], compactLayout(n)} {
+			t.Run(v.Name+" "+l.name, func(t *testing.T) {
+				roomFor(t, n, recordRoom)
+				b := bedOn(t, v.Start(t, ownServer...))
+				f, empty := fillable(t, b)
+				r := Remembered{Server: redisVersion(t, b.masters[0]), Allocator: empty.allocator, Layout: l.name, Tokens: n}
+				var err error
+				if l.store == nil {
+					err = f.records(t.Context(), n)
+				} else {
+					r.Older = n / 2
+					err = errors.Join(f.compact(t.Context(), n, n, 0, true), f.compact(t.Context(), r.Older, n, 1, true))
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				r.measure(t, b, empty, atFull(b, l, length))
+				z.Servers = append(z.Servers, r)
+			})
+		}
 	}
 }
 
@@ -198,18 +241,14 @@ func roomFor(t *testing.T, tokens, bytes int) {
 	}
 }
 
-// emptyMemory is what a Redis uses that holds nothing.
-type emptyMemory struct{ used, rss int64 }
-
-func (z *Sizing) fillable(t *testing.T) (*bed, *filler, emptyMemory) {
+// fillable is what fills an empty bed.
+func fillable(t *testing.T, b *bed) (f *filler, empty redisMemory) {
 	t.Helper()
-	b := z.bed(t)
-	used, rss, allocator, err := memoryOf(t.Context(), b.masters[0])
+	empty, err := memoryOf(t.Context(), b.masters[0])
 	if err != nil {
 		t.Fatal(err)
 	}
-	z.Allocator = allocator
-	return b, newFiller(b.masters[0].Options().Addr), emptyMemory{used, rss}
+	return newFiller(b.masters[0].Options().Addr), empty
 }
 
 // watched asks a server again and again while work is done, if it is to.
@@ -228,20 +267,20 @@ func watched(ctx context.Context, b *bed, is bool, work func(context.Context) er
 	return pings, err
 }
 
-func (z *Sizing) remember(t *testing.T, b *bed, empty emptyMemory, r Remembered, c calling) {
+// measure notes what the bed's memory has become, and the load, if there is one to run.
+func (r *Remembered) measure(t *testing.T, b *bed, empty redisMemory, c calling) {
 	t.Helper()
-	used, rss, _, err := memoryOf(t.Context(), b.masters[0])
+	full, err := memoryOf(t.Context(), b.masters[0])
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.Used, r.RSS = used-empty.used, rss-empty.rss
+	r.Used, r.RSS = full.used-empty.used, full.rss-empty.rss
 	if c.call != nil {
 		if r.Load, err = b.run(t.Context(), c); err != nil {
 			t.Fatal(err)
 		}
 		t.Logf("%s, %s tokens: %.1f bytes a token, %.0f/s", r.Layout, grouped(r.Tokens), r.Bytes(), r.Load.Rate())
 	}
-	z.Tokens = append(z.Tokens, r)
 }
 
 // sizePartitions has our Kafka consumer read topics of so many partitions.

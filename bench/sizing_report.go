@@ -24,7 +24,7 @@ func (z *Sizing) Page() (string, error) {
 	usual := usualPlan(0)
 	data := map[string]any{
 		"CPUs": z.Machine.CPUs, "Redis": z.redis(), "Goroutines": loadGoroutines, "Handling": handling,
-		"Allocator": z.Allocator, "Tokens": z.tokensTable(), "Cliffs": z.cliffsTable(),
+		"Allocator": z.Allocator, "Tokens": z.tokensTable(), "Servers": z.serversTable(), "Cliffs": z.cliffsTable(),
 		"Partitions": sizedTable(z.Partitions, "partitions", nil),
 		"Handlers": sizedTable(z.Handlers, "goroutines", &column{"at most", func(s *Sized) string {
 			return grouped(int(s.Value / handling.Seconds()))
@@ -71,6 +71,21 @@ func (z *Sizing) tokensTable() string {
 			cells[6], cells[7], cells[8] = grouped(int(l.Rate())), grouped(int(l.Limit())), milliseconds(l.Latency.P99)
 		}
 		rows = append(rows, cells)
+	}
+	return markdown(rows)
+}
+
+func (z *Sizing) serversTable() string {
+	if len(z.Servers) == 0 {
+		return ""
+	}
+	rows := [][]string{{"server", "allocator", "layout", "tokens", "older", "used_memory", "RSS", "bytes a token", "Do, a second", "Redis' core"}}
+	for i := range z.Servers {
+		r := &z.Servers[i]
+		rows = append(rows, []string{
+			r.Server, r.Allocator, r.Layout, grouped(r.Tokens), grouped(r.Older), gigabytes(r.Used), gigabytes(r.RSS), fmt.Sprintf("%.1f", r.Bytes()),
+			grouped(int(r.Load.Rate())), grouped(int(r.Load.Limit())),
+		})
 	}
 	return markdown(rows)
 }
