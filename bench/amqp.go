@@ -107,6 +107,8 @@ func (p *amqpProducer) flush(ctx context.Context) error {
 
 func (*amqpProducer) close() {}
 
+func (a *amqpServer) pid() int { return a.Pid() }
+
 func (a *amqpServer) owed(_ context.Context, s *Site) (int, error) { return a.Count(s.Source) }
 
 func (a *amqpServer) discard(tb testing.TB, source string) {

@@ -27,6 +27,8 @@ func openKafka(tb testing.TB) server {
 	return k
 }
 
+func (k *kafkaServer) pid() int { return k.Pid() }
+
 func (k *kafkaServer) version() string { return "Kafka " + k.Version() }
 
 func (k *kafkaServer) create(tb testing.TB, source string, partitions int) string {

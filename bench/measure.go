@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/shirou/gopsutil/v4/process"
 
 	"github.com/idemq/idemq/internal/redistest"
 )
@@ -31,6 +32,7 @@ type Record struct {
 	Handled   float64 `json:"handled"`    // seconds until the last token had its effect
 	ClientCPU float64 `json:"client_cpu"` // seconds
 	RedisCPU  float64 `json:"redis_cpu"`  // seconds
+	BrokerCPU float64 `json:"broker_cpu"` // seconds
 	Commands  int64   `json:"commands"`   // that Redis executed
 	Trips     int64   `json:"trips"`      // round trips to Redis
 	Mallocs   uint64  `json:"mallocs"`
@@ -89,12 +91,20 @@ func (l *lab) measure(tb testing.TB, row Row, w *Work, round int) Record {
 	if err != nil {
 		tb.Fatal(err)
 	}
+	brokerBefore, err := cpuOf(ctx, l.server.pid())
+	if err != nil {
+		tb.Fatal(err)
+	}
 	r := newRun(w)
 	ended, err := l.run(ctx, row, s, r)
 	if err != nil {
 		rec.Failed = err.Error()
 	}
 	after, err := useOf(ctx, l.own)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	brokerAfter, err := cpuOf(ctx, l.server.pid())
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -109,12 +119,36 @@ func (l *lab) measure(tb testing.TB, row Row, w *Work, round int) Record {
 	if r.foreign != nil {
 		rec.ClientCPU, rec.Mallocs = r.foreign.Seconds(), 0
 	}
-	rec.RedisCPU = (after.cpu - before.cpu).Seconds()
+	rec.RedisCPU, rec.BrokerCPU = (after.cpu - before.cpu).Seconds(), brokerAfter-brokerBefore
 	rec.Commands, rec.Trips = after.commands-before.commands, counted.n.Load()
 	if r.foreign != nil {
 		rec.Trips = rec.Commands // its client is not ours to count; it pipelines nothing
 	}
 	return rec
+}
+
+// cpuOf is how many seconds of CPU time a process has used, with those that it started, as far
+// as they run.
+func cpuOf(ctx context.Context, pid int) (seconds float64, err error) {
+	p, err := process.NewProcessWithContext(ctx, int32(pid))
+	if err != nil {
+		return 0, fmt.Errorf("process %d: %w", pid, err)
+	}
+	times, err := p.TimesWithContext(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("the CPU time of process %d: %w", pid, err)
+	}
+	children, err := p.ChildrenWithContext(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("the children of process %d: %w", pid, err)
+	}
+	seconds = times.User + times.System
+	for _, c := range children {
+		if more, err := cpuOf(ctx, int(c.Pid)); err == nil { // else it has ended meanwhile
+			seconds += more
+		}
+	}
+	return seconds, nil
 }
 
 // site makes a source for one run, and a client of Redis whose trips are counted. The caller

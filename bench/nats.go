@@ -62,6 +62,7 @@ func serveNATS(dir string) error {
 }
 
 type natsServer struct {
+	proc *child.Process
 	addr string
 	nc   *nats.Conn
 	js   jetstream.JetStream
@@ -82,7 +83,7 @@ func openNATS(tb testing.TB) server {
 		tb.Fatalf("starting nats-server: %v", err)
 	}
 	tb.Cleanup(proc.Kill)
-	n := new(natsServer)
+	n := &natsServer{proc: proc}
 	testenv.Await(tb, "nats-server to listen", func() bool {
 		text, _ := os.ReadFile(dir + "/" + natsAddress)
 		n.addr = string(text)
@@ -97,6 +98,8 @@ func openNATS(tb testing.TB) server {
 	}
 	return n
 }
+
+func (n *natsServer) pid() int { return n.proc.Pid() }
 
 func (n *natsServer) version() string { return "NATS " + n.nc.ConnectedServerVersion() }
 

@@ -96,10 +96,10 @@ const legend = `- *messages/s*: from the first message that the row has until th
 - *of raw*: the rate beside that of the nearest row above which deduplicates nothing. *ours/this*: how many times as fast the first of our rows below that one is.
 - *again*: effects beyond a token's first.
 - *trips* and *commands*: round trips to Redis, and commands that Redis executed, those inside scripts included, for each message.
-- *client CPU*, *Redis CPU*: seconds per 100,000 messages. *allocations*: objects on the client's heap for each message, those of the broker's client and of Redis's included.
+- *client CPU*, *Redis CPU*, *broker CPU*: seconds per 100,000 messages. *busy*: what the three are of the CPU time that the machine had meanwhile. *allocations*: objects on the client's heap for each message, those of the broker's client and of Redis's included.
 - Redis has no persistence, and is empty at the start of a run.`
 
-var columns = []string{"", "messages/s", "of raw", "ours/this", "again", "trips", "commands", "client CPU", "Redis CPU", "allocations"}
+var columns = []string{"", "messages/s", "of raw", "ours/this", "again", "trips", "commands", "client CPU", "Redis CPU", "broker CPU", "busy", "allocations"}
 
 func table(rows []Summary) string {
 	all := [][]string{columns}
@@ -121,7 +121,8 @@ func table(rows []Summary) string {
 		all = append(all, []string{
 			name, fmt.Sprintf("%s [%s-%s]", grouped(int(s.Rate)), grouped(int(s.Least)), grouped(int(s.Most))),
 			percent(s.OfBaseline), short(s.OurTimes), grouped(s.Doubled),
-			short(s.Trips), short(s.Commands), fmt.Sprintf("%.2f", s.ClientCPU), fmt.Sprintf("%.2f", s.RedisCPU), allocations,
+			short(s.Trips), short(s.Commands),
+			fmt.Sprintf("%.2f", s.ClientCPU), fmt.Sprintf("%.2f", s.RedisCPU), fmt.Sprintf("%.2f", s.BrokerCPU), percent(s.Busy), allocations,
 		})
 	}
 	return markdown(all)

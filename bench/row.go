@@ -71,6 +71,8 @@ type Broker struct {
 // told, but for owed.
 type server interface {
 	version() string
+	// pid is the broker's process, or the one that started it.
+	pid() int
 	// create makes a source, of so many partitions where it has any, and returns where
 	// clients connect to.
 	create(tb testing.TB, source string, partitions int) (addr string)

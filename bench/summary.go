@@ -11,6 +11,8 @@ type Summary struct {
 	OfBaseline          float64 // the median of the ratios of the same rounds
 	OurTimes            float64 // how many times as fast the first row of ours with this baseline is, likewise
 	ClientCPU, RedisCPU float64 // seconds per 100,000 messages
+	BrokerCPU           float64 // likewise
+	Busy                float64 // the CPU time of the three of what the machine had
 	Commands, Trips     float64 // a message
 	Mallocs             float64 // a message
 	Missing, Doubled    int     // the most of any round
@@ -58,7 +60,7 @@ func (b Broker) compared() (parts [][]Row) {
 
 func (res *Result) summary(b Broker, row Row) (s Summary, ran bool) {
 	s = Summary{Row: row, Broker: b.Name}
-	var rates, client, redis, commands, trips, mallocs []float64
+	var rates, client, redis, broker, busy, commands, trips, mallocs []float64
 	n := float64(res.Messages)
 	for i := range res.Records {
 		rec := &res.Records[i]
@@ -76,6 +78,8 @@ func (res *Result) summary(b Broker, row Row) (s Summary, ran bool) {
 		rates = append(rates, n/rec.Seconds)
 		client = append(client, rec.ClientCPU/n*per)
 		redis = append(redis, rec.RedisCPU/n*per)
+		broker = append(broker, rec.BrokerCPU/n*per)
+		busy = append(busy, (rec.ClientCPU+rec.RedisCPU+rec.BrokerCPU)/rec.Seconds/float64(max(res.CPUs, 1)))
 		commands = append(commands, float64(rec.Commands)/n)
 		trips = append(trips, float64(rec.Trips)/n)
 		mallocs = append(mallocs, float64(rec.Mallocs)/n)
@@ -83,7 +87,8 @@ func (res *Result) summary(b Broker, row Row) (s Summary, ran bool) {
 	}
 	if s.Runs > 0 {
 		s.Rate, s.Least, s.Most = median(rates), slices.Min(rates), slices.Max(rates)
-		s.ClientCPU, s.RedisCPU, s.Commands, s.Trips, s.Mallocs = median(client), median(redis), median(commands), median(trips), median(mallocs)
+		s.ClientCPU, s.RedisCPU, s.BrokerCPU, s.Busy = median(client), median(redis), median(broker), median(busy)
+		s.Commands, s.Trips, s.Mallocs = median(commands), median(trips), median(mallocs)
 	}
 	return s, ran
 }

@@ -224,6 +224,12 @@ func (s *Server) Version() string {
 	return strings.TrimSuffix(strings.TrimPrefix(filepath.Base(found[0]), before), after)
 }
 
+// Pid is the broker's process.
+func (s *Server) Pid() int {
+	s.needsProcess("tell the process of")
+	return s.proc.Pid()
+}
+
 func (s *Server) needsProcess(verb string) {
 	s.tb.Helper()
 	if s.proc == nil {

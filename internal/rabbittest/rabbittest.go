@@ -146,6 +146,9 @@ func (s *Server) URLAt(addr string) string {
 // Addr is the server's host and port.
 func (s *Server) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port)) }
 
+// Pid is the server's process, or the one that started it.
+func (s *Server) Pid() int { return s.proc.Pid() }
+
 // Kill ends the server with SIGKILL and returns when it is gone.
 func (s *Server) Kill() { s.proc.Kill() }
 
