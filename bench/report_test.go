@@ -54,8 +54,11 @@ func TestPage(t *testing.T) {
 // Ratios are to the nearest baseline above, and to the first row of ours below that one.
 func TestRatios(t *testing.T) {
 	b := Broker{Name: "some", Rows: []Row{
-		{Name: "raw", Kind: Baseline}, {Name: "ours", Kind: Ours}, {Name: "ours again", Kind: Ours},
-		{Name: "faster raw", Kind: Baseline}, {Name: "faster ours", Kind: Ours},
+		{Name: "raw", Kind: Baseline},
+		{Name: "ours", Kind: Ours},
+		{Name: "ours again", Kind: Ours},
+		{Name: "faster raw", Kind: Baseline},
+		{Name: "faster ours", Kind: Ours},
 	}}
 	res := &Result{Messages: 1000}
 	for i, rate := range []float64{1000, 500, 250, 4000, 3000} {
