@@ -118,11 +118,15 @@ func table(rows []Summary) string {
 		if s.Mallocs == 0 {
 			allocations = "" // not a process of Go
 		}
+		broker, busy := fmt.Sprintf("%.2f", s.BrokerCPU), percent(s.Busy)
+		if s.BrokerCPU == 0 {
+			broker, busy = "", "" // of a record that does not have it
+		}
 		all = append(all, []string{
 			name, fmt.Sprintf("%s [%s-%s]", grouped(int(s.Rate)), grouped(int(s.Least)), grouped(int(s.Most))),
 			percent(s.OfBaseline), short(s.OurTimes), grouped(s.Doubled),
 			short(s.Trips), short(s.Commands),
-			fmt.Sprintf("%.2f", s.ClientCPU), fmt.Sprintf("%.2f", s.RedisCPU), fmt.Sprintf("%.2f", s.BrokerCPU), percent(s.Busy), allocations,
+			fmt.Sprintf("%.2f", s.ClientCPU), fmt.Sprintf("%.2f", s.RedisCPU), broker, busy, allocations,
 		})
 	}
 	return markdown(all)

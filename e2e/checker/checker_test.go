@@ -90,6 +90,35 @@ func TestNoDoneDetails(t *testing.T) {
 	}
 }
 
+// A Commit that is refused where the token is released again has learned that the handler's
+// transaction is not there. Without transactions it would have completed the token.
+func TestRollbackIsLearned(t *testing.T) {
+	for _, transactional := range []bool{true, false} {
+		w := newWorld()
+		w.publish(1, 1)
+		c, _ := w.begin(1, 1)
+		c.start()
+		w.pause(1, lease)
+		other, _ := w.begin(2, 1)
+		other.release(false)
+		if !transactional {
+			c.effect()
+		}
+		c.event(history.Returned, 0)
+		c.commit(requestLost)
+		w.events[len(w.events)-1].Flags &^= history.Failed
+		w.events[len(w.events)-1].Status = uint8(store.Lost)
+		last, _ := w.begin(2, 1)
+		last.run()
+		last.commit(arrives)
+		w.add(history.Event{Kind: history.Stored, Token: 1, Attempt: 3, Process: 2})
+		v := w.check(func(r *checker.Run) { r.Transactional = transactional })
+		if got := v.Total[checker.NotLinearizable] == 0; got != transactional {
+			t.Errorf("transactional %t: %v", transactional, v.Violations)
+		}
+	}
+}
+
 // Each planted fault is caught by its rule.
 func TestPlanted(t *testing.T) {
 	for _, tt := range []struct {

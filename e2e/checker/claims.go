@@ -76,7 +76,7 @@ func (c *check) claims(l *life, v *Verdict) {
 
 // newModel reads what was asked and answered.
 func (c *check) newModel(l *life) *model {
-	m := &model{Execution: rules.Execution{Time: func(rules.Instant) time.Time { return time.Time{} }}, lease: c.Lease, forgetful: c.NoDoneDetails}
+	m := &model{Execution: rules.Execution{Time: func(rules.Instant) time.Time { return time.Time{} }}, lease: c.Lease, forgetful: c.NoDoneDetails, questions: c.Transactional}
 	var open []*request
 	for i := range l.events {
 		e := &l.events[i]

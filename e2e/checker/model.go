@@ -16,6 +16,7 @@ type model struct {
 	rules.Execution
 	lease      time.Duration
 	forgetful  bool // who completed a token is not known
+	questions  bool // a Commit may ask what became of a handler's transaction
 	ops        []operation
 	sent       []*request
 	unanswered []*request // of those sent
@@ -96,6 +97,10 @@ func (m *model) step(ctx context.Context, s states, op *operation) (next states)
 		return m.reach(ctx, from, op.loose, op.latest)
 	}
 	for _, from := range m.reach(ctx, s, op.loose, op.latest) {
+		if m.questions && op.learnsOfRollback(&from) {
+			next.insert(from)
+			continue
+		}
 		for _, at := range m.times(&from, op.request, op.latest) {
 			to, reply, _ := m.do(from, op.request, at)
 			if op.answeredBy(&reply) {
@@ -105,6 +110,14 @@ func (m *model) step(ctx context.Context, s states, op *operation) (next states)
 		}
 	}
 	return next
+}
+
+// learnsOfRollback reports whether op is a Commit that was answered as where the handler's
+// transaction is not there, and the claim not held any more: a Commit on its own would complete
+// what is released, and this one has nothing to complete.
+func (op *operation) learnsOfRollback(r *record) bool {
+	held := r.claim == op.request.id && (r.state == store.Running || r.state == store.Done)
+	return op.request.op.Kind == store.Commit && store.Status(op.answer.Status) == store.Lost && !held
 }
 
 func (op *operation) answeredBy(r *store.Reply) bool {
