@@ -116,8 +116,8 @@ func (m *model) step(ctx context.Context, s states, op *operation) (next states)
 // transaction is not there, and the claim not held any more: a Commit on its own would complete
 // what is released, and this one has nothing to complete.
 func (op *operation) learnsOfRollback(r *record) bool {
-	held := r.claim == op.request.id && (r.state == store.Running || r.state == store.Done)
-	return op.request.op.Kind == store.Commit && store.Status(op.answer.Status) == store.Lost && !held
+	held := r.claim == op.id && (r.state == store.Running || r.state == store.Done)
+	return op.op.Kind == store.Commit && store.Status(op.answer.Status) == store.Lost && !held
 }
 
 func (op *operation) answeredBy(r *store.Reply) bool {
