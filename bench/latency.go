@@ -93,8 +93,8 @@ func (l *lab) pace(tb testing.TB, row Row, legs []Leg) error {
 	if err != nil {
 		return err
 	}
-	if err := l.own.FlushAll(tb.Context()).Err(); err != nil {
-		return fmt.Errorf("emptying Redis: %w", err)
+	if err := emptied(tb.Context(), l.own); err != nil {
+		return err
 	}
 	s, _, discard := l.site(tb, w.partitions)
 	defer discard()

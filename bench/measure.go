@@ -57,7 +57,7 @@ type lab struct {
 func newLab(tb testing.TB, b Broker) *lab {
 	tb.Helper()
 	l := &lab{broker: b, server: b.open(tb)}
-	l.redis = redistest.Start(tb, "--maxmemory-policy", "noeviction") // with a setting it is never a shared one
+	l.redis = redistest.Start(tb, ownServer...)
 	l.own = l.redis.Client(tb)
 	return l
 }
@@ -67,8 +67,8 @@ func (l *lab) measure(tb testing.TB, row Row, w *Work, round int) Record {
 	tb.Helper()
 	ctx := tb.Context()
 	rec := Record{Broker: l.broker.Name, Row: row.Name, Round: round}
-	if err := l.own.FlushAll(ctx).Err(); err != nil {
-		tb.Fatalf("emptying Redis: %v", err)
+	if err := emptied(ctx, l.own); err != nil {
+		tb.Fatal(err)
 	}
 	s, counted, discard := l.site(tb, w.partitions)
 	defer discard()
@@ -82,8 +82,8 @@ func (l *lab) measure(tb testing.TB, row Row, w *Work, round int) Record {
 			rec.Failed = err.Error()
 			return rec
 		}
-		if err := l.own.FlushAll(ctx).Err(); err != nil {
-			tb.Fatalf("emptying Redis: %v", err)
+		if err := emptied(ctx, l.own); err != nil {
+			tb.Fatal(err)
 		}
 	}
 	runtime.GC()

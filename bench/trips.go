@@ -46,8 +46,8 @@ func (l *lab) measureTrips(tb testing.TB, row Row, messages int) Trips {
 
 func (l *lab) tripsOf(tb testing.TB, row Row, messages int, all *Trips) error {
 	tb.Helper()
-	if err := l.own.FlushAll(tb.Context()).Err(); err != nil {
-		return fmt.Errorf("emptying Redis: %w", err)
+	if err := emptied(tb.Context(), l.own); err != nil {
+		return err
 	}
 	w := fresh(1 + idleMessages + messages)
 	s, counted, discard := l.site(tb, w.partitions)
