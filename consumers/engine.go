@@ -35,8 +35,8 @@ type Engine struct {
 	gate   *gate
 
 	mu      sync.Mutex
-	held    map[*entry]struct{} // from Add to settlement
-	holds   uint64              // that there have been
+	held    []*entry // from Add to settlement, in no order
+	holds   uint64   // that there have been
 	lanes   map[*Lane]struct{}
 	changed change // held shrinks
 	failure error
@@ -73,7 +73,7 @@ func New(g *idem.Guard, b Broker, p Policy) (*Engine, error) {
 	}
 	e := &Engine{
 		guard: g, broker: b, policy: p,
-		held: make(map[*entry]struct{}), lanes: make(map[*Lane]struct{}),
+		lanes: make(map[*Lane]struct{}),
 	}
 	e.gate = newGate(e.wakeLanes)
 	return e, nil
@@ -335,14 +335,22 @@ func (e *Engine) hold(en *entry) {
 	defer e.mu.Unlock()
 	e.holds++
 	en.nth = e.holds
-	e.held[en] = struct{}{}
+	e.held = append(e.held, en)
+	en.place = len(e.held)
 }
 
 // forget ends the engine's part in a delivery.
 func (e *Engine) forget(en *entry, o outcome) {
 	e.mu.Lock()
-	_, held := e.held[en]
-	delete(e.held, en)
+	held := en.place > 0
+	if held { // the last one takes its place
+		end := len(e.held) - 1
+		last := e.held[end]
+		e.held[en.place-1], last.place = last, en.place
+		en.place = 0
+		e.held[end] = nil
+		e.held = e.held[:end]
+	}
 	e.changed.signal()
 	e.mu.Unlock()
 	if held {
@@ -355,10 +363,7 @@ func (e *Engine) forget(en *entry, o outcome) {
 func (e *Engine) allHeld() []*entry {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	all := make([]*entry, 0, len(e.held))
-	for en := range e.held {
-		all = append(all, en)
-	}
+	all := slices.Clone(e.held)
 	slices.SortFunc(all, func(a, b *entry) int { return cmp.Compare(a.nth, b.nth) })
 	return all
 }

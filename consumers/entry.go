@@ -24,6 +24,7 @@ type entry struct {
 	l       *Lane
 	d       Delivery
 	nth     uint64 // of all that the engine held
+	place   int    // among those that it holds, counted from one; zero: it does not. Guarded by its mutex
 	borne   string // the token as it was found, signature included
 	token   string // its identity
 	redrive int
@@ -31,8 +32,9 @@ type entry struct {
 	prev    *entry // the same token, earlier in this lane
 
 	// Guarded by the lane's mutex. See repeat.go.
-	awaits  *entry   // whose completion is on its way and decides over this one: itself, or what it repeats
-	repeats []*entry // parked until this one is decided over
+	followed bool     // its token came again
+	awaits   *entry   // whose completion is on its way and decides over this one: itself, or what it repeats
+	repeats  []*entry // parked until this one is decided over
 
 	isEnded bool   // the outcome is set, or its completion was refused; guarded by the lane's mutex
 	changed change // isEnded

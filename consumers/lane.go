@@ -149,7 +149,9 @@ func (l *Lane) Add(d Delivery) {
 	l.e.hold(en)
 	l.held++
 	if en.token != "" {
-		en.prev = l.last[en.token]
+		if en.prev = l.last[en.token]; en.prev != nil {
+			en.prev.followed = true
+		}
 		l.last[en.token] = en
 	}
 	l.queue = append(l.queue, en)
@@ -187,7 +189,7 @@ func (l *Lane) settled(en *entry, o outcome) {
 	en.outcome = o
 	l.held--
 	l.release(en)
-	if l.last[en.token] == en {
+	if !en.followed {
 		delete(l.last, en.token)
 	}
 	en.prev = nil

@@ -27,6 +27,7 @@ type claim struct {
 	oneTrip  bool // made by Spend: nothing to renew, commit or release
 	patient  bool
 	failOpen time.Duration
+	renewal  renewal
 
 	mu        sync.Mutex
 	deadline  time.Time // of the lease, on this process's clock

@@ -194,11 +194,9 @@ func (c *core) claimID() string {
 func (c *core) enter(r run) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, held := c.runs[r]; held {
-		return false
-	}
+	before := len(c.runs)
 	c.runs[r] = struct{}{}
-	return true
+	return len(c.runs) > before
 }
 
 func (c *core) leave(r run) {

@@ -16,16 +16,17 @@ type leases struct {
 	core *core
 
 	mu    sync.Mutex
-	held  map[*claim]renewal
+	held  []*claim // in no order
 	timer *time.Timer
 	ticks bool // the timer runs
 }
 
-// renewal is when a claim was last renewed, on this process's clock, before the
-// request was sent; and whether one is under way.
+// renewal is a claim's place among those that are held, and its last renewal. Guarded by
+// the leases' mutex.
 type renewal struct {
-	last    time.Time
-	pending bool
+	nth     int       // its place, counted from one; zero: it is not held
+	last    time.Time // on this process's clock, before the request was sent
+	pending bool      // one is under way
 }
 
 // A tick comes each sixth of the lease and renews what is older than that: so each
@@ -35,10 +36,8 @@ func (l *leases) tick() time.Duration { return max(l.core.opts.lease/6, time.Mil
 func (l *leases) add(c *claim) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.held == nil {
-		l.held = make(map[*claim]renewal)
-	}
-	l.held[c] = renewal{last: c.deadline.Add(-l.core.opts.lease)}
+	l.held = append(l.held, c)
+	c.renewal = renewal{nth: len(l.held), last: c.deadline.Add(-l.core.opts.lease)}
 	if l.ticks {
 		return
 	}
@@ -53,7 +52,20 @@ func (l *leases) add(c *claim) {
 func (l *leases) remove(c *claim) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.held, c)
+	l.drop(c)
+}
+
+// drop is called with mu held; the last claim takes the place of this one.
+func (l *leases) drop(c *claim) {
+	if c.renewal.nth == 0 {
+		return
+	}
+	end := len(l.held) - 1
+	last := l.held[end]
+	l.held[c.renewal.nth-1], last.renewal.nth = last, c.renewal.nth
+	c.renewal.nth = 0
+	l.held[end] = nil
+	l.held = l.held[:end]
 }
 
 // run is one tick.
@@ -63,17 +75,18 @@ func (l *leases) run() {
 	next := now.Add(tick)
 	var due, over []*claim
 	l.mu.Lock()
-	for c, r := range l.held {
+	for i := len(l.held) - 1; i >= 0; i-- { // what takes the place of one that goes was seen
+		c := l.held[i]
+		r := &c.renewal
 		end := r.last.Add(lease)
 		switch {
 		case !now.Before(end):
 			over = append(over, c)
-			delete(l.held, c)
+			l.drop(c)
 			continue
 		case !r.pending && now.Sub(r.last) >= tick:
 			due = append(due, c)
 			r.pending = true
-			l.held[c] = r
 		}
 		if end.Before(next) {
 			next = end
@@ -101,13 +114,10 @@ func (l *leases) run() {
 func (c *claim) answered(answered *call) {
 	l := &c.guard.core.leases
 	l.mu.Lock()
-	r, held := l.held[c]
-	if held {
-		r.pending = false
-		if answered.err == nil && answered.reply.Status == store.OK {
-			r.last = answered.sent
-		}
-		l.held[c] = r
+	held := c.renewal.nth > 0
+	c.renewal.pending = false
+	if answered.err == nil && answered.reply.Status == store.OK {
+		c.renewal.last = answered.sent
 	}
 	l.mu.Unlock()
 	if !held || answered.err != nil {

@@ -32,15 +32,6 @@ type call struct {
 	failed error  // why nothing is known of it, whatever the server answered
 }
 
-// item is one operation of a call.
-type item struct {
-	op    *store.Op
-	reply *store.Reply
-	key   string
-	ikey  string // the issued key, where the script needs it beside the other
-	place *place // compact layout: where it is said that the token is done; nil: that does not matter
-}
-
 // claims tells whether an operation may need room for a new record.
 func claims(k store.Kind) bool {
 	return k == store.Begin || k == store.Spend || k == store.Issue

@@ -108,29 +108,34 @@ type place struct {
 	phase       string // of the bucket, ms
 }
 
-// place returns nil for operations to which a done token is as one without a record.
-func (c *compact) place(k *keys, tag int, op *store.Op) *place {
-	switch op.Kind {
-	case store.Release, store.Renew:
-		return nil
-	}
-	sum := c.hash(k, op)
+// placed is false for operations to which a done token is as one without a record.
+func placed(k store.Kind) bool { return k != store.Release && k != store.Renew }
+
+// write writes the strings of an operation's place, in the order of its fields.
+func (c *compact) write(s *scratch, k *keys, tag int, op *store.Op) {
+	sum := c.hash(s, k, op)
 	fingerprint, bucket := binary.BigEndian.Uint64(sum[:8]), binary.BigEndian.Uint64(sum[8:16])%c.buckets
-	return &place{
-		sets:        k.bucket(tag, bucket),
-		fingerprint: strconv.FormatInt(int64(fingerprint), 10),
-		phase:       strconv.FormatUint(c.phase(tag, bucket), 10),
+	for generation := range int64(2) {
+		s.text = k.appendBucket(s.text, tag, bucket, generation)
+		s.end()
 	}
+	s.text = strconv.AppendInt(s.text, int64(fingerprint), 10)
+	s.end()
+	s.text = strconv.AppendUint(s.text, c.phase(tag, bucket), 10)
+	s.end()
 }
 
 // hash is of prefix, group and token. None of them runs into the next: their lengths are
-// hashed before them.
-func (c *compact) hash(k *keys, op *store.Op) [sha256.Size]byte {
-	b := make([]byte, 0, len(k.head)+len(op.Group)+len(op.Token)+2*binary.MaxVarintLen64)
-	for _, s := range []string{k.head, op.Group} {
-		b = append(binary.AppendUvarint(b, uint64(len(s))), s...)
+// hashed before them. It uses the room behind the text.
+func (c *compact) hash(s *scratch, k *keys, op *store.Op) [sha256.Size]byte {
+	from := len(s.text)
+	for _, part := range [...]string{k.head, op.Group} {
+		s.text = append(binary.AppendUvarint(s.text, uint64(len(part))), part...)
 	}
-	return sha256.Sum256(append(b, op.Token...))
+	s.text = append(s.text, op.Token...)
+	sum := sha256.Sum256(s.text[from:])
+	s.text = s.text[:from]
+	return sum
 }
 
 // phase spreads the generations' beginnings, over the buckets of one tag as well.

@@ -34,7 +34,8 @@ func (x *execution) run(ctx context.Context) error {
 	clear(b.Replies)
 	b.Now = time.Time{}
 	x.terms = x.p.arguments(b)
-	items, err := x.items()
+	made := scratches.Get().(*scratch)
+	items, err := made.fill(b, &x.p.keys, x.s.compact)
 	if err != nil {
 		return err
 	}
@@ -42,6 +43,9 @@ func (x *execution) run(ctx context.Context) error {
 		if err := x.finish(ctx, round); err != nil {
 			return err
 		}
+	}
+	if x.lost == 0 {
+		made.free()
 	}
 	if len(b.Ops) > 0 && x.s.several {
 		return nil // an error would hold up what other servers keep
@@ -64,42 +68,6 @@ func (x *execution) lose(c *call, err error) {
 	for _, it := range c.items {
 		*it.reply = store.Reply{Err: err}
 	}
-}
-
-// items are the operations with their keys, which are parts of one string.
-func (x *execution) items() ([]item, error) {
-	b, k := x.b, &x.p.keys
-	items := make([]item, len(b.Ops))
-	ends := make([]int, len(b.Ops))
-	var all []byte
-	for i := range b.Ops {
-		op, it := &b.Ops[i], &items[i]
-		if op.Kind < store.Begin || op.Kind > store.Check {
-			return nil, fmt.Errorf("redisstore: operation %d: there is no kind %d", i, op.Kind)
-		}
-		tag := k.tag(op.Token)
-		it.op, it.reply = op, &b.Replies[i]
-		if op.Kind == store.Issue || op.Kind == store.Check {
-			all = k.appendIssued(all, tag, op.Token)
-		} else {
-			all = k.appendRecord(all, tag, op.Group, op.Token)
-			if c := x.s.compact; c != nil {
-				it.op, it.place = c.keepable(op), c.place(k, tag, op)
-			}
-			if op.Kind == store.Inspect || x.b.IssuedOnly && (op.Kind == store.Begin || op.Kind == store.Spend) {
-				it.ikey = k.issued(tag, op.Token)
-			}
-		}
-		ends[i] = len(all)
-		if i == 0 {
-			all = slices.Grow(all, len(all)*(len(b.Ops)-1)+64) // as the first, the others will be
-		}
-	}
-	keys, start := string(all), 0
-	for i, end := range ends {
-		items[i].key, start = keys[start:end], end
-	}
-	return items, nil
 }
 
 // divide makes calls of the items. The calls of a round touch different records and

@@ -86,15 +86,10 @@ func (k *keys) appendTag(b []byte, tag int) []byte {
 	return append(strconv.AppendInt(append(b, k.head...), int64(tag), 10), "}:"...)
 }
 
-// bucket are the keys of a bucket's sets, of the even and the odd generation.
-func (k *keys) bucket(tag int, n uint64) [2]string {
-	b := append(k.appendTag(nil, tag), "%b:"...)
-	b = append(strconv.AppendUint(b, n, 10), ":0"...)
-	half := len(b)
-	b = append(b, b...)
-	b[len(b)-1] = '1'
-	both := string(b)
-	return [2]string{both[:half], both[half:]}
+// appendBucket appends the key of a bucket's set, of the even (0) or the odd (1) generation.
+func (k *keys) appendBucket(b []byte, tag int, n uint64, generation int64) []byte {
+	b = strconv.AppendUint(append(k.appendTag(b, tag), "%b:"...), n, 10)
+	return strconv.AppendInt(append(b, ':'), generation, 10)
 }
 
 func (k *keys) incarnation(name string) string {
