@@ -14,10 +14,16 @@ import (
 
 // A batch that is on its way lets later calls queue up; what queued goes out as
 // one batch when it is back. Two batches overlap, so that the store works while
-// the network does. No call waits for a time window.
+// the network does; more do while there is a crowd, or a store that is fast would wait for
+// one batch to be made while another is read. No call waits for a time window.
+//
+// Redis spends least on an operation in batches of about 256: 4.9 µs for a claim and its
+// completion, and 5.4 in batches of 512 (BenchmarkBeginCommit, medians of four).
 const (
-	maxFlights = 2
-	maxBatch   = 512
+	usualFlights = 2
+	maxFlights   = 4
+	maxBatch     = 256
+	crowd        = maxBatch / 2
 )
 
 // While the store does not answer, patient calls are sent again together, after a
@@ -225,15 +231,22 @@ func (b *batcher) refuse(given []*call) {
 	}
 }
 
-// mayLaunch reports whether a flight may start for what is queued, with mu held.
-func (b *batcher) mayLaunch() bool {
-	queued := slices.ContainsFunc(b.queue[:], func(q []*call) bool { return len(q) > 0 })
-	return b.flights < maxFlights && (queued || b.mayProbe())
+// mayFly reports, with mu held, whether there is to be a flight beside so many others for
+// what is queued.
+func (b *batcher) mayFly(others int) bool {
+	queued := 0
+	for _, q := range b.queue {
+		queued += len(q)
+	}
+	if others < usualFlights {
+		return queued > 0 || b.mayProbe()
+	}
+	return others < maxFlights && queued >= crowd
 }
 
 // launch starts a flight where one may start, with mu held.
 func (b *batcher) launch() {
-	if b.mayLaunch() {
+	if b.mayFly(b.flights) {
 		b.flights++
 		go b.fly()
 	}
@@ -274,13 +287,15 @@ type flight struct {
 	given, unwanted []*call
 }
 
-// fly sends batches until nothing is queued.
+// fly sends batches until nothing is queued that needs this flight.
 func (b *batcher) fly() {
 	var f flight
 	for {
 		b.mu.Lock()
-		boarded := b.board(&f)
-		if !boarded {
+		boarded := b.mayFly(b.flights-1) && b.board(&f)
+		if boarded {
+			b.launch() // for what had no room
+		} else {
 			b.flights--
 		}
 		b.mu.Unlock()
@@ -487,7 +502,7 @@ func (b *batcher) do(ctx context.Context, calls ...*call) (answered bool) {
 	mayGo := ctx.Done() != nil
 	b.mu.Lock()
 	given := b.accept(calls)
-	if b.flights == 0 && b.mayLaunch() && (!mayGo || b.quick()) {
+	if b.flights == 0 && b.mayFly(0) && (!mayGo || b.quick()) {
 		own = new(flight)
 		b.board(own)
 		b.flights++

@@ -23,7 +23,7 @@ import (
 func BenchmarkBeginCommit(b *testing.B) {
 	layouts := map[string][]redisstore.Option{"records": nil, "compact": {redisstore.WithCompact(redisstore.Compact{Tokens: 1_000_000})}}
 	for _, layout := range slices.Sorted(maps.Keys(layouts)) {
-		for _, size := range []int{1, 16, 256} {
+		for _, size := range []int{1, 16, 128, 256} {
 			for _, flushers := range []int{1, 2, 64} {
 				if size*flushers > 1024 {
 					continue
