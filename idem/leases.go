@@ -75,8 +75,7 @@ func (l *leases) run() {
 	next := now.Add(tick)
 	var due, over []*claim
 	l.mu.Lock()
-	for i := len(l.held) - 1; i >= 0; i-- { // what takes the place of one that goes was seen
-		c := l.held[i]
+	for _, c := range slices.Backward(l.held) { // what takes the place of one that goes was seen
 		r := &c.renewal
 		end := r.last.Add(lease)
 		switch {

@@ -16,15 +16,17 @@ import (
 )
 
 // A token that is done is known for a retention from its completion, and longer by no more
-// than a lease, and that only where a lease is little beside it.
+// than a lease, and that only where a lease is little beside it. There are two of each kind:
+// the script may see at the first how it goes on.
 func TestExpiryOfDone(t *testing.T) {
 	const lease = 30 * time.Second
 	const little, much = 30 * time.Hour, 10 * time.Minute // is the lease, of these retentions
-	begins := func(claim string) []store.Op { return []store.Op{op(store.Begin, "t", claim)} }
+	two := func(k store.Kind, claim string) []store.Op { return []store.Op{op(k, "t", claim), op(k, "u", claim)} }
+	begins := func(claim string) []store.Op { return two(store.Begin, claim) }
 	commits := func(claim string, attempt int) []store.Op {
-		o := op(store.Commit, "t", claim)
-		o.Attempt = attempt
-		return []store.Op{o}
+		ops := two(store.Commit, claim)
+		ops[0].Attempt, ops[1].Attempt = attempt, attempt
+		return ops
 	}
 	for _, tt := range []struct {
 		name      string
@@ -39,9 +41,9 @@ func TestExpiryOfDone(t *testing.T) {
 		{"much", much, [][]store.Op{begins("a")}, lease, false, commits("a", 1), 0},
 		{"other terms", little, [][]store.Op{begins("a")}, lease / 2, false, commits("a", 1), 0},
 		{"past its lease", little, [][]store.Op{begins("a")}, lease, true, commits("a", 1), 0},
-		{"renewed and past its lease", little, [][]store.Op{begins("a"), {op(store.Renew, "t", "a")}}, lease, true, commits("a", 1), 0},
-		{"released before", little, [][]store.Op{begins("a"), {op(store.Release, "t", "a")}}, lease, false, commits("a", 1), 0},
-		{"second attempt", little, [][]store.Op{begins("a"), {op(store.Release, "t", "a")}, begins("b")}, lease, false, commits("b", 2), 0},
+		{"renewed and past its lease", little, [][]store.Op{begins("a"), two(store.Renew, "a")}, lease, true, commits("a", 1), 0},
+		{"released before", little, [][]store.Op{begins("a"), two(store.Release, "a")}, lease, false, commits("a", 1), 0},
+		{"second attempt", little, [][]store.Op{begins("a"), two(store.Release, "a"), begins("b")}, lease, false, commits("b", 2), 0},
 		{"absent", little, nil, lease, false, commits("a", 1), 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -62,13 +64,21 @@ func TestExpiryOfDone(t *testing.T) {
 				do(tt.lease, ops)
 			}
 			if tt.aged {
-				age(t, c, keysOf(t, c, prefix, ":g:")[0], time.Hour)
+				for _, key := range keysOf(t, c, prefix, ":g:") {
+					age(t, c, key, time.Hour)
+				}
 			}
 			do(lease, tt.last)
-			left := c.PTTL(context.Background(), keysOf(t, c, prefix, ":g:")[0]).Val()
-			const slow = 20 * time.Second // this test's own time
-			if left > tt.retention+tt.more || left <= tt.retention+tt.more-slow {
-				t.Errorf("kept for %v, want %v and %v more", left, tt.retention, tt.more)
+			all := keysOf(t, c, prefix, ":g:")
+			if len(all) != len(tt.last) {
+				t.Errorf("%d records of %d tokens", len(all), len(tt.last))
+			}
+			for _, key := range all {
+				left := c.PTTL(context.Background(), key).Val()
+				const slow = 20 * time.Second // this test's own time
+				if left > tt.retention+tt.more || left <= tt.retention+tt.more-slow {
+					t.Errorf("%q is kept for %v, want %v and %v more", key, left, tt.retention, tt.more)
+				}
 			}
 		})
 	}

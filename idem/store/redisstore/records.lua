@@ -639,6 +639,7 @@ if sets then
   sets.start(now, ARGV[13])
 end
 
+local held -- what stood behind the claim id of the last one completed: those claimed together share it
 local made -- operations, once there is something for them
 local lines = {}
 local k, a, i = 2, 14, 1
@@ -691,9 +692,16 @@ while i <= #codes do
         met = pcall('GET', key)
       end
       if type(met) == 'string' then
-        local from = #claim + #first + 4
-        local deadline = sub(met, from, from + #now_text - 1)
-        if met == '1p|' .. claim .. first .. deadline .. terms and deadline > now_text then
+        local usual = held and met == '1p|' .. claim .. held
+        if not usual then
+          local from = #claim + #first + 4
+          local deadline = sub(met, from, from + #now_text - 1)
+          local behind = first .. deadline .. terms
+          if met == '1p|' .. claim .. behind and deadline > now_text then
+            usual, held = true, behind
+          end
+        end
+        if usual then
           line = ''
           if sets then
             line = sets.add() or ''

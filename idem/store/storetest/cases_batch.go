@@ -37,6 +37,30 @@ var batchCases = []testCase{
 		},
 	},
 	{
+		"some lost",
+		"Of completions in one batch, whose claims were made in one too, some may be lost: that tells nothing of those before and behind them.",
+		func(e *env) {
+			for _, r := range e.apply(e.batch(begin("a", "c1"), begin("t", "c1"), begin("b", "c1"), begin("u", "c1"), begin("c", "c1"))) {
+				if r.Status != store.Claimed || r.Err != nil {
+					e.failf("Begin was answered %s with error %v", statusName(r.Status), r.Err)
+				}
+			}
+			e.apply(e.batch(release("t", "c1", counted), begin("t", "c2")))
+			b := e.batch(commit("a", "c1", 1), commit("t", "c1", 1), commit("b", "c1", 1), commit("u", "c3", 1), commit("c", "c1", 1))
+			want := []store.Status{store.OK, store.Lost, store.OK, store.Lost, store.OK}
+			for i, r := range e.apply(b) {
+				if r.Status != want[i] || r.Err != nil {
+					e.failf("%s was answered %s with error %v, want %s", show(b.Ops[i]), statusName(r.Status), r.Err, statusName(want[i]))
+				}
+			}
+			for token, want := range map[string]store.Status{
+				"a": store.Duplicate, "t": store.InProgress, "b": store.Duplicate, "u": store.InProgress, "c": store.Duplicate,
+			} {
+				e.want(want, begin(token, "c4"))
+			}
+		},
+	},
+	{
 		"large",
 		"A batch may hold thousands of operations, and each reply stands where its operation stands: a driver whose protocol has a limit splits the batch.",
 		func(e *env) {
