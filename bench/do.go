@@ -18,7 +18,7 @@ import (
 
 const (
 	// batchClaims is how many claims, and completions of the batch before, one script call of
-	// the limit has: what the guard sends at most is 256 operations.
+	// the limit has: a full batch of the guard's, 256 operations.
 	batchClaims = 128
 	flushers    = 2 // as many batches as the guard has under way, but for a crowd
 	pipelined   = 500

@@ -5,11 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"slices"
 	"syscall"
-	"testing"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -18,7 +16,6 @@ import (
 	"github.com/idemq/idemq/consumers"
 	idemamqp "github.com/idemq/idemq/consumers/amqp"
 	"github.com/idemq/idemq/idem"
-	"github.com/idemq/idemq/internal/child"
 )
 
 const amqpRoleEnv = "IDEM_E2E_AMQP"
@@ -90,48 +87,4 @@ func (r amqpRole) run(ctx context.Context) error {
 		return err
 	}
 	return c.Run(ctx)
-}
-
-// start starts a consumer process. It dies with the test process.
-func (r amqpRole) start(t *testing.T) *child.Process {
-	t.Helper()
-	config, err := json.Marshal(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), amqpRoleEnv+"="+string(config))
-	cmd.Stderr = os.Stderr
-	p, err := child.Start(cmd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
-}
-
-// keepAlive starts consumer processes again as they die, until stop is called, which
-// returns how many died.
-func (r amqpRole) keepAlive(t *testing.T) (stop func() int) {
-	t.Helper()
-	ending := make(chan struct{})
-	deaths := make(chan int, 1)
-	go func() {
-		n := 0
-		defer func() { deaths <- n }()
-		for {
-			p := r.start(t)
-			select {
-			case <-ending:
-				_ = p.Signal(syscall.SIGTERM)
-				<-p.Done()
-				return
-			case <-p.Done():
-				n++
-			}
-		}
-	}()
-	return func() int {
-		close(ending)
-		return <-deaths
-	}
 }

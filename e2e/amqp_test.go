@@ -218,7 +218,7 @@ func amqpKill(s *amqpSite) {
 			s.publish("held")
 			r := s.role()
 			r.Lease, r.Instance, r.Hold = lease, test.instance, []string{"held"}
-			p := r.start(t)
+			p := mustSpawn(t, amqpRoleEnv, r)
 			testenv.Await(t, "the first process to hold it", func() bool { return len(s.attempts()) == 1 })
 			p.Kill()
 
@@ -453,7 +453,7 @@ func amqpPoison(s *amqpSite) {
 			s.publish(neighbours[40:]...)
 			r := s.role()
 			r.Concurrency, r.Poison = concurrency, []string{"poison-1", "poison-2"}
-			stop := r.keepAlive(t)
+			stop := keepAlive(t, amqpRoleEnv, r)
 			s.settled()
 			deaths := stop()
 			again := s.checkNeighbours(neighbours)
@@ -475,7 +475,7 @@ func amqpPoison(s *amqpSite) {
 			first := letters[0]
 			token, _ := idemamqp.TokenOf(first)
 			r.Poison = nil
-			stop = r.keepAlive(t)
+			stop = keepAlive(t, amqpRoleEnv, r)
 			defer stop()
 			s.publish(token) // a stray redelivery of the original
 			s.settled()
@@ -550,7 +550,7 @@ func amqpDeliveryLimit(s *amqpSite) {
 	s.publish(neighbours[10:]...)
 	r := s.role()
 	r.Budget, r.DeliveryLimit, r.Poison = 10, limit, []string{"poison"}
-	stop := r.keepAlive(t)
+	stop := keepAlive(t, amqpRoleEnv, r)
 	s.settled()
 	deaths := stop()
 	if again := s.checkNeighbours(neighbours); again != 0 {

@@ -5,11 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"slices"
 	"syscall"
-	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -105,63 +103,4 @@ func (r role) run(ctx context.Context) error {
 		return err
 	}
 	return c.Run(ctx)
-}
-
-// start starts a consumer process. It is killed when the test ends.
-func (r role) start(t *testing.T) *exec.Cmd {
-	t.Helper()
-	config, err := json.Marshal(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), roleEnv+"="+string(config))
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	return cmd
-}
-
-// keepAlive starts consumer processes again as they die, until stop is called, which
-// returns how many died of SIGKILL.
-func (r role) keepAlive(t *testing.T) (stop func() int) {
-	t.Helper()
-	ending := make(chan struct{})
-	killed := make(chan int, 1)
-	go func() {
-		n := 0
-		defer func() { killed <- n }()
-		for {
-			cmd := r.start(t)
-			died := make(chan error, 1)
-			go func() { died <- cmd.Wait() }()
-			select {
-			case <-ending:
-				_ = cmd.Process.Signal(syscall.SIGTERM)
-				err := <-died
-				switch diedOf(cmd) {
-				case syscall.SIGKILL:
-					n++
-				case syscall.SIGTERM: // it had only just started
-				default:
-					if err != nil {
-						t.Errorf("consumer process: %v", err)
-					}
-				}
-				return
-			case err := <-died:
-				t.Logf("consumer process: %v", err)
-				if diedOf(cmd) != syscall.SIGKILL {
-					t.Errorf("consumer process ended by itself: %v", cmd.ProcessState)
-					return
-				}
-				n++
-			}
-		}
-	}()
-	return func() int {
-		close(ending)
-		return <-killed
-	}
 }

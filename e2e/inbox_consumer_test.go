@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"os/signal"
 	"strings"
 	"sync"
@@ -24,7 +23,6 @@ import (
 	idemnats "github.com/idemq/idemq/consumers/nats"
 	"github.com/idemq/idemq/idem"
 	"github.com/idemq/idemq/idem/store/sqlstore"
-	"github.com/idemq/idemq/internal/child"
 )
 
 const inboxRoleEnv = "IDEM_E2E_INBOX"
@@ -212,20 +210,9 @@ func (m watchedMsg) Ack() error { return m.settled(m.Msg, m.Msg.Ack) }
 
 // spawn starts a process of the role.
 func (r inboxRole) spawn(t *testing.T) (process, *said, error) {
-	config, err := json.Marshal(r)
-	if err != nil {
-		return process{}, nil, err
-	}
 	out := &said{working: make(chan struct{})}
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), inboxRoleEnv+"="+string(config))
-	cmd.Stdout, cmd.Stderr = out, os.Stderr
-	started, err := child.Start(cmd)
-	if err != nil {
-		return process{}, nil, err
-	}
-	t.Cleanup(started.Kill)
-	return process{started, cmd}, out, nil
+	p, err := spawn(t, inboxRoleEnv, r, out)
+	return p, out, err
 }
 
 // said is the standard output of a process.

@@ -40,7 +40,7 @@ func (r kafkaRole) launch(t *testing.T, slots int, life time.Duration) *fleet {
 		if slot == 0 {
 			r.Concurrency = 4
 		}
-		first := r.start(t)
+		first := mustSpawn(t, kafkaRoleEnv, r)
 		f.wg.Go(func() { f.run(r, slot, first, life+life*time.Duration(slot)/time.Duration(slots)) })
 	}
 	return f
@@ -75,7 +75,7 @@ func (f *fleet) run(r kafkaRole, slot int, p process, life time.Duration) {
 			return
 		}
 		var err error
-		if p, err = r.spawn(f.t); err != nil {
+		if p, err = spawn(f.t, kafkaRoleEnv, r, nil); err != nil {
 			f.t.Error(err)
 			return
 		}

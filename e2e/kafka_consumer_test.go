@@ -8,11 +8,9 @@ import (
 	"fmt"
 	"hash/fnv"
 	"os"
-	"os/exec"
 	"os/signal"
 	"slices"
 	"syscall"
-	"testing"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -21,7 +19,6 @@ import (
 	"github.com/idemq/idemq/consumers"
 	idemkafka "github.com/idemq/idemq/consumers/kafka"
 	"github.com/idemq/idemq/idem"
-	"github.com/idemq/idemq/internal/child"
 )
 
 const kafkaRoleEnv = "IDEM_E2E_KAFKA"
@@ -207,59 +204,4 @@ func failsFirst(token string, every int) bool {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(token))
 	return h.Sum32()%uint32(every) == 0
-}
-
-// process is a started role. It ends with the test, and with the test's process.
-type process struct {
-	*child.Process
-	cmd *exec.Cmd
-}
-
-func (r kafkaRole) start(t *testing.T) process {
-	t.Helper()
-	p, err := r.spawn(t)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
-}
-
-// spawn is start for any goroutine.
-func (r kafkaRole) spawn(t *testing.T) (process, error) {
-	config, err := json.Marshal(r)
-	if err != nil {
-		return process{}, err
-	}
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), kafkaRoleEnv+"="+string(config))
-	cmd.Stderr = os.Stderr
-	p, err := child.Start(cmd)
-	if err != nil {
-		return process{}, err
-	}
-	t.Cleanup(p.Kill)
-	return process{p, cmd}, nil
-}
-
-func (p process) pid() int { return p.cmd.Process.Pid }
-
-// terminate asks the process to stop, and returns how it ended. One that dies of the signal
-// had only just started, or was through: in between it takes signals.
-func (p process) terminate() error {
-	if err := p.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return err
-	}
-	<-p.Done()
-	if !p.cmd.ProcessState.Success() && diedOf(p.cmd) != syscall.SIGTERM {
-		return fmt.Errorf("consumer process %d: %v", p.pid(), p.cmd.ProcessState)
-	}
-	return nil
-}
-
-// diedOf is the signal by which a process ended, zero if it ended by itself.
-func diedOf(cmd *exec.Cmd) syscall.Signal {
-	if status, is := cmd.ProcessState.Sys().(syscall.WaitStatus); is && status.Signaled() {
-		return status.Signal()
-	}
-	return 0
 }

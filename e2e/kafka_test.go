@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -40,11 +39,11 @@ func TestKafkaTakeover(t *testing.T) {
 					r := s.role(c.owns)
 					r.Lease, r.Instance, r.Hold = lease, instance, "held"
 					s.publish("held")
-					first := r.start(t)
+					first := mustSpawn(t, kafkaRoleEnv, r)
 					testenv.Await(t, "the first process holds the message", seldom(func() bool { return len(s.noted(noteStart, "held")) == 1 }))
 					first.Kill()
 					killed := time.Now()
-					second := r.start(t)
+					second := mustSpawn(t, kafkaRoleEnv, r)
 					s.awaitSettled()
 					effects := s.noted(noteEffect, "held")
 					if len(effects) != 1 || effects[0].Attempt != 2 || effects[0].PID != second.pid() {
@@ -109,7 +108,7 @@ func TestSkipTrap(t *testing.T) {
 						t.Fatalf("offset %d is committed, and the message at %d is not done", committed, before)
 					}
 				}
-				first := r.start(t)
+				first := mustSpawn(t, kafkaRoleEnv, r)
 				behind := func() int { return s.once() - before }
 				testenv.Await(t, "most messages behind the one that fails are done", seldom(func() bool { check(); return behind() >= after*4/5 }))
 				failed := func(p process) bool {
@@ -124,7 +123,7 @@ func TestSkipTrap(t *testing.T) {
 				half(first)
 				ahead := behind()
 				first.Kill()
-				second := r.start(t)
+				second := mustSpawn(t, kafkaRoleEnv, r)
 				half(second)
 				aheadAgain := behind()
 				if err := s.rdb.Set(t.Context(), mendedKey(s.prefix), 1, 0).Err(); err != nil {
@@ -180,7 +179,7 @@ func TestKafkaPoison(t *testing.T) {
 				s.publish(innocent[60:]...)
 				r := s.role(c.owns)
 				r.Poison, r.Budget, r.Session = []string{"poison"}, 3, time.Second
-				stop := r.keepAlive(t)
+				stop := keepAlive(t, kafkaRoleEnv, r)
 				s.awaitSettled()
 				kills := stop()
 
@@ -217,7 +216,7 @@ func TestKafkaPoison(t *testing.T) {
 
 				// The cause is mended. The original comes once more, then the copy.
 				r.Poison = nil
-				stop = r.keepAlive(t)
+				stop = keepAlive(t, kafkaRoleEnv, r)
 				s.write(poison)
 				s.awaitSettled()
 				if n := len(s.noted(noteEffect, "poison")); n != 0 {
@@ -245,47 +244,6 @@ func headerOf(msg kafka.Message, name string) string {
 		}
 	}
 	return ""
-}
-
-// keepAlive starts consumer processes again as they die, until stop is called, which
-// returns how many died of SIGKILL.
-func (r kafkaRole) keepAlive(t *testing.T) (stop func() int) {
-	t.Helper()
-	ending := make(chan struct{})
-	killed := make(chan int, 1)
-	p := r.start(t)
-	go func() {
-		n := 0
-		defer func() { killed <- n }()
-		for {
-			select {
-			case <-ending:
-				switch err := p.terminate(); {
-				case err == nil:
-				case diedOf(p.cmd) == syscall.SIGKILL:
-					n++
-				default:
-					t.Error(err)
-				}
-				return
-			case <-p.Done():
-				if diedOf(p.cmd) != syscall.SIGKILL {
-					t.Errorf("consumer process %d ended by itself: %v", p.pid(), p.cmd.ProcessState)
-					return
-				}
-				n++
-			}
-			var err error
-			if p, err = r.spawn(t); err != nil {
-				t.Error(err)
-				return
-			}
-		}
-	}()
-	return func() int {
-		close(ending)
-		return <-killed
-	}
 }
 
 // One message, published ten thousand times with one token, is handled once.

@@ -237,7 +237,7 @@ func TestPoison(t *testing.T) {
 				Poison: []string{"poison-1", "poison-2"}, Work: time.Millisecond, Lease: time.Second, Budget: 4, Ahead: 100,
 				Concurrency: concurrency,
 			}
-			stop := r.keepAlive(t)
+			stop := keepAlive(t, roleEnv, r)
 			testenv.Await(t, "all are settled", func() bool { return s.owed() == 0 })
 			killed := stop()
 
@@ -285,7 +285,7 @@ func TestPoison(t *testing.T) {
 			first := letters[0]
 			token := first.Header.Get(idem.Header)
 			r.Poison = nil
-			stop = r.keepAlive(t)
+			stop = keepAlive(t, roleEnv, r)
 			defer stop()
 			s.publish(token) // a stray redelivery of the original
 			testenv.Await(t, "the stray one is settled", func() bool { return s.owed() == 0 })

@@ -93,14 +93,14 @@ type Begun struct {
 	Err   error
 }
 
-// BeginAll claims many tokens in one trip, and answers each request in its place.
+// BeginAll claims many tokens, 256 in a trip, and answers each request in its place.
 // The claims are renewed until each is ended by Commit, Release, Bury or Abandon;
 // the end of ctx ends the wait for the answers only.
 func (g *Guard) BeginAll(ctx context.Context, reqs []Request) []Begun {
 	return g.askAll(ctx, store.Begin, reqs)
 }
 
-// SpendAll is Spend for many tokens in one trip.
+// SpendAll is Spend for many tokens, 256 in a trip.
 func (g *Guard) SpendAll(ctx context.Context, reqs []Request) []Begun {
 	return g.askAll(ctx, store.Spend, reqs)
 }

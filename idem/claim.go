@@ -27,7 +27,8 @@ type claim struct {
 	oneTrip  bool // made by Spend: nothing to renew, commit or release
 	patient  bool
 	failOpen time.Duration
-	renewal  renewal
+
+	renewal renewal // guarded by the leases' mutex
 
 	mu        sync.Mutex
 	deadline  time.Time // of the lease, on this process's clock
@@ -219,13 +220,13 @@ func (c *Claim) Retry(ctx context.Context, counted bool, req Request) (*Claim, e
 	return b.Claim, b.Err
 }
 
-// CommitAll commits many claims of this guard in one trip, and answers each in its
+// CommitAll commits many claims of this guard, 256 in a trip, and answers each in its
 // place.
 func (g *Guard) CommitAll(ctx context.Context, claims []*Claim) []error {
 	return g.endAll(ctx, claims, store.Commit, false)
 }
 
-// ReleaseAll releases many claims of this guard in one trip. Counted, each spends
+// ReleaseAll releases many claims of this guard, 256 in a trip. Counted, each spends
 // budget.
 func (g *Guard) ReleaseAll(ctx context.Context, claims []*Claim, counted bool) []error {
 	return g.endAll(ctx, claims, store.Release, counted)

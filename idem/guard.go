@@ -38,6 +38,7 @@ func New(opts ...Option) *Guard {
 	c.quick = bound{least: c.quickTimeout() / 2, most: c.quickTimeout()}
 	s, may := o.store.(store.Bounded)
 	c.bounded = may && s.Bounded()
+	_, c.transacts = o.store.(store.Transactor)
 	var nonce [9]byte
 	_, _ = rand.Read(nonce[:]) // does not fail since Go 1.24
 	c.nonce = base64.RawURLEncoding.EncodeToString(nonce[:])
@@ -115,17 +116,18 @@ func (o *Options) checkWithin() time.Duration { return time.Duration(o.expire) *
 
 // core is what the groups of a guard share.
 type core struct {
-	opts    *Options
-	err     error
-	nonce   string // of this guard; claim ids start with it
-	counter atomic.Uint64
-	batcher batcher
-	leases  leases
-	trip    bound      // of one trip
-	ending  bound      // one lease: how long the end of a claim is tried
-	quick   bound      // of a trip that a caller makes itself
-	bounded bool       // a trip ends in its time, whatever becomes of the store
-	near    *nearCache // nil: none
+	opts      *Options
+	err       error
+	nonce     string // of this guard; claim ids start with it
+	counter   atomic.Uint64
+	batcher   batcher
+	leases    leases
+	trip      bound      // of one trip
+	ending    bound      // one lease: how long the end of a claim is tried
+	quick     bound      // of a trip that a caller makes itself
+	bounded   bool       // a trip ends in its time, whatever becomes of the store
+	transacts bool       // handlers have transactions of the store's
+	near      *nearCache // nil: none
 
 	incarnation struct {
 		mu    sync.Mutex

@@ -18,7 +18,7 @@ func (g *Guard) Token(ctx context.Context) (string, error) {
 }
 
 // Issue registers tokens that were made elsewhere, by TokenFor or Claim.Derive,
-// in one trip. Registering again starts the expiry anew; a token that Check has
+// 256 in a trip. Registering again starts the expiry anew; a token that Check has
 // spent stays spent. Issued tokens belong to the prefix, not to a group.
 func (g *Guard) Issue(ctx context.Context, tokens ...string) error {
 	if err := g.core.ready(); err != nil {

@@ -24,7 +24,7 @@ type leases struct {
 // renewal is a claim's place among those that are held, and its last renewal. Guarded by
 // the leases' mutex.
 type renewal struct {
-	nth     int       // its place, counted from one; zero: it is not held
+	place   int       // its place, counted from one; zero: it is not held
 	last    time.Time // on this process's clock, before the request was sent
 	pending bool      // one is under way
 }
@@ -37,7 +37,7 @@ func (l *leases) add(c *claim) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.held = append(l.held, c)
-	c.renewal = renewal{nth: len(l.held), last: c.deadline.Add(-l.core.opts.lease)}
+	c.renewal = renewal{place: len(l.held), last: c.deadline.Add(-l.core.opts.lease)}
 	if l.ticks {
 		return
 	}
@@ -57,13 +57,13 @@ func (l *leases) remove(c *claim) {
 
 // drop is called with mu held; the last claim takes the place of this one.
 func (l *leases) drop(c *claim) {
-	if c.renewal.nth == 0 {
+	if c.renewal.place == 0 {
 		return
 	}
 	end := len(l.held) - 1
 	last := l.held[end]
-	l.held[c.renewal.nth-1], last.renewal.nth = last, c.renewal.nth
-	c.renewal.nth = 0
+	l.held[c.renewal.place-1], last.renewal.place = last, c.renewal.place
+	c.renewal.place = 0
 	l.held[end] = nil
 	l.held = l.held[:end]
 }
@@ -113,7 +113,7 @@ func (l *leases) run() {
 func (c *claim) answered(answered *call) {
 	l := &c.guard.core.leases
 	l.mu.Lock()
-	held := c.renewal.nth > 0
+	held := c.renewal.place > 0
 	c.renewal.pending = false
 	if answered.err == nil && answered.reply.Status == store.OK {
 		c.renewal.last = answered.sent

@@ -12,8 +12,7 @@ import (
 // enlists reports whether the handler's context has to tell its transactions whose they
 // are: this claim's, or, of a handler around this one, nobody's.
 func (c *claim) enlists() bool {
-	_, is := c.guard.core.opts.store.(store.Transactor)
-	return is || c.parent.Value(store.TxKey{}) != nil
+	return c.guard.core.transacts || c.parent.Value(store.TxKey{}) != nil
 }
 
 // enlist is called with mu held, when the claim's context is made.

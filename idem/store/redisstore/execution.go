@@ -44,9 +44,7 @@ func (x *execution) run(ctx context.Context) error {
 			return err
 		}
 	}
-	if x.lost == 0 {
-		made.free()
-	}
+	made.free() // each command that points into it was answered, or failed
 	if len(b.Ops) > 0 && x.s.several {
 		return nil // an error would hold up what other servers keep
 	}

@@ -21,8 +21,8 @@ func gated(b *store.Batch, k store.Kind) bool {
 	return k == store.Inspect || b.IssuedOnly && (k == store.Begin || k == store.Spend)
 }
 
-// scratch is the memory that the items of an Apply are made in. Commands point into it, so
-// it is used again only where none can be under way any more.
+// scratch is the memory that the items of an Apply are made in. Commands point to the
+// strings of items and places, so it is used again only where none can be under way any more.
 type scratch struct {
 	items  []item
 	places []place
@@ -46,7 +46,7 @@ func (s *scratch) begin(n int, places bool) {
 	s.text, s.ends = s.text[:0], s.ends[:0]
 }
 
-// resized is all zero, as long as its elements were cleared.
+// resized is all zero: whoever used it cleared it.
 func resized[E any](all []E, n int) []E {
 	if cap(all) < n {
 		return make([]E, n)

@@ -639,7 +639,7 @@ if sets then
   sets.start(now, ARGV[13])
 end
 
-local held -- what stood behind the claim id of the last one completed: those claimed together share it
+local last_behind -- what stood behind the claim id of the last one completed: those claimed together share it
 local made -- operations, once there is something for them
 local lines = {}
 local k, a, i = 2, 14, 1
@@ -692,13 +692,13 @@ while i <= #codes do
         met = pcall('GET', key)
       end
       if type(met) == 'string' then
-        local usual = held and met == '1p|' .. claim .. held
+        local usual = last_behind and met == '1p|' .. claim .. last_behind
         if not usual then
           local from = #claim + #first + 4
           local deadline = sub(met, from, from + #now_text - 1)
           local behind = first .. deadline .. terms
           if met == '1p|' .. claim .. behind and deadline > now_text then
-            usual, held = true, behind
+            usual, last_behind = true, behind
           end
         end
         if usual then
