@@ -110,12 +110,12 @@ func (r inboxRole) keepDying(t *testing.T, h *hangman, ending <-chan struct{}) {
 		}
 		select {
 		case <-ending:
-			if err := p.terminate(); err != nil && diedOf(p.cmd) != syscall.SIGKILL {
+			if err := p.terminate(); err != nil && p.DiedOf() != syscall.SIGKILL {
 				t.Error(err)
 			}
 			return
 		case <-p.Done():
-			if diedOf(p.cmd) != syscall.SIGKILL || r.Doom.Spot == "" {
+			if p.DiedOf() != syscall.SIGKILL || r.Doom.Spot == "" {
 				t.Errorf("%s ended by itself: %v", r.Instance, p.cmd.ProcessState)
 				return
 			}

@@ -54,7 +54,7 @@ func (f *fleet) run(r kafkaRole, slot int, p process, life time.Duration) {
 		timer := time.NewTimer(life)
 		select {
 		case <-p.Done():
-			f.t.Errorf("consumer process %d ended by itself: %v", p.pid(), p.cmd.ProcessState)
+			f.t.Errorf("consumer process %d ended by itself: %v", p.Pid(), p.cmd.ProcessState)
 			return
 		case <-timer.C:
 			if n%2 == 0 {
@@ -70,7 +70,7 @@ func (f *fleet) run(r kafkaRole, slot int, p process, life time.Duration) {
 					f.t.Error(err)
 				}
 			case <-p.Done():
-				f.t.Errorf("consumer process %d ended by itself: %v", p.pid(), p.cmd.ProcessState)
+				f.t.Errorf("consumer process %d ended by itself: %v", p.Pid(), p.cmd.ProcessState)
 			}
 			return
 		}
@@ -87,7 +87,7 @@ func (f *fleet) kill(slot int, p process) {
 	p.Kill()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.killed[p.pid()] = killing{sent, time.Now()}
+	f.killed[p.Pid()] = killing{sent, time.Now()}
 	f.kills[slot]++
 }
 

@@ -46,12 +46,12 @@ func TestKafkaTakeover(t *testing.T) {
 					second := mustSpawn(t, kafkaRoleEnv, r)
 					s.awaitSettled()
 					effects := s.noted(noteEffect, "held")
-					if len(effects) != 1 || effects[0].Attempt != 2 || effects[0].PID != second.pid() {
-						t.Fatalf("effects %+v, want one, by attempt 2, of process %d", effects, second.pid())
+					if len(effects) != 1 || effects[0].Attempt != 2 || effects[0].PID != second.Pid() {
+						t.Fatalf("effects %+v, want one, by attempt 2, of process %d", effects, second.Pid())
 					}
 					var redelivered time.Time
 					for _, f := range s.noted(noteFetch, "held") {
-						if f.PID == second.pid() && redelivered.IsZero() {
+						if f.PID == second.Pid() && redelivered.IsZero() {
 							redelivered = f.At
 						}
 					}
@@ -112,7 +112,7 @@ func TestSkipTrap(t *testing.T) {
 				behind := func() int { return s.once() - before }
 				testenv.Await(t, "most messages behind the one that fails are done", seldom(func() bool { check(); return behind() >= after*4/5 }))
 				failed := func(p process) bool {
-					return slices.ContainsFunc(s.noted(noteFail, "stubborn"), func(n note) bool { return n.PID == p.pid() })
+					return slices.ContainsFunc(s.noted(noteFail, "stubborn"), func(n note) bool { return n.PID == p.Pid() })
 				}
 				half := func(p process) {
 					t.Helper()

@@ -47,8 +47,6 @@ func mustSpawn(t *testing.T, env string, role any) process {
 	return p
 }
 
-func (p process) pid() int { return p.cmd.Process.Pid }
-
 // terminate asks the process to stop, and returns how it ended. One that dies of the signal
 // had only just started, or was through: in between it takes signals.
 func (p process) terminate() error {
@@ -56,18 +54,10 @@ func (p process) terminate() error {
 		return err
 	}
 	<-p.Done()
-	if !p.cmd.ProcessState.Success() && diedOf(p.cmd) != syscall.SIGTERM {
-		return fmt.Errorf("consumer process %d: %v", p.pid(), p.cmd.ProcessState)
+	if !p.cmd.ProcessState.Success() && p.DiedOf() != syscall.SIGTERM {
+		return fmt.Errorf("consumer process %d: %v", p.Pid(), p.cmd.ProcessState)
 	}
 	return nil
-}
-
-// diedOf is the signal by which a process ended, zero if it ended by itself.
-func diedOf(cmd *exec.Cmd) syscall.Signal {
-	if status, is := cmd.ProcessState.Sys().(syscall.WaitStatus); is && status.Signaled() {
-		return status.Signal()
-	}
-	return 0
 }
 
 // keepAlive starts a process again each time it dies of SIGKILL, until stop is called, which
@@ -85,15 +75,15 @@ func keepAlive(t *testing.T, env string, role any) (stop func() int) {
 			case <-ending:
 				switch err := p.terminate(); {
 				case err == nil:
-				case diedOf(p.cmd) == syscall.SIGKILL:
+				case p.DiedOf() == syscall.SIGKILL:
 					n++
 				default:
 					t.Error(err)
 				}
 				return
 			case <-p.Done():
-				if diedOf(p.cmd) != syscall.SIGKILL {
-					t.Errorf("consumer process %d ended by itself: %v", p.pid(), p.cmd.ProcessState)
+				if p.DiedOf() != syscall.SIGKILL {
+					t.Errorf("consumer process %d ended by itself: %v", p.Pid(), p.cmd.ProcessState)
 					return
 				}
 				n++

@@ -10,34 +10,31 @@ import (
 
 	"github.com/idemq/idemq/idem"
 	"github.com/idemq/idemq/idem/store"
+	"github.com/idemq/idemq/internal/storefault"
 )
 
-// leisurely is a store whose trips take a second each.
-type leisurely struct {
-	amnesiac
-
-	mu              sync.Mutex
-	under, together int // trips under way, and the most at a time
-	largest         int // batch
-}
-
-func (s *leisurely) Apply(ctx context.Context, b *store.Batch) error {
-	s.mu.Lock()
-	s.under++
-	s.together, s.largest = max(s.together, s.under), max(s.largest, len(b.Ops))
-	s.mu.Unlock()
-	time.Sleep(time.Second)
-	s.mu.Lock()
-	s.under--
-	s.mu.Unlock()
-	return s.amnesiac.Apply(ctx, b)
-}
-
 // transacting has transactions for handlers, too.
-type transacting struct{ *leisurely }
+type transacting struct{ store.Store }
 
 func (transacting) Enlist(ctx context.Context, _ *store.Batch, _ func()) (context.Context, store.Tx) {
 	return ctx, nil
+}
+
+// claimAtOnce claims so many tokens together, and abandons them.
+func claimAtOnce(t *testing.T, s store.Store, n int) (took time.Duration) {
+	t.Helper()
+	reqs := make([]idem.Request, n)
+	for i := range reqs {
+		reqs[i] = idem.Request{Token: fmt.Sprint(i), Patient: true}
+	}
+	began := time.Now()
+	for _, b := range idem.New(idem.WithStore(s)).Group("g").BeginAll(t.Context(), reqs) {
+		if b.Err != nil {
+			t.Fatal(b.Err)
+		}
+		b.Claim.Abandon()
+	}
+	return time.Since(began)
 }
 
 // What is asked for at once goes out in batches, of which more overlap while many calls wait.
@@ -59,43 +56,29 @@ func TestFlights(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%d calls, transactions %v", tt.calls, tt.transacts), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := new(leisurely)
-				var driver store.Store = s
+				var mu sync.Mutex
+				under, together, largest := 0, 0, 0 // trips; operations of one
+				var s store.Store = watched{amnesiac{}, func(_ context.Context, b *store.Batch) error {
+					mu.Lock()
+					under++
+					together, largest = max(together, under), max(largest, len(b.Ops))
+					mu.Unlock()
+					time.Sleep(time.Second)
+					mu.Lock()
+					under--
+					mu.Unlock()
+					return nil
+				}}
 				if tt.transacts {
-					driver = transacting{s}
+					s = transacting{s}
 				}
-				g := idem.New(idem.WithStore(driver)).Group("g")
-				reqs := make([]idem.Request, tt.calls)
-				for i := range reqs {
-					reqs[i].Token = fmt.Sprint(i)
-				}
-				began := time.Now()
-				for _, b := range g.BeginAll(t.Context(), reqs) {
-					if b.Err != nil {
-						t.Fatal(b.Err)
-					}
-					b.Claim.Abandon()
-				}
-				if took := time.Since(began); took != tt.takes || s.together != tt.together || s.largest > 256 {
+				if took := claimAtOnce(t, s, tt.calls); took != tt.takes || together != tt.together || largest > 256 {
 					t.Errorf("took %v, %d trips at a time, of up to %d operations; want %v and %d, since %s",
-						took, s.together, s.largest, tt.takes, tt.together, tt.reason)
+						took, together, largest, tt.takes, tt.together, tt.reason)
 				}
 			})
 		})
 	}
-}
-
-// away is a store that cannot be reached until some time.
-type away struct {
-	amnesiac
-	until time.Time
-}
-
-func (s away) Apply(ctx context.Context, b *store.Batch) error {
-	if time.Now().Before(s.until) {
-		return store.ErrUnavailable
-	}
-	return s.amnesiac.Apply(ctx, b)
 }
 
 // Batches that fail together are one failure: the wait until the next try doubles from try to
@@ -104,20 +87,12 @@ func TestWaitDoubles(t *testing.T) {
 	for _, calls := range []int{1, 1024} {
 		t.Run(fmt.Sprintf("%d calls", calls), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				began := time.Now()
-				g := idem.New(idem.WithStore(away{until: began.Add(200 * time.Millisecond)})).Group("g")
-				reqs := make([]idem.Request, calls)
-				for i := range reqs {
-					reqs[i] = idem.Request{Token: fmt.Sprint(i), Patient: true}
-				}
-				for _, b := range g.BeginAll(t.Context(), reqs) {
-					if b.Err != nil {
-						t.Fatal(b.Err)
-					}
-					b.Claim.Abandon()
-				}
+				s := storefault.New(amnesiac{})
+				s.Set(storefault.Away)
+				time.AfterFunc(200*time.Millisecond, func() { s.Set(storefault.None) })
+				took := claimAtOnce(t, s, calls)
 				// 50, 100 and 200 ms, and up to a quarter of each again at random.
-				if took, most := time.Since(began), 5*350*time.Millisecond/4; took > most {
+				if most := 5 * 350 * time.Millisecond / 4; took > most {
 					t.Errorf("answered after %v, want %v at most", took, most)
 				}
 			})

@@ -248,13 +248,6 @@ func (f *fleet) join(ctx context.Context, d time.Duration) {
 	}
 }
 
-// diedOf reports whether a signal ended the process: SIGTERM does where it has not come as
-// far as to catch it.
-func (p *process) diedOf(sig syscall.Signal) bool {
-	status, is := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
-	return is && status.Signaled() && status.Signal() == sig
-}
-
 // end tells a process to stop, and waits until it has.
 func (f *fleet) end(p *process, why Kind) {
 	p.meant.Store(true)
@@ -264,7 +257,7 @@ func (f *fleet) end(p *process, why Kind) {
 	defer t.Stop()
 	select {
 	case <-p.Done():
-		if !p.cmd.ProcessState.Success() && !p.diedOf(syscall.SIGTERM) {
+		if !p.cmd.ProcessState.Success() && p.DiedOf() != syscall.SIGTERM { // of which it dies before it catches it
 			f.fail("consumer %d was told to stop, and ended with %v: %s", p.number, p.cmd.ProcessState, p.tail())
 		}
 	case <-t.C:

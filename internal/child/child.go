@@ -47,6 +47,14 @@ func (p *Process) Kill() {
 // Pid is the process's number.
 func (p *Process) Pid() int { return p.cmd.Process.Pid }
 
+// DiedOf is the signal by which a process ended that is done, zero if it ended by itself.
+func (p *Process) DiedOf() syscall.Signal {
+	if status, is := p.cmd.ProcessState.Sys().(syscall.WaitStatus); is && status.Signaled() {
+		return status.Signal()
+	}
+	return 0
+}
+
 // Signal sends a signal.
 func (p *Process) Signal(sig syscall.Signal) error { return p.cmd.Process.Signal(sig) }
 

@@ -26,11 +26,7 @@ var batchCases = []testCase{
 				store.Claimed, store.OK, store.Duplicate, store.OK, store.Duplicate,
 				store.OK, store.Claimed, store.Lost,
 			}
-			for i, r := range e.apply(b) {
-				if r.Status != want[i] || r.Err != nil {
-					e.failf("operation %d, %s, was answered %s with error %v, want %s", i, show(b.Ops[i]), statusName(r.Status), r.Err, statusName(want[i]))
-				}
-			}
+			e.answers(b, want...)
 			if r := b.Replies[8]; r.Attempt != 3 || r.Spent != 2 {
 				e.failf("the last Begin has attempt %d and spent %d, want 3 and 2", r.Attempt, r.Spent)
 			}
@@ -40,19 +36,11 @@ var batchCases = []testCase{
 		"some lost",
 		"Of completions in one batch, whose claims were made in one too, some may be lost: that tells nothing of those before and behind them.",
 		func(e *env) {
-			for _, r := range e.apply(e.batch(begin("a", "c1"), begin("t", "c1"), begin("b", "c1"), begin("u", "c1"), begin("c", "c1"))) {
-				if r.Status != store.Claimed || r.Err != nil {
-					e.failf("Begin was answered %s with error %v", statusName(r.Status), r.Err)
-				}
-			}
-			e.apply(e.batch(release("t", "c1", counted), begin("t", "c2")))
-			b := e.batch(commit("a", "c1", 1), commit("t", "c1", 1), commit("b", "c1", 1), commit("u", "c3", 1), commit("c", "c1", 1))
-			want := []store.Status{store.OK, store.Lost, store.OK, store.Lost, store.OK}
-			for i, r := range e.apply(b) {
-				if r.Status != want[i] || r.Err != nil {
-					e.failf("%s was answered %s with error %v, want %s", show(b.Ops[i]), statusName(r.Status), r.Err, statusName(want[i]))
-				}
-			}
+			e.answers(e.batch(begin("a", "c1"), begin("t", "c1"), begin("b", "c1"), begin("u", "c1"), begin("c", "c1")),
+				store.Claimed, store.Claimed, store.Claimed, store.Claimed, store.Claimed)
+			e.answers(e.batch(release("t", "c1", counted), begin("t", "c2")), store.OK, store.Claimed)
+			e.answers(e.batch(commit("a", "c1", 1), commit("t", "c1", 1), commit("b", "c1", 1), commit("u", "c3", 1), commit("c", "c1", 1)),
+				store.OK, store.Lost, store.OK, store.Lost, store.OK)
 			for token, want := range map[string]store.Status{
 				"a": store.Duplicate, "t": store.InProgress, "b": store.Duplicate, "u": store.InProgress, "c": store.Duplicate,
 			} {

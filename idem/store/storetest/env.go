@@ -117,6 +117,16 @@ func (e *env) want(status store.Status, op store.Op, terms ...term) store.Reply 
 	return r
 }
 
+// answers executes a batch and fails unless its operations are answered with these statuses.
+func (e *env) answers(b *store.Batch, want ...store.Status) {
+	e.Helper()
+	for i, r := range e.apply(b) {
+		if r.Status != want[i] || r.Err != nil {
+			e.failf("operation %d, %s, was answered %s with error %v, want %s", i, show(b.Ops[i]), statusName(r.Status), r.Err, statusName(want[i]))
+		}
+	}
+}
+
 // claims executes one operation, which must claim with these counts.
 func (e *env) claims(attempt, spent, expiries, redrive int, op store.Op, terms ...term) {
 	e.Helper()
