@@ -2,7 +2,6 @@ package bench
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
@@ -51,13 +50,10 @@ func (f *filler) recordKey(token string) string {
 	return idem.DefaultPrefix + ":{" + strconv.Itoa(f.seed.IntN(fillTags)) + "}:" + fillGroup + ":" + token
 }
 
-// nonce stands for the random bits that a guard begins its claim ids with.
-var nonce = base64.RawURLEncoding.EncodeToString(make([]byte, 9))
-
 // record is a token's that was done on its first attempt.
 func (f *filler) record() string {
 	f.next++
-	return "1d|" + nonce + strconv.FormatInt(int64(f.next), 36) + "|" + strconv.FormatInt(f.now.UnixMilli(), 10)
+	return fmt.Sprintf("%d%06d", f.now.UnixMilli(), f.next%1_000_000)
 }
 
 // records adds done tokens in the layout of records.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -411,7 +412,11 @@ func (s *clusterSite) records(node *redistest.Server) map[string]string {
 // tokenOf is the token in a record's key, e2e:{tag}:group:token.
 func tokenOf(key string) string { return key[strings.LastIndex(key, ":")+1:] }
 
-func isDone(record string) bool { return strings.HasPrefix(record, "1d|") }
+// isDone knows both forms of a record that is done; see package redisstore.
+func isDone(record string) bool {
+	_, err := strconv.ParseUint(record, 10, 64)
+	return err == nil || strings.HasPrefix(record, "1d|")
+}
 
 // waiting is how many completions stand on the primary and are not acknowledged.
 func (s *clusterSite) waiting() (n int) {

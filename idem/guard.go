@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base64"
+	"encoding/binary"
 	"fmt"
 	"strconv"
 	"sync"
@@ -39,9 +40,10 @@ func New(opts ...Option) *Guard {
 	s, may := o.store.(store.Bounded)
 	c.bounded = may && s.Bounded()
 	_, c.transacts = o.store.(store.Transactor)
-	var nonce [9]byte
-	_, _ = rand.Read(nonce[:]) // does not fail since Go 1.24
-	c.nonce = base64.RawURLEncoding.EncodeToString(nonce[:])
+	var random [13]byte
+	_, _ = rand.Read(random[:]) // does not fail since Go 1.24
+	c.nonce = base64.RawURLEncoding.EncodeToString(random[:9])
+	c.counter.Store(1_000_000 + uint64(binary.BigEndian.Uint32(random[9:]))%1_000_000)
 	c.runs = make(map[run]struct{})
 	c.near = newNearCache(o)
 	return &Guard{core: c}
@@ -186,9 +188,10 @@ func (c *core) noticed(b *store.Batch) (Event, bool) {
 }
 
 // claimID makes an id that was never used before: 72 random bits of the guard, and
-// a count.
+// a count of seven digits or more. Drivers may tell claims of a done token apart by the last
+// six, so the count begins anywhere.
 func (c *core) claimID() string {
-	return c.nonce + strconv.FormatUint(c.counter.Add(1), 36)
+	return c.nonce + strconv.FormatUint(c.counter.Add(1), 10)
 }
 
 // enter reserves a token in this process, until leave. Only one holder at a time:

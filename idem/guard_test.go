@@ -3,6 +3,7 @@ package idem_test
 import (
 	"context"
 	"errors"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -244,6 +245,29 @@ func TestConcurrentCallsShareTrips(t *testing.T) {
 	wg.Wait()
 	if n := s.Trips(); n > 64*50 {
 		t.Errorf("%d trips for %d operations: calls do not share them", n, 2*64*50)
+	}
+}
+
+// Stores keep of a done token's claim no more than six digits.
+func TestClaimIDsEndInACount(t *testing.T) {
+	shape := regexp.MustCompile(`^[\w-]{12}\d{7,}$`)
+	seen, ends := map[string]bool{}, map[string]bool{}
+	for range 8 {
+		g, s := newGuard()
+		s.On(func(b *store.Batch) storefault.Fault {
+			id := b.Ops[0].Claim
+			if !shape.MatchString(id) || seen[id] {
+				t.Errorf("%q after %v", id, seen)
+			}
+			seen[id], ends[id[len(id)-6:]] = true, true
+			return storefault.None
+		})
+		for range 2 {
+			begin(t, g, idem.NewToken()).Abandon()
+		}
+	}
+	if len(seen) != 16 || len(ends) < 12 {
+		t.Errorf("%d claims, and %d ends of their ids: guards count from the same number", len(seen), len(ends))
 	}
 }
 

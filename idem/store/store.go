@@ -281,7 +281,8 @@ type Op struct {
 	Group string // any bytes
 	Token string // 1 to 255 bytes, any
 	// Claim is the claim id: made by package idem of the characters A-Z, a-z,
-	// 0-9, '-' and '_', at most 40. Forget and Check carry one too, for repeats.
+	// 0-9, '-' and '_', at most 40, of which the last six or more are a count.
+	// Forget and Check carry one too, for repeats.
 	// Inspect and Issue have none.
 	Claim string
 
@@ -381,7 +382,7 @@ func (s State) String() string {
 // Record is what a store knows of a token in a group.
 type Record struct {
 	State       State
-	Claim       string        // of the last claim
+	Claim       string        // of the last claim; where done, drivers may keep '~' and its last six characters
 	Attempt     int           // starts so far, crashes included
 	Spent       int           // of the budget; zero when done or dead
 	Expiries    int           // claims that ended by their lease running out; zero when done or dead

@@ -60,7 +60,7 @@ func messages(s store.Store, name string, size, n int) error {
 		held = held[:0]
 		for ; len(held) < size && i < n; i++ {
 			token := fmt.Sprintf("%-20s%016d", name, i) // 36 bytes
-			claim := "aaaaaaaaaaaa" + strconv.Itoa(i)
+			claim := "aaaaaaaaaaaa" + strconv.Itoa(1_000_000+i)
 			held = append(held, store.Op{Kind: store.Commit, Group: "orders", Token: token, Claim: claim, Attempt: 1})
 			x.Ops = append(x.Ops, store.Op{Kind: store.Begin, Group: "orders", Token: token, Claim: claim, MaxExpiries: 2})
 		}

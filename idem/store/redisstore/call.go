@@ -192,7 +192,7 @@ func encode(op *store.Op, usualMax int) (code byte, param string) {
 	case store.Spend:
 		return 'S', claimParam(op)
 	case store.Commit:
-		if len(op.Result) == 0 && op.Attempt == 1 {
+		if len(op.Result) == 0 && op.Attempt == 1 && endsInDigits(op.Claim) {
 			return 'c', ""
 		}
 		return 'C', strconv.Itoa(max(0, op.Attempt)) + "|" + string(op.Result)
@@ -214,6 +214,20 @@ func encode(op *store.Op, usualMax int) (code byte, param string) {
 	default:
 		return 'k', ""
 	}
+}
+
+// endsInDigits tells whether the record of a done token can be a number.
+func endsInDigits(claim string) bool {
+	const digits = 6
+	if len(claim) < digits {
+		return false
+	}
+	for _, c := range []byte(claim[len(claim)-digits:]) {
+		if c < '0' || c > '9' {
+			return false
+		}
+	}
+	return true
 }
 
 func claimParam(op *store.Op) string {

@@ -29,10 +29,11 @@ func FuzzCompactRecord(f *testing.F) {
 		prints[i] = fingerprint("p", group, token)
 	}
 	for _, v := range []string{
-		"1p|a|1|0|0|0||||%s|60000000|0|", "1p|b|3|1|1|2||2|f|%s|60000000|4|o", "1p|b|1|0|0|0||||1|60000000|7|o",
-		"1r|a|2|1|0|0|||", "1r|b|1|0|0|0|||", "1f|a|1|0|0|5||1|f", "1f||0|0|0|0||0|a",
-		"1d|a|1700000000000", "1d|b|1700000000000|2|0|fp|1|f|0|0|line\n|result",
-		"1s|a|1700000000000|4|1||||3|2|", "1x|b|1700000000000|2|3||||0|0|", "2p|whatever", "hello", "",
+		"1p|a-000001|1|0|0|0||||%s|60000000|0|", "1p|b-000002|3|1|1|2||2|f|%s|60000000|4|o", "1p|b-000002|1|0|0|0||||1|60000000|7|o",
+		"1r|a-000001|2|1|0|0|||", "1r|b-000002|1|0|0|0|||", "1f|a-000001|1|0|0|5||1|f", "1f||0|0|0|0||0|a",
+		"1d|a-000001|1700000000000", "1d|b-000002|1700000000000|2|0|fp|1|f|0|0|line\n|result",
+		"1700000000000000001", "1700000000000000002",
+		"1s|a-000001|1700000000000|4|1||||3|2|", "1x|b-000002|1700000000000|2|3||||0|0|", "2p|whatever", "hello", "",
 	} {
 		if strings.Contains(v, "%s") {
 			v = fmt.Sprintf(v, strconv.FormatInt(time.Now().Add(time.Hour).UnixMicro(), 10))
@@ -62,7 +63,7 @@ func FuzzCompactRecord(f *testing.F) {
 			t.Fatal(err)
 		}
 
-		claim := string("ab"[flags&1])
+		claim := [...]string{"a-000001", "b-000002"}[flags&1]
 		b := batch("p")
 		for i, k := range kinds {
 			o := op(k, fmt.Sprint("t", i), claim)
@@ -123,6 +124,7 @@ func checkCompact(t *testing.T, b *store.Batch, o *store.Op, got store.Reply, be
 		return
 	}
 	x := rules.Execution{Batch: b, Now: rules.Instant(b.Now.UnixNano()), Time: func(i rules.Instant) time.Time { return time.UnixMilli(int64(i)) }}
+	completeClaim(&rec, o)
 	expected, changed := x.Do(o, &rec, &rules.Issued{})
 	switch {
 	case !changed || !sameReply(expected, got):

@@ -37,14 +37,14 @@ func TestExpiryOfDone(t *testing.T) {
 		last      []store.Op
 		more      time.Duration // than a retention
 	}{
-		{"little", little, [][]store.Op{begins("a")}, lease, false, commits("a", 1), 30 * time.Second},
-		{"much", much, [][]store.Op{begins("a")}, lease, false, commits("a", 1), 0},
-		{"other terms", little, [][]store.Op{begins("a")}, lease / 2, false, commits("a", 1), 0},
-		{"past its lease", little, [][]store.Op{begins("a")}, lease, true, commits("a", 1), 0},
-		{"renewed and past its lease", little, [][]store.Op{begins("a"), two(store.Renew, "a")}, lease, true, commits("a", 1), 0},
-		{"released before", little, [][]store.Op{begins("a"), two(store.Release, "a")}, lease, false, commits("a", 1), 0},
-		{"second attempt", little, [][]store.Op{begins("a"), two(store.Release, "a"), begins("b")}, lease, false, commits("b", 2), 0},
-		{"absent", little, nil, lease, false, commits("a", 1), 0},
+		{"little", little, [][]store.Op{begins("a-000001")}, lease, false, commits("a-000001", 1), 30 * time.Second},
+		{"much", much, [][]store.Op{begins("a-000001")}, lease, false, commits("a-000001", 1), 0},
+		{"other terms", little, [][]store.Op{begins("a-000001")}, lease / 2, false, commits("a-000001", 1), 0},
+		{"past its lease", little, [][]store.Op{begins("a-000001")}, lease, true, commits("a-000001", 1), 0},
+		{"renewed and past its lease", little, [][]store.Op{begins("a-000001"), two(store.Renew, "a-000001")}, lease, true, commits("a-000001", 1), 0},
+		{"released before", little, [][]store.Op{begins("a-000001"), two(store.Release, "a-000001")}, lease, false, commits("a-000001", 1), 0},
+		{"second attempt", little, [][]store.Op{begins("a-000001"), two(store.Release, "a-000001"), begins("b-000002")}, lease, false, commits("b-000002", 2), 0},
+		{"absent", little, nil, lease, false, commits("a-000001", 1), 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

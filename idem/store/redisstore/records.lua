@@ -27,7 +27,7 @@
 --              b Begin (no redrive, no fingerprint)
 --              B Begin      redrive|max expiries|fingerprint
 --              S Spend      redrive|max expiries|fingerprint
---              c Commit (attempt 1, no result)
+--              c Commit (attempt 1, no result, and the claim id ends in six digits)
 --              C Commit     attempt|result
 --              r Release, R counted
 --              w Renew, y Bury, f Forget, q Inspect, t Issue, k Check
@@ -53,7 +53,7 @@ local claim_param = '^(%d+)|(%d+)|(.*)$' -- of B and S
 -- script would pay for these functions, and for each local that they took from it, as much
 -- as for some operations: so they are made where they are needed, of what they are given.
 local function operations(now, stamp, lease_ends, terms, reply)
-  local find, format, match, byte, floor = string.find, string.format, string.match, string.byte, math.floor
+  local find, format, match, sub, byte, floor = string.find, string.format, string.match, string.sub, string.byte, math.floor
   local call, pcall = redis.call, redis.pcall
   local ARGV, sets = ARGV, sets
   local incarnation, owner = match(ARGV[4], '^(%d+)|(.*)$')
@@ -125,6 +125,11 @@ local function operations(now, stamp, lease_ends, terms, reply)
 
   -- parse takes a record apart; nil, and the line to answer, if it is none.
   local function parse(v)
+    local at, tail = match(v, '^([1-9]%d%d%d%d%d%d%d%d%d%d%d%d)(%d%d%d%d%d%d)$')
+    if at then
+      return {st = 'd', claim = '~' .. tail, at = at, attempt = 1, redrive = '0', fp = '', fence = '', fid = '', spent = 0,
+        expiries = 0, result = ''}
+    end
     local st = match(v, '^1(%l)|')
     local r
     if st == 'p' then
@@ -175,6 +180,11 @@ local function operations(now, stamp, lease_ends, terms, reply)
     return r.st == 'p' and now < r.deadline
   end
 
+  -- owns tells whether a record's last claim is this one; of some it has only how they end.
+  local function owns(r, claim)
+    return r.claim == claim or r.claim == '~' .. sub(claim, -6)
+  end
+
   -- hold writes r as in progress; lease holds the fields from the deadline on.
   local function hold(key, r, lease)
     call('SET', key, '1p|' .. r.claim .. '|' .. r.attempt .. '|' .. r.spent .. '|' .. r.expiries .. '|' .. r.redrive .. '|' ..
@@ -207,6 +217,8 @@ local function operations(now, stamp, lease_ends, terms, reply)
       result ~= '' then
       v = v .. '|' .. r.attempt .. '|' .. r.redrive .. '|' .. r.fp .. '|' .. r.fence .. '|' .. r.fid ..
         '|' .. r.spent .. '|' .. r.expiries .. '|' .. result
+    elseif st == 'd' and find(r.claim, '%d%d%d%d%d%d$') then
+      v = stamp .. sub(r.claim, -6)
     end
     call('SET', key, v, 'PX', px)
     return nil
@@ -273,7 +285,7 @@ local function operations(now, stamp, lease_ends, terms, reply)
   -- conflict: both carry a fingerprint, they differ, and neither is this a repeat nor
   -- a redrive that is accepted.
   local function conflict(r, claim, fp, anew)
-    return fp ~= '' and r.fp ~= '' and fp ~= r.fp and r.claim ~= claim and not anew
+    return fp ~= '' and r.fp ~= '' and fp ~= r.fp and not owns(r, claim) and not anew
   end
 
   -- take counts the claim that is granted, of its payload. Claims of another payload are
@@ -316,7 +328,7 @@ local function operations(now, stamp, lease_ends, terms, reply)
       return ''
     end
 
-    local own, st, held = r.claim == claim, r.st, live(r)
+    local own, st, held = owns(r, claim), r.st, live(r)
     local over = st == 'p' and not held
     local answer, retry = 'i', held and r.deadline - now
     if held and not own and owner ~= '' and r.owner == owner then
@@ -384,9 +396,9 @@ local function operations(now, stamp, lease_ends, terms, reply)
     local anew = higher(redrive, r.redrive) and (over or st == 'r' or st == 'f' or st == 'x')
     if conflict(r, claim, fp, anew) then
       return 'c'
-    elseif st == 's' and r.claim == claim then
+    elseif st == 's' and owns(r, claim) then
       return claimed(r)
-    elseif st == 'f' and r.claim == claim then
+    elseif st == 'f' and owns(r, claim) then
       return 'l'
     elseif st == 'd' or st == 's' or st == 'x' and not anew then
       return duplicate(r)
@@ -427,7 +439,7 @@ local function operations(now, stamp, lease_ends, terms, reply)
       return err
     end
     attempt = attempt + 0
-    local st, own = r.st, r.claim == claim
+    local st, own = r.st, owns(r, claim)
     if own and (st == 'd' or st == 's') then
       return ''
     elseif not (own and st == 'p') and st ~= 'r' and st ~= 'x' or r.fence ~= '' and attempt <= r.fence + 0 then
@@ -444,7 +456,7 @@ local function operations(now, stamp, lease_ends, terms, reply)
     local r, err = load(key)
     if err then
       return err
-    elseif not r or r.claim ~= claim then
+    elseif not r or not owns(r, claim) then
       return 'l'
     elseif r.st == 'r' then
       return ''
@@ -462,7 +474,7 @@ local function operations(now, stamp, lease_ends, terms, reply)
     local r, err = load(key)
     if err then
       return err
-    elseif not r or r.st ~= 'p' or r.claim ~= claim then
+    elseif not r or r.st ~= 'p' or not owns(r, claim) then
       return 'l'
     end
     hold(key, r, lease_ends .. '|' .. ARGV[3] .. '|' .. r.inc .. '|' .. r.owner)
@@ -473,7 +485,7 @@ local function operations(now, stamp, lease_ends, terms, reply)
     local r, err = load(key)
     if err then
       return err
-    elseif not r or r.claim ~= claim then
+    elseif not r or not owns(r, claim) then
       return 'l'
     elseif r.st == 'x' then
       return ''
@@ -685,7 +697,7 @@ while i <= #codes do
       -- What is in progress under its first claim, which is this one, with these terms and
       -- within its lease, is completed here. A claim's retention does not change (see
       -- store.Batch), so the record has it ahead of itself.
-      local done = '1d|' .. claim .. '|' .. stamp
+      local done = stamp .. sub(claim, -6)
       if keeps then
         met = pcall('SET', key, done, 'XX', 'GET', 'KEEPTTL')
       else

@@ -13,7 +13,7 @@ var beginCases = []testCase{
 		func(e *env) {
 			e.claims(1, 0, 0, 0, begin("t", "c1"))
 			r := e.state("t", store.Running)
-			if r.Claim != "c1" || r.Attempt != 1 {
+			if !names(r, id("c1")) || r.Attempt != 1 {
 				e.failf("the record is %+v", *r)
 			}
 		},
@@ -61,7 +61,7 @@ var beginCases = []testCase{
 			e.claims(2, 1, 1, 0, begin("t", "c2"), e.brief())
 			e.runOut()
 			e.claims(3, 2, 2, 0, begin("t", "c3"))
-			if r := e.state("t", store.Running); r.Claim != "c3" || r.Attempt != 3 || r.Spent != 2 || r.Expiries != 2 {
+			if r := e.state("t", store.Running); !names(r, id("c3")) || r.Attempt != 3 || r.Spent != 2 || r.Expiries != 2 {
 				e.failf("the record is %+v", *r)
 			}
 		},
@@ -215,7 +215,7 @@ var redriveCases = []testCase{
 			e.claims(3, 0, 0, 2, begin("t", "c4", redrive(2)))
 			e.claims(3, 0, 0, 2, begin("t", "c4", redrive(2)))
 			e.want(store.InProgress, begin("t", "c5", redrive(2)))
-			if r := e.state("t", store.Running); r.Claim != "c4" || r.Redrive != 2 {
+			if r := e.state("t", store.Running); !names(r, id("c4")) || r.Redrive != 2 {
 				e.failf("the record is %+v", *r)
 			}
 		},

@@ -236,7 +236,7 @@ var inspectCases = []testCase{
 			}
 			e.claims(1, 0, 0, 1, begin("t", "c1", redrive(1), fingerprint(fp)), owner("pod", 7))
 			r := e.state("t", store.Running)
-			if r.Claim != "c1" || r.Attempt != 1 || r.Redrive != 1 || r.Owner != "pod" || r.Incarnation != 7 || r.Fingerprint != fp {
+			if !names(r, id("c1")) || r.Attempt != 1 || r.Redrive != 1 || r.Owner != "pod" || r.Incarnation != 7 || r.Fingerprint != fp {
 				e.failf("the record is %+v", *r)
 			}
 			if r.Lease <= 0 || r.Lease > 1000*e.unit || r.Expires < r.Lease {

@@ -15,7 +15,7 @@ var commitCases = []testCase{
 			if e.caps.NoDoneDetails {
 				return
 			}
-			if r.Claim != "c2" || r.Attempt != 2 || r.Spent != 0 || r.Expiries != 0 || string(r.Result) != "res" || r.At.IsZero() {
+			if !names(r, id("c2")) || r.Attempt != 2 || r.Spent != 0 || r.Expiries != 0 || string(r.Result) != "res" || r.At.IsZero() {
 				e.failf("the record is %+v", *r)
 			}
 		},
@@ -73,7 +73,7 @@ var commitCases = []testCase{
 			if string(r.Result) != "late" || r.Attempt != 2 {
 				e.failf("result %q and attempt %d, want %q and 2: attempts never go down", r.Result, r.Attempt, "late")
 			}
-			if r := e.state("t", store.Done); r.Claim != "c1" || r.Spent != 0 || r.Expiries != 0 {
+			if r := e.state("t", store.Done); !names(r, id("c1")) || r.Spent != 0 || r.Expiries != 0 {
 				e.failf("the record is %+v", *r)
 			}
 		},
@@ -166,7 +166,7 @@ var releaseCases = []testCase{
 		func(e *env) {
 			e.claims(1, 0, 0, 0, begin("t", "c1"))
 			e.want(store.OK, release("t", "c1", counted))
-			if r := e.state("t", store.Released); r.Claim != "c1" || r.Attempt != 1 || r.Spent != 1 {
+			if r := e.state("t", store.Released); !names(r, id("c1")) || r.Attempt != 1 || r.Spent != 1 {
 				e.failf("the record is %+v", *r)
 			}
 			e.claims(2, 1, 0, 0, begin("t", "c2"), e.brief())
@@ -285,7 +285,7 @@ var buryCases = []testCase{
 			e.runOut()
 			e.want(store.OK, bury("t", "c3"))
 			r := e.state("t", store.Dead)
-			if r.Claim != "c3" || r.Attempt != 3 || r.Spent != 0 || r.Expiries != 0 || r.At.IsZero() {
+			if !names(r, id("c3")) || r.Attempt != 3 || r.Spent != 0 || r.Expiries != 0 || r.At.IsZero() {
 				e.failf("the record is %+v", *r)
 			}
 			e.duplicates(true, begin("t", "c4"))

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"slices"
 	"testing"
 	"time"
@@ -215,8 +216,21 @@ func fingerprint(fp string) setting { return func(op *store.Op) { op.Fingerprint
 func result(b string) setting       { return func(op *store.Op) { op.Result = []byte(b) } }
 func counted(op *store.Op)          { op.Counted = true }
 
+// id is a claim id as package idem makes them.
+func id(name string) string {
+	if name == "" {
+		return "" // of operations that have none
+	}
+	return fmt.Sprintf("%s-%06d", name, crc32.ChecksumIEEE([]byte(name))%1_000_000)
+}
+
+// names reports whether a record is of a claim.
+func names(r *store.Record, claim string) bool {
+	return r.Claim == claim || r.State == store.Done && r.Claim == "~"+claim[len(claim)-6:]
+}
+
 func operation(k store.Kind, token, claim string, settings []setting) store.Op {
-	op := store.Op{Kind: k, Group: group, Token: token, Claim: claim}
+	op := store.Op{Kind: k, Group: group, Token: token, Claim: id(claim)}
 	for _, s := range settings {
 		s(&op)
 	}

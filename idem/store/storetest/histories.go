@@ -124,7 +124,7 @@ func draw[V any](h *history, label string, from ...V) V {
 
 func (h *history) id(kind string) string {
 	h.ids++
-	return fmt.Sprintf("%s%d", kind, h.ids)
+	return id(fmt.Sprint(kind, h.ids))
 }
 
 // batch sends a few operations of one process.
@@ -407,7 +407,7 @@ func (h *history) recordDifference(got *store.Record, want *modelRecord, tok mod
 	diff(&d, "Expiries", got.Expiries, want.expiries)
 	diff(&d, "Redrive", got.Redrive, want.redrive)
 	diff(&d, "Fingerprint", got.Fingerprint, want.fingerprint)
-	if got.State != store.Forgotten {
+	if got.State != store.Forgotten && !names(got, want.claim) {
 		diff(&d, "Claim", got.Claim, want.claim)
 	}
 	expires := want.changed.Add(h.b.Retention).Sub(now)
