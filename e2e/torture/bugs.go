@@ -94,7 +94,7 @@ func Bugs() []Bug {
 			What: "a claim is given back by whoever had one before",
 			Replace: []Replacement{{
 				File: "idem/store/redisstore/records.lua",
-				Old:  "    elseif not r or r.claim ~= claim then\n      return 'l'\n    elseif r.st == 'r' then\n",
+				Old:  "    elseif not r or not owns(r, claim) then\n      return 'l'\n    elseif r.st == 'r' then\n",
 				New:  "    elseif not r then\n      return 'l'\n    elseif r.st == 'r' then\n",
 			}},
 			Trial: pauses, Chance: true,
