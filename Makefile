@@ -116,7 +116,7 @@ SIZING_ARGS = $(if $(PARTS), PARTS=$(PARTS))$(if $(RECORDS), RECORDS=$(RECORDS))
 SIZING = .ci/with-servers go test -C bench -count=1 -v -timeout=0 -run='^TestSizing$$' . -sizing $(if $(PARTS),-sizing.parts='$(PARTS)') $(if $(RECORDS),-sizing.records='$(RECORDS)') $(if $(COMPACT),-sizing.compact='$(COMPACT)')
 
 .PHONY: sizing
-sizing: ## measure throughput and memory against what grows (PARTS, RECORDS, COMPACT), and write docs/sizing.md; wants 14 GB
+sizing: ## measure throughput and memory against what grows (PARTS, RECORDS, COMPACT), and write docs/sizing.md; wants 11 GB
 	@$(SIZING) -sizing.docs=$(CURDIR)/docs -sizing.command='make sizing$(SIZING_ARGS)'
 
 .PHONY: sizing-quick

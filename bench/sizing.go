@@ -223,7 +223,7 @@ func (z *Sizing) bed(t *testing.T) *bed {
 // What a token takes at most, its share of the growing table included, and what is left for
 // all else.
 const (
-	recordRoom  = 260
+	recordRoom  = 200
 	compactRoom = 16
 	otherRoom   = 2_000_000_000
 )

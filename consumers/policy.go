@@ -169,7 +169,8 @@ func DeadLetterStale() Option {
 
 // Fingerprints refuses a token that comes with another payload than before
 // (idem.ErrConflict): such a message is dead-lettered instead of dropped. It costs a
-// SHA-256 of each payload, and 22 bytes a record. A guard whose store keeps none is
+// SHA-256 of each payload, and 22 bytes a record, which make 80 in Redis, where the record of
+// a done token needs no string otherwise. A guard whose store keeps none is
 // refused with idem.ErrNoFingerprints.
 func Fingerprints() Option {
 	return Option{name: "Fingerprints", policy: func(p *Policy) error { p.fingerprints = true; return nil }}

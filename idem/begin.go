@@ -229,7 +229,7 @@ func (g *Guard) begun(ctx context.Context, c *call) Begun {
 		g.core.near.duplicate(c)
 		g.Emit(Event{Kind: EventDuplicate, Token: token, Attempt: r.Attempt})
 		return Begun{Err: &DuplicateError{Token: token, At: r.At, Attempt: r.Attempt, Dead: r.Dead, Redrive: r.Redrive, Result: r.Result}}
-	case store.InProgress, store.Lost: // Lost: this very claim was given back meanwhile
+	case store.InProgress, store.Lost: // Lost: this very claim was given back meanwhile, or completed and forgotten
 		g.Emit(Event{Kind: EventInProgress, Token: token, Wait: r.RetryAfter})
 		return Begun{Err: &InProgressError{Token: token, RetryAfter: r.RetryAfter}}
 	case store.NeedAlone:

@@ -202,6 +202,10 @@ const (
 	//   - done under this claim id: OK, nothing changes.
 	//   - in progress under another id, done by another, forgotten: Lost.
 	//
+	// Of the claim id of a token that is done at its first attempt drivers may keep no more
+	// than the last six characters: another claim of a first attempt, of before the records
+	// were lost, is taken for it if its id ends in the same.
+	//
 	// Lost besides, but on done, where the operation's Attempt shows that the claim was
 	// made before a Forget, or before a redrive of another payload.
 	Commit
@@ -382,7 +386,7 @@ func (s State) String() string {
 // Record is what a store knows of a token in a group.
 type Record struct {
 	State       State
-	Claim       string        // of the last claim; where done, drivers may keep '~' and its last six characters
+	Claim       string        // of the last claim; done, or forgotten since: perhaps '~' and its end, see Commit
 	Attempt     int           // starts so far, crashes included
 	Spent       int           // of the budget; zero when done or dead
 	Expiries    int           // claims that ended by their lease running out; zero when done or dead

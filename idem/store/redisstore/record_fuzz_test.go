@@ -353,8 +353,8 @@ func FuzzKept(f *testing.F) {
 	n := 0
 	f.Add(uint8(0), []byte("1i|9999999999999999"), "a")
 	f.Add(uint8(0), []byte("1i|1"), "a")
-	f.Add(uint8(0), []byte("1c|a"), "a")
-	f.Add(uint8(0), []byte("1c|a"), "b")
+	f.Add(uint8(0), []byte("1c|a-000001"), "a-000001")
+	f.Add(uint8(0), []byte("1c|a-000001"), "b-000002")
 	f.Add(uint8(0), []byte("2i|x"), "b")
 	f.Add(uint8(0), []byte("1i|-1"), "b")
 	for _, v := range []string{"1", "9000000000000000", "9007199254740992", "99999999999999999999", "1e300", "inf", "nan", "0x10", " 7 ", "-1", "", "0"} {
@@ -386,6 +386,7 @@ func FuzzKept(f *testing.F) {
 
 func checkIssued(t *testing.T, s store.Store, p *place, v, claim string) {
 	t.Helper()
+	claim = op(store.Check, "", claim).Claim
 	p.fill(t, v)
 	keys := p.c.Keys(context.Background(), "p:*:g:*").Val() // what Begin and Spend made at the last try
 	if len(keys) > 0 {

@@ -125,9 +125,9 @@ local function operations(now, stamp, lease_ends, terms, reply)
 
   -- parse takes a record apart; nil, and the line to answer, if it is none.
   local function parse(v)
-    local at, tail = match(v, '^([1-9]%d%d%d%d%d%d%d%d%d%d%d%d)(%d%d%d%d%d%d)$')
+    local at, ending = match(v, '^([1-9]%d%d%d%d%d%d%d%d%d%d%d%d)(%d%d%d%d%d%d)$')
     if at then
-      return {st = 'd', claim = '~' .. tail, at = at, attempt = 1, redrive = '0', fp = '', fence = '', fid = '', spent = 0,
+      return {st = 'd', claim = '~' .. ending, at = at, attempt = 1, redrive = '0', fp = '', fence = '', fid = '', spent = 0,
         expiries = 0, result = ''}
     end
     local st = match(v, '^1(%l)|')
@@ -217,7 +217,7 @@ local function operations(now, stamp, lease_ends, terms, reply)
       result ~= '' then
       v = v .. '|' .. r.attempt .. '|' .. r.redrive .. '|' .. r.fp .. '|' .. r.fence .. '|' .. r.fid ..
         '|' .. r.spent .. '|' .. r.expiries .. '|' .. result
-    elseif st == 'd' and find(r.claim, '%d%d%d%d%d%d$') then
+    elseif st == 'd' and #stamp == 13 and find(r.claim, '%d%d%d%d%d%d$') then
       v = stamp .. sub(r.claim, -6)
     end
     call('SET', key, v, 'PX', px)
@@ -636,6 +636,7 @@ local micros = sub('00000' .. clock[2], -6)
 local now_text = clock[1] .. micros
 local now = now_text + 0
 local stamp = clock[1] .. sub(micros, 1, 3) -- since when a token is done or dead
+local short = #stamp == 13 -- so it is from 2001 to 2286: of other times the number could not be read
 local terms = '|' .. ARGV[3] .. '|' .. ARGV[4] -- how a record says under which terms it is held
 local lease_ends = string.format('%.0f', now + ARGV[3]) -- of one that begins now
 local first = '|1|0|0|0||||' -- attempt to fence id of a first claim, without redrive or fingerprint
@@ -697,7 +698,7 @@ while i <= #codes do
       -- What is in progress under its first claim, which is this one, with these terms and
       -- within its lease, is completed here. A claim's retention does not change (see
       -- store.Batch), so the record has it ahead of itself.
-      local done = stamp .. sub(claim, -6)
+      local done = short and stamp .. sub(claim, -6) or '1d|' .. claim .. '|' .. stamp
       if keeps then
         met = pcall('SET', key, done, 'XX', 'GET', 'KEEPTTL')
       else

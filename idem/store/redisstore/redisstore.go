@@ -9,7 +9,7 @@
 //	at and the last six digits of the claim                                       done
 //	1d|claim|at|attempt|redrive|fp|fence|fence id|spent|expiries|result           done, in full
 //
-// The first character is the version. A token done by Spend has s instead of d,
+// The first character of those with a letter is the version. A token done by Spend has s instead of d,
 // a dead one x. Times are of Redis' own clock: at in milliseconds, the others in
 // microseconds. fence is the
 // attempt up to which a Forget voids claims, fence id that Forget's claim id. In the
@@ -19,7 +19,8 @@
 // which Redis keeps without a string: 13 digits of time, and six of the claim, by which a
 // repeat of its completion is known. (One in a million of the claims from before a loss of
 // records is taken for it: its completion is answered as recorded, which the token is.)
-// Where the claim id does not end in six digits it is 1d|claim|at, as for s and x.
+// Where the claim id does not end in six digits, or the clock is not of the years 2001 to
+// 2286, it is 1d|claim|at, as for s and x.
 //
 // That is the layout of records. [WithCompact] chooses the other, which keeps of a done
 // token 64 bits of its hash only.

@@ -38,7 +38,11 @@ func batch(prefix string, ops ...store.Op) *store.Batch {
 	}
 }
 
+// op is an operation under a claim id like a guard's, which ends in a count.
 func op(k store.Kind, token, claim string) store.Op {
+	if claim != "" && len(claim) < 6 {
+		claim = fmt.Sprintf("%s-%06d", claim, claim[0])
+	}
 	return store.Op{Kind: k, Group: group, Token: token, Claim: claim, Attempt: 1}
 }
 
@@ -148,6 +152,7 @@ func TestRecordsAreShort(t *testing.T) {
 	c := redistest.Start(t).Client(t)
 	s := redisstore.New(c)
 	ctx := context.Background()
+	const likeFirst = "dddddddddddd2000001"
 	const first, second, other = "aaaaaaaaaaaa1000001", "bbbbbbbbbbbb1000002", "cccccccccccc1000003"
 	for _, tt := range []struct {
 		name   string
@@ -179,11 +184,17 @@ func TestRecordsAreShort(t *testing.T) {
 			}
 			want(t, s, prefix, store.OK, op(store.Commit, "t", own))
 			want(t, s, prefix, store.Lost, op(store.Commit, "t", second))
+			if tt.number { // nothing but its end is known
+				want(t, s, prefix, store.OK, op(store.Commit, "t", likeFirst))
+			}
 			if r := want(t, s, prefix, store.Duplicate, op(store.Begin, "t", second)); r.Attempt != 1 || time.Since(r.At).Abs() > time.Minute {
 				t.Errorf("%+v", r)
 			}
 			want(t, s, prefix, store.OK, op(store.Forget, "t", other))
 			want(t, s, prefix, store.Lost, op(store.Begin, "t", own))
+			if tt.number {
+				want(t, s, prefix, store.Lost, op(store.Begin, "t", likeFirst))
+			}
 			if r := want(t, s, prefix, store.Claimed, op(store.Begin, "t", second)); r.Attempt != 2 {
 				t.Errorf("%+v", r)
 			}
@@ -433,13 +444,15 @@ func TestUnreadable(t *testing.T) {
 		do  func(key string) error
 		err error
 	}{
-		"list":         {func(k string) error { c.Del(ctx, k); return c.LPush(ctx, k, "x").Err() }, store.ErrUnreadable},
-		"garbage":      {func(k string) error { return c.Set(ctx, k, "hello", 0).Err() }, store.ErrUnreadable},
-		"empty":        {func(k string) error { return c.Set(ctx, k, "", 0).Err() }, store.ErrUnreadable},
-		"cut":          {func(k string) error { return c.Set(ctx, k, "1p|a|1|0", 0).Err() }, store.ErrUnreadable},
-		"state":        {func(k string) error { return c.Set(ctx, k, "1z|a|1", 0).Err() }, store.ErrUnreadable},
-		"plain, newer": {func(k string) error { return c.Set(ctx, k, "2p|a|1|0|0|0||||1700000000000000|60000000|0|", 0).Err() }, store.ErrNewer},
-		"newer":        {func(k string) error { return c.Set(ctx, k, "2p|a|whatever", 0).Err() }, store.ErrNewer},
+		"list":    {func(k string) error { c.Del(ctx, k); return c.LPush(ctx, k, "x").Err() }, store.ErrUnreadable},
+		"garbage": {func(k string) error { return c.Set(ctx, k, "hello", 0).Err() }, store.ErrUnreadable},
+		"empty":   {func(k string) error { return c.Set(ctx, k, "", 0).Err() }, store.ErrUnreadable},
+		"cut":     {func(k string) error { return c.Set(ctx, k, "1p|a|1|0", 0).Err() }, store.ErrUnreadable},
+		"state":   {func(k string) error { return c.Set(ctx, k, "1z|a|1", 0).Err() }, store.ErrUnreadable},
+		"plain, newer": {func(k string) error {
+			return c.Set(ctx, k, "2p|a-000097|1|0|0|0||||1700000000000000|60000000|0|", 0).Err()
+		}, store.ErrNewer},
+		"newer": {func(k string) error { return c.Set(ctx, k, "2p|a|whatever", 0).Err() }, store.ErrNewer},
 	}
 	for name, d := range damage {
 		t.Run(name, func(t *testing.T) {

@@ -226,7 +226,7 @@ func id(name string) string {
 
 // names reports whether a record is of a claim.
 func names(r *store.Record, claim string) bool {
-	return r.Claim == claim || r.State == store.Done && r.Claim == "~"+claim[len(claim)-6:]
+	return r.Claim == claim || r.State == store.Done && len(claim) >= 6 && r.Claim == "~"+claim[len(claim)-6:]
 }
 
 func operation(k store.Kind, token, claim string, settings []setting) store.Op {

@@ -124,7 +124,7 @@ func draw[V any](h *history, label string, from ...V) V {
 
 func (h *history) id(kind string) string {
 	h.ids++
-	return id(fmt.Sprint(kind, h.ids))
+	return fmt.Sprintf("%s-%06d", kind, h.ids)
 }
 
 // batch sends a few operations of one process.
