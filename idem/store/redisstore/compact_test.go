@@ -357,7 +357,7 @@ func TestCompactBucketOfWrongType(t *testing.T) {
 			t.Error("something was written")
 		}
 
-		held := fmt.Sprintf("1p|a-000097|1|0|0|0||||%d|60000000|0|", time.Now().Add(time.Minute).UnixMicro())
+		held := fmt.Sprintf("1p|%s|1|0|0|0||||%d|60000000|0|", op(store.Commit, token, "a").Claim, time.Now().Add(time.Minute).UnixMicro())
 		if err := c.Set(ctx, record, held, time.Hour).Err(); err != nil {
 			t.Fatal(err)
 		}

@@ -152,8 +152,10 @@ func TestRecordsAreShort(t *testing.T) {
 	c := redistest.Start(t).Client(t)
 	s := redisstore.New(c)
 	ctx := context.Background()
-	const likeFirst = "dddddddddddd2000001"
-	const first, second, other = "aaaaaaaaaaaa1000001", "bbbbbbbbbbbb1000002", "cccccccccccc1000003"
+	const (
+		first, second, other = "aaaaaaaaaaaa1000001", "bbbbbbbbbbbb1000002", "cccccccccccc1000003"
+		likeFirst            = "dddddddddddd2000001"
+	)
 	for _, tt := range []struct {
 		name   string
 		before []store.Op // the last completes the token
@@ -167,38 +169,43 @@ func TestRecordsAreShort(t *testing.T) {
 		{"five digits and a sign", []store.Op{op(store.Begin, "t", "a-00001"), op(store.Commit, "t", "a-00001")}, "a-00001", false},
 		{"spent, which is asked for again by the whole id", []store.Op{op(store.Spend, "t", first)}, first, false},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			prefix := rand.Text()
-			own := tt.before[0].Claim
-			for _, o := range tt.before {
-				if r := apply(t, s, batch(prefix, o))[0]; r.Err != nil || r.Status != store.Claimed && r.Status != store.OK {
-					t.Fatalf("kind %d: %+v", o.Kind, r)
+		// Of the longer one the lease is so little that the completion is one command.
+		for _, retention := range []time.Duration{time.Hour, 100 * time.Hour} {
+			t.Run(fmt.Sprintf("%s, kept for %v", tt.name, retention), func(t *testing.T) {
+				prefix := rand.Text()
+				own := tt.before[0].Claim
+				for _, o := range tt.before {
+					b := batch(prefix, o)
+					b.Retention = retention
+					if r := apply(t, s, b)[0]; r.Err != nil || r.Status != store.Claimed && r.Status != store.OK {
+						t.Fatalf("kind %d: %+v", o.Kind, r)
+					}
 				}
-			}
-			key := keysOf(t, c, prefix, ":g:")[0]
-			if encoding := c.ObjectEncoding(ctx, key).Val(); (encoding == "int") != tt.number {
-				t.Errorf("%q is kept as %s", c.Get(ctx, key).Val(), encoding)
-			}
-			if r := inspect(t, s, prefix, "t"); r.State != store.Done || r.Claim != tt.claim || time.Since(r.At).Abs() > time.Minute {
-				t.Errorf("%+v", r)
-			}
-			want(t, s, prefix, store.OK, op(store.Commit, "t", own))
-			want(t, s, prefix, store.Lost, op(store.Commit, "t", second))
-			if tt.number { // nothing but its end is known
-				want(t, s, prefix, store.OK, op(store.Commit, "t", likeFirst))
-			}
-			if r := want(t, s, prefix, store.Duplicate, op(store.Begin, "t", second)); r.Attempt != 1 || time.Since(r.At).Abs() > time.Minute {
-				t.Errorf("%+v", r)
-			}
-			want(t, s, prefix, store.OK, op(store.Forget, "t", other))
-			want(t, s, prefix, store.Lost, op(store.Begin, "t", own))
-			if tt.number {
-				want(t, s, prefix, store.Lost, op(store.Begin, "t", likeFirst))
-			}
-			if r := want(t, s, prefix, store.Claimed, op(store.Begin, "t", second)); r.Attempt != 2 {
-				t.Errorf("%+v", r)
-			}
-		})
+				key := keysOf(t, c, prefix, ":g:")[0]
+				if encoding := c.ObjectEncoding(ctx, key).Val(); (encoding == "int") != tt.number {
+					t.Errorf("%q is kept as %s", c.Get(ctx, key).Val(), encoding)
+				}
+				if r := inspect(t, s, prefix, "t"); r.State != store.Done || r.Claim != tt.claim || time.Since(r.At).Abs() > time.Minute {
+					t.Errorf("%+v", r)
+				}
+				want(t, s, prefix, store.OK, op(store.Commit, "t", own))
+				want(t, s, prefix, store.Lost, op(store.Commit, "t", second))
+				if tt.number { // nothing but its end is known
+					want(t, s, prefix, store.OK, op(store.Commit, "t", likeFirst))
+				}
+				if r := want(t, s, prefix, store.Duplicate, op(store.Begin, "t", second)); r.Attempt != 1 || time.Since(r.At).Abs() > time.Minute {
+					t.Errorf("%+v", r)
+				}
+				want(t, s, prefix, store.OK, op(store.Forget, "t", other))
+				want(t, s, prefix, store.Lost, op(store.Begin, "t", own))
+				if tt.number {
+					want(t, s, prefix, store.Lost, op(store.Begin, "t", likeFirst))
+				}
+				if r := want(t, s, prefix, store.Claimed, op(store.Begin, "t", second)); r.Attempt != 2 {
+					t.Errorf("%+v", r)
+				}
+			})
+		}
 	}
 }
 
@@ -440,6 +447,7 @@ func TestUnreadable(t *testing.T) {
 	kinds := []store.Kind{
 		store.Begin, store.Commit, store.Release, store.Renew, store.Bury, store.Spend, store.Forget, store.Inspect,
 	}
+	own := op(store.Commit, "bad", "a").Claim
 	damage := map[string]struct {
 		do  func(key string) error
 		err error
@@ -450,7 +458,7 @@ func TestUnreadable(t *testing.T) {
 		"cut":     {func(k string) error { return c.Set(ctx, k, "1p|a|1|0", 0).Err() }, store.ErrUnreadable},
 		"state":   {func(k string) error { return c.Set(ctx, k, "1z|a|1", 0).Err() }, store.ErrUnreadable},
 		"plain, newer": {func(k string) error {
-			return c.Set(ctx, k, "2p|a-000097|1|0|0|0||||1700000000000000|60000000|0|", 0).Err()
+			return c.Set(ctx, k, "2p|"+own+"|1|0|0|0||||1700000000000000|60000000|0|", 0).Err()
 		}, store.ErrNewer},
 		"newer": {func(k string) error { return c.Set(ctx, k, "2p|a|whatever", 0).Err() }, store.ErrNewer},
 	}
