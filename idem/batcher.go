@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -14,17 +15,18 @@ import (
 
 // A batch that is on its way lets later calls queue up; what queued goes out as
 // one batch when it is back. Two batches overlap, so that the store works while
-// the network does. While a crowd is queued more do, so that a fast store has something to do
-// while one answer is read and the next batch made. No call waits for a time window.
+// the network does. More do where trips are long: one for each spacing of the time that a trip
+// takes, so that a call need not wait for a trip before its own. Smaller batches cost the store
+// more, and spacing is what bounds that. No call waits for a time window.
 //
 // Redis spends less on a claim and its completion in batches of 256 operations than in
 // larger ones: 4.9 µs, and 5.4 in batches of 512 (BenchmarkBeginCommit, batch=128 and
 // batch=256, medians of four runs).
 const (
-	usualFlights = 2
-	maxFlights   = 4
-	maxBatch     = 256          // calls
-	crowd        = maxBatch / 2 // fewer are no reason for a trip of their own
+	minFlights = 2
+	maxFlights = 16 // go-redis has 10 connections for each CPU
+	spacing    = 400 * time.Microsecond
+	maxBatch   = 256 // calls
 )
 
 // While the store does not answer, patient calls are sent again together, after a
@@ -86,8 +88,9 @@ type batcher struct {
 	queue   [classes][]*call // to be sent next
 	apart   []*call          // the same, of those that wait for a part: others must not wait with them
 	flights int
-	probing bool      // one of the flights carries calls that travel apart
-	slow    time.Time // when a caller's own trip took too long
+	trip    time.Duration // how long the last trips took, a moving average
+	probing bool          // one of the flights carries calls that travel apart
+	slow    time.Time     // when a caller's own trip took too long
 	outage  outage
 	full    outage // the store answers, and has no room for claims
 	part    outage // the store answers, but for some records
@@ -236,18 +239,22 @@ func (b *batcher) refuse(given []*call) {
 	}
 }
 
-// mayFly reports, with mu held, whether what is queued is reason for a flight, where so many
-// others are under way. Where handlers' transactions come out of the store's connections,
-// as with SQL, flights leave them room.
+// mayFly reports, with mu held, whether a flight may carry what is queued, where so many
+// others are under way.
 func (b *batcher) mayFly(others int) bool {
-	queued := 0
-	for _, q := range b.queue {
-		queued += len(q)
+	if others < minFlights && b.mayProbe() {
+		return true
 	}
-	if others < usualFlights {
-		return queued > 0 || b.mayProbe()
+	return others < b.overlap() && slices.ContainsFunc(b.queue[:], func(q []*call) bool { return len(q) > 0 })
+}
+
+// overlap is how many flights may be under way, with mu held. Where handlers' transactions
+// come out of the store's connections, as with SQL, flights leave them room.
+func (b *batcher) overlap() int {
+	if b.core.transacts {
+		return minFlights
 	}
-	return others < maxFlights && queued >= crowd && !b.core.transacts
+	return min(max(int(b.trip/spacing), minFlights), maxFlights)
 }
 
 // launch starts a flight where one may start, with mu held.
@@ -293,10 +300,12 @@ type flight struct {
 	given, unwanted []*call
 }
 
-// fly sends batches until nothing is queued that needs this flight.
+// fly sends batches until nothing is queued that needs this flight. Before each it lets those
+// run who are about to call: whoever was answered last, and came with whoever started it.
 func (b *batcher) fly() {
 	var f flight
 	for {
+		runtime.Gosched()
 		b.mu.Lock()
 		if !b.mayFly(b.flights - 1) {
 			b.flights--
@@ -372,6 +381,7 @@ func (b *batcher) land(f *flight, err error) {
 			events = append(events, Event{Kind: EventStoreDown, Err: err})
 		}
 	case err == nil:
+		b.trip += (now.Sub(f.sent) - b.trip) / 8
 		if b.outage.failures > 0 {
 			events = append(events, Event{Kind: EventStoreUp, Wait: now.Sub(b.outage.since)})
 			b.outage.failures = 0

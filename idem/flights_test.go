@@ -21,14 +21,14 @@ func (transacting) Enlist(ctx context.Context, _ *store.Batch, _ func()) (contex
 }
 
 // claimAtOnce claims so many tokens together, and abandons them.
-func claimAtOnce(t *testing.T, s store.Store, n int) (took time.Duration) {
+func claimAtOnce(t *testing.T, g *idem.Guard, n int) (took time.Duration) {
 	t.Helper()
 	reqs := make([]idem.Request, n)
 	for i := range reqs {
 		reqs[i] = idem.Request{Token: fmt.Sprint(i), Patient: true}
 	}
 	began := time.Now()
-	for _, b := range idem.New(idem.WithStore(s)).Group("g").BeginAll(t.Context(), reqs) {
+	for _, b := range g.Group("g").BeginAll(t.Context(), reqs) {
 		if b.Err != nil {
 			t.Fatal(b.Err)
 		}
@@ -37,48 +37,92 @@ func claimAtOnce(t *testing.T, s store.Store, n int) (took time.Duration) {
 	return time.Since(began)
 }
 
-// What is asked for at once goes out in batches, of which more overlap while many calls wait.
+// trips is a store whose every trip takes so long, and which knows how many overlapped.
+type trips struct {
+	amnesiac
+	take time.Duration
+
+	mu              sync.Mutex
+	under, together int
+	largest         int // operations of one
+}
+
+func (s *trips) Apply(ctx context.Context, b *store.Batch) error {
+	s.mu.Lock()
+	s.under++
+	s.together, s.largest = max(s.together, s.under), max(s.largest, len(b.Ops))
+	s.mu.Unlock()
+	time.Sleep(s.take)
+	s.mu.Lock()
+	s.under--
+	s.mu.Unlock()
+	return s.amnesiac.Apply(ctx, b)
+}
+
+// What is asked for at once goes out in batches, of which more overlap the longer a trip takes.
 func TestFlights(t *testing.T) {
+	const many = 20 * 256
 	for _, tt := range []struct {
-		calls     int
+		trip      time.Duration
+		known     bool // trips were made before
 		transacts bool
+		calls     int
 		together  int
-		takes     time.Duration
 		reason    string
 	}{
-		{1, false, 1, time.Second, "nothing else waits"},
-		{256, false, 1, time.Second, "they are one batch"},
-		{257, false, 2, time.Second, "two may always overlap"},
-		{2*256 + 127, false, 2, 2 * time.Second, "what waits behind two is no crowd"},
-		{2*256 + 128, false, 3, time.Second, "what waits behind two is a crowd"},
-		{8 * 256, false, 4, 2 * time.Second, "no more than four overlap"},
-		{8 * 256, true, 2, 4 * time.Second, "handlers need connections of the store's"},
+		{time.Second, true, false, 1, 1, "nothing else waits"},
+		{time.Second, true, false, 256, 1, "they are one batch"},
+		{time.Second, true, false, 257, 2, "two may always overlap"},
+		{time.Second, false, false, 3 * 256, 2, "how long a trip takes is not known yet"},
+		{100 * time.Microsecond, true, false, many, 2, "the store is near"},
+		{2100 * time.Microsecond, true, false, many, 5, "five depart, 400 µs after one another, while one travels"},
+		{time.Second, true, false, many, 16, "more would take connections from everybody else"},
+		{time.Second, true, true, many, 2, "handlers need connections of the store's"},
 	} {
-		t.Run(fmt.Sprintf("%d calls, transactions %v", tt.calls, tt.transacts), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%d calls, %v, known %v, transactions %v", tt.calls, tt.trip, tt.known, tt.transacts), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var mu sync.Mutex
-				under, together, largest := 0, 0, 0 // trips; operations of one
-				var s store.Store = watched{amnesiac{}, func(_ context.Context, b *store.Batch) error {
-					mu.Lock()
-					under++
-					together, largest = max(together, under), max(largest, len(b.Ops))
-					mu.Unlock()
-					time.Sleep(time.Second)
-					mu.Lock()
-					under--
-					mu.Unlock()
-					return nil
-				}}
+				counted := &trips{take: tt.trip}
+				var s store.Store = counted
 				if tt.transacts {
 					s = transacting{s}
 				}
-				if took := claimAtOnce(t, s, tt.calls); took != tt.takes || together != tt.together || largest > 256 {
-					t.Errorf("took %v, %d trips at a time, of up to %d operations; want %v and %d, since %s",
-						took, together, largest, tt.takes, tt.together, tt.reason)
+				g := idem.New(idem.WithStore(s))
+				for range 100 {
+					if tt.known {
+						claimAtOnce(t, g, 1)
+					}
+				}
+				if claimAtOnce(t, g, tt.calls); counted.together != tt.together || counted.largest > 256 {
+					t.Errorf("%d trips at a time, of up to %d operations; want %d, since %s", counted.together, counted.largest, tt.together, tt.reason)
 				}
 			})
 		})
 	}
+}
+
+// Those who were answered together, and ask again, travel together: nobody waits for a trip
+// before its own.
+func TestCallersKeepTogether(t *testing.T) {
+	const callers, rounds, trip = 64, 10, 10 * time.Millisecond
+	synctest.Test(t, func(t *testing.T) {
+		counted := &trips{take: trip}
+		g := idem.New(idem.WithStore(counted)).Group("g")
+		began := time.Now()
+		var wg sync.WaitGroup
+		for i := range callers {
+			wg.Go(func() {
+				for j := range rounds {
+					if err := g.Do(t.Context(), fmt.Sprint(i, j), handled); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if took, want := time.Since(began), 2*rounds*trip; took > want*5/4 {
+			t.Errorf("took %v, want %v and little more", took, want)
+		}
+	})
 }
 
 // Batches that fail together are one failure: the wait until the next try doubles from try to
@@ -90,7 +134,7 @@ func TestWaitDoubles(t *testing.T) {
 				s := storefault.New(amnesiac{})
 				s.Set(storefault.Away)
 				time.AfterFunc(200*time.Millisecond, func() { s.Set(storefault.None) })
-				took := claimAtOnce(t, s, calls)
+				took := claimAtOnce(t, idem.New(idem.WithStore(s)), calls)
 				// 50, 100 and 200 ms, and up to a quarter of each again at random.
 				if most := 5 * 350 * time.Millisecond / 4; took > most {
 					t.Errorf("answered after %v, want %v at most", took, most)
