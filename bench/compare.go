@@ -61,11 +61,12 @@ type Result struct {
 	Clients []string `json:"clients"`
 	Records []Record `json:"records"`
 
-	Latency []Latency `json:"latency,omitempty"`
-	Do      []Load    `json:"do,omitempty"`
-	Trips   []Trips   `json:"trips,omitempty"`
-	Seconds []Load    `json:"seconds,omitempty"`
-	Soak    *Soak     `json:"soak,omitempty"`
+	Latency []Latency  `json:"latency,omitempty"`
+	Do      []Load     `json:"do,omitempty"`
+	Trips   []Trips    `json:"trips,omitempty"`
+	Seconds []Load     `json:"seconds,omitempty"`
+	Network []Distance `json:"network,omitempty"`
+	Soak    *Soak      `json:"soak,omitempty"`
 
 	Ran map[string]Ran `json:"ran,omitempty"` // by part
 }
@@ -112,6 +113,10 @@ func Compare(t *testing.T, o Options) *Result {
 			})
 		case partSeconds:
 			t.Run("seconds", func(t *testing.T) { res.measureSeconds(t, pick(o, time.Minute, 3*time.Second)) })
+		case partNetwork:
+			t.Run("network", func(t *testing.T) {
+				res.measureNetwork(t, pick(o, 5*time.Second, time.Second/2), pick(o, o.Messages/2, o.Messages/10))
+			})
 		case partSoak:
 			t.Run("soak", func(t *testing.T) { res.measureSoak(t, o.Soak) })
 		}
@@ -144,6 +149,9 @@ func (res *Result) keep(last *Result, parts []string) {
 	}
 	if !measured(partSeconds) {
 		res.Seconds = last.Seconds
+	}
+	if !measured(partNetwork) {
+		res.Network = last.Network
 	}
 	if !measured(partSoak) {
 		res.Soak = last.Soak

@@ -20,7 +20,7 @@ const (
 	// batchClaims is how many claims, and completions of the batch before, one script call of
 	// the limit has: a full batch of the guard's, 256 operations.
 	batchClaims = 128
-	flushers    = 2 // as many batches as the guard has under way, but for a crowd
+	flushers    = 2 // Redis is never without one of them
 	pipelined   = 500
 )
 

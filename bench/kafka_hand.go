@@ -28,6 +28,8 @@ const (
 	finished = "done"
 )
 
+const leaseMany = "lease and done, 64 goroutines"
+
 // kafkaByHand are consumers as they are written by hand over kafka-go and go-redis.
 func kafkaByHand() []Row {
 	row := func(name string, by func(rdb *redis.Client, handle effect) taking) Row {
@@ -47,7 +49,7 @@ func kafkaByHand() []Row {
 		row("SETNX, 64 goroutines", func(rdb *redis.Client, handle effect) taking { return many(workers, mark(rdb, handle)) }),
 		row("SETNX, pipelines of 200", func(rdb *redis.Client, handle effect) taking { return gathered(markBatch, markAll(rdb, handle)) }),
 		single,
-		row("lease and done, 64 goroutines", func(rdb *redis.Client, handle effect) taking { return many(workers, lease(rdb, handle)) }),
+		row(leaseMany, func(rdb *redis.Client, handle effect) taking { return many(workers, lease(rdb, handle)) }),
 		row("lease and done, 2 pipelines per 1,000", func(rdb *redis.Client, handle effect) taking {
 			return gathered(leaseBatch, leaseAll(rdb, handle))
 		}),

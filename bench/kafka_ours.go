@@ -10,11 +10,13 @@ import (
 	"github.com/idemq/idemq/idem/store/redisstore"
 )
 
+const groupRecords = "idemkafka.NewGroupConsumer, records"
+
 // kafkaOurs are this library's consumers, in order and with their defaults. A layout of
 // records is an option of the guard, and a row.
 func kafkaOurs() []Row {
 	return []Row{
-		ourGroup("idemkafka.NewGroupConsumer, records"),
+		ourGroup(groupRecords),
 		ourReader("idemkafka.NewConsumer, records"),
 		ourGroup("idemkafka.NewGroupConsumer, compact", idem.WithCompact(redisstore.Compact{Tokens: 10_000_000})),
 	}

@@ -48,11 +48,12 @@ const mostCallers = 256
 var ownServer = []string{"--maxmemory-policy", "noeviction"}
 
 // newBed starts one Redis.
-func newBed(tb testing.TB) *bed { return bedOn(tb, redistest.Start(tb, ownServer...)) }
+func newBed(tb testing.TB) *bed { return bedOn(tb, redistest.Start(tb, ownServer...), 0) }
 
-func bedOn(tb testing.TB, server *redistest.Server) *bed {
+// bedOn is on a server that is so far away.
+func bedOn(tb testing.TB, server *redistest.Server, away time.Duration) *bed {
 	tb.Helper()
-	c, counted := countedClient(server, mostCallers+1)
+	c, counted := countedClient(server, mostCallers+1, away)
 	tb.Cleanup(func() { _ = c.Close() })
 	return &bed{masters: []*redis.Client{server.Client(tb)}, client: c, trips: counted}
 }

@@ -51,6 +51,8 @@ type lab struct {
 	redis  *redistest.Server
 	own    *redis.Client // the harness's
 	runs   int
+
+	away time.Duration // of the rows' clients from Redis
 }
 
 // newLab starts a broker, and a Redis that nobody else has: it is emptied.
@@ -158,17 +160,19 @@ func (l *lab) site(tb testing.TB, partitions int) (s *Site, counted *trips, disc
 	l.runs++
 	s = &Site{Source: fmt.Sprintf("bench-%d", l.runs), Group: fmt.Sprintf("bench-group-%d", l.runs), Partitions: partitions}
 	s.Addr = l.server.create(tb, s.Source, partitions)
-	s.Redis, counted = countedClient(l.redis, workers+1)
+	s.Redis, counted = countedClient(l.redis, workers+1, l.away)
 	return s, counted, func() {
 		_ = s.Redis.Close()
 		l.server.discard(tb, s.Source)
 	}
 }
 
-// countedClient is a client of so many connections whose round trips are counted.
-func countedClient(server *redistest.Server, connections int) (*redis.Client, *trips) {
+// countedClient is a client of so many connections, to a server that is so far away, whose
+// round trips are counted.
+func countedClient(server *redistest.Server, connections int, away time.Duration) (*redis.Client, *trips) {
 	options := server.Options()
 	options.PoolSize = connections
+	moveAway(options, away)
 	c, counted := redis.NewClient(options), new(trips)
 	c.AddHook(counted)
 	return c, counted

@@ -24,6 +24,10 @@ func TestSections(t *testing.T) {
 	}
 	res.Trips = []Trips{{Broker: "Kafka", Row: "idemkafka", Load: 0.007, Repeats: 0.004, Idle: 2, IdleRepeat: 1}}
 	res.Seconds = []Load{{Name: "compact", Seconds: 3, PerSecond: []int64{100, 50, 100}, Latency: Quantiles{Max: 0.5}}}
+	res.Network = []Distance{{Away: 0.002, Ping: 0.0023, Pairs: []Beside{
+		{What: "`Do`, 1 goroutine", Hand: Side{Rate: 200, P50: 0.005, P99: 0.006}, Ours: Side{Rate: 150, P50: 0.007, P99: 0.008}},
+		{What: "Kafka", Hand: Side{Rate: 9000}, Ours: Side{Rate: 90_000}},
+	}}}
 	res.Soak = &Soak{Messages: 2_000_000, Points: []Sample{{Handled: 1_000_000, Seconds: 20, Heap: 12_300_000, RSS: 90_000_000}}}
 	page := Page(res)
 	for _, want := range []string{
@@ -35,6 +39,8 @@ func TestSections(t *testing.T) {
 		"share 2 threads",
 		"| **Kafka, idemkafka** | 0.007 | 0.004 | 2 | 1 |",
 		"| compact | 100 | 50 | 50 % | 2 | 0 ms | 500 ms |",
+		"| 2 ms | 2.3 ms | `Do`, 1 goroutine | 200 | 150 | 0.75 | 5 ms | 7 ms | 6 ms | 8 ms |",
+		"| 2 ms | 2.3 ms | Kafka | 9,000 | 90,000 | 10 |  |  |  |  |",
 		"| 1,000,000 | 20 | 12.3 MB | 90.0 MB |",
 		"| no deduplication | 50,000 [10,000-100,000] |",
 	} {
@@ -46,7 +52,7 @@ func TestSections(t *testing.T) {
 		t.Log(page)
 	}
 	only := Page(&Result{Do: res.Do, CPUs: 2})
-	for _, not := range []string{"## Latency", "## Round trips", "## The slowest", "## Memory", PlotFile} {
+	for _, not := range []string{"## Latency", "## Round trips", "## The slowest", "## Redis behind", "## Memory", PlotFile} {
 		if strings.Contains(only, not) {
 			t.Errorf("a page of Do alone has %q", not)
 		}

@@ -21,11 +21,12 @@ const (
 	partDo      = "do"
 	partTrips   = "trips"
 	partSeconds = "seconds"
+	partNetwork = "network"
 	partSoak    = "soak" // asked for by its name only
 )
 
 // Parts are those of a whole comparison, in the order in which they are measured.
-var Parts = []string{partRows, partLatency, partDo, partTrips, partSeconds}
+var Parts = []string{partRows, partLatency, partDo, partTrips, partSeconds, partNetwork}
 
 // parseParts reads a list of names, separated by commas; empty is all.
 func parseParts(list string, all []string, besides ...string) ([]string, error) {

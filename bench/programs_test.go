@@ -50,6 +50,30 @@ func TestDoLoads(t *testing.T) {
 	}
 }
 
+// A server that is further away is asked as often, and answers later; both sides do what they
+// are to do.
+func TestNetwork(t *testing.T) {
+	const away = 5 * time.Millisecond
+	b, _ := brokerNamed(t, "Kafka")
+	l := newLab(t, b)
+	l.away = away
+	bed := bedOn(t, l.redis, away)
+	if took, err := pinged(t.Context(), bed.client); err != nil || took < away.Seconds() {
+		t.Errorf("a PING took %v s: %v", took, err)
+	}
+	do, err := besideDo(t, bed, 2, 100*time.Millisecond)
+	for _, side := range []Side{do.Hand, do.Ours} {
+		if err != nil || side.Rate <= 0 || side.P50 < 2*away.Seconds() || side.P99 < side.P50 {
+			t.Errorf("%+v: %v", side, err)
+		}
+	}
+	w := testMessages / workers * away.Seconds() // at least, by hand
+	pair, err := l.besideKafka(t, testMessages)
+	if err != nil || pair.Hand.Rate <= 0 || pair.Hand.Rate > testMessages/w || pair.Ours.Rate <= pair.Hand.Rate {
+		t.Errorf("%+v: %v", pair, err)
+	}
+}
+
 // Duplicates are found, also on three masters, and handled never.
 func TestSizingLoads(t *testing.T) {
 	z := &Sizing{}

@@ -59,6 +59,7 @@ func Page(res *Result) string {
 	section("Do", len(res.Do) > 0, func() string { return doSection(res.Do, res.CPUs) })
 	section("Round trips", len(res.Trips) > 0, func() string { return tripsSection(res.Trips) })
 	section("The slowest second", len(res.Seconds) > 0, func() string { return secondsSection(res.Seconds) })
+	section("Redis behind a network", len(res.Network) > 0, func() string { return networkSection(res.Network) })
 	section("Memory of a consumer", res.Soak != nil, func() string { return soakSection(res.Soak) })
 
 	list := func(head string, lines []string) {

@@ -192,7 +192,7 @@ func (z *Sizing) sizeServers(t *testing.T, n int, length time.Duration) {
 		for _, l := range []layout{layouts()[0], compactLayout(n)} {
 			t.Run(v.Name+" "+l.name, func(t *testing.T) {
 				roomFor(t, n, recordRoom)
-				b := bedOn(t, v.Start(t, ownServer...))
+				b := bedOn(t, v.Start(t, ownServer...), 0)
 				f, empty := fillable(t, b)
 				r := Remembered{Server: redisVersion(t, b.masters[0]), Allocator: empty.allocator, Layout: l.name, Tokens: n}
 				var err error
