@@ -29,7 +29,7 @@ func (c *distant) Write(b []byte) (int, error) {
 func (c *distant) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if n > 0 && c.asked.Swap(false) {
-		time.Sleep(c.away)
+		<-time.After(c.away)
 	}
 	return n, err
 }
@@ -172,8 +172,10 @@ func networkSection(all []Distance) string {
 	rows := [][]string{{"away", "ping", "", "by hand", "ours", "ours/by hand", "p50 by hand", "ours", "p99 by hand", "ours"}}
 	for _, d := range all {
 		for _, p := range d.Pairs {
-			cells := []string{milliseconds(d.Away), milliseconds(d.Ping), p.What,
-				grouped(int(p.Hand.Rate)), grouped(int(p.Ours.Rate)), short(p.Ours.Rate / p.Hand.Rate)}
+			cells := []string{
+				milliseconds(d.Away), milliseconds(d.Ping), p.What,
+				grouped(int(p.Hand.Rate)), grouped(int(p.Ours.Rate)), short(p.Ours.Rate / p.Hand.Rate),
+			}
 			for _, q := range []float64{p.Hand.P50, p.Ours.P50, p.Hand.P99, p.Ours.P99} {
 				text := ""
 				if q > 0 {
