@@ -15,16 +15,17 @@ import (
 
 // A batch that is on its way lets later calls queue up; what queued goes out as
 // one batch when it is back. Two batches overlap, so that the store works while
-// the network does. More do where trips are long: one for each spacing of the time that a trip
-// takes, so that a call need not wait for a trip before its own. Smaller batches cost the store
-// more, and spacing is what bounds that. No call waits for a time window.
+// the network does. More do where trips are long: as many as keep departures a spacing apart on
+// the average, so that a call seldom waits for a trip before its own. A trip that is long since
+// the store is busy counts as well; what smaller batches then cost it more, spacing bounds. No
+// call waits for a time window.
 //
 // Redis spends less on a claim and its completion in batches of 256 operations than in
 // larger ones: 4.9 µs, and 5.4 in batches of 512 (BenchmarkBeginCommit, batch=128 and
 // batch=256, medians of four runs).
 const (
 	minFlights = 2
-	maxFlights = 16 // go-redis has 10 connections for each CPU
+	maxFlights = 16
 	spacing    = 400 * time.Microsecond
 	maxBatch   = 256 // calls
 )

@@ -75,7 +75,7 @@ func TestFlights(t *testing.T) {
 		{time.Second, true, false, 257, 2, "two may always overlap"},
 		{time.Second, false, false, 3 * 256, 2, "how long a trip takes is not known yet"},
 		{100 * time.Microsecond, true, false, many, 2, "the store is near"},
-		{2100 * time.Microsecond, true, false, many, 5, "five depart, 400 µs after one another, while one travels"},
+		{2100 * time.Microsecond, true, false, many, 5, "five, so that departures are 400 µs apart on the average"},
 		{time.Second, true, false, many, 16, "more would take connections from everybody else"},
 		{time.Second, true, true, many, 2, "handlers need connections of the store's"},
 	} {

@@ -419,7 +419,7 @@ func TestCrowdBeforeASlowStore(t *testing.T) {
 		g, s := newGuard()
 		s.Delay(time.Second)
 		var wg sync.WaitGroup
-		for range 10_000 {
+		for range 40_000 {
 			wg.Go(func() {
 				if err := g.Do(t.Context(), idem.NewToken(), func(ctx context.Context) error {
 					time.Sleep(100 * time.Millisecond)
