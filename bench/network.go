@@ -160,6 +160,9 @@ func (l *lab) besideKafka(tb testing.TB, messages int) (Beside, error) {
 		if rec.Failed != "" {
 			return pair, errors.New(rec.Failed)
 		}
+		if rec.Missing > 0 {
+			return pair, fmt.Errorf("%s: %d messages had no effect", side.row, rec.Missing)
+		}
 		side.of.Rate = float64(messages) / rec.Seconds
 	}
 	return pair, nil

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -13,22 +12,10 @@ import (
 	"github.com/idemq/idemq/idem/store"
 )
 
-// A batch that is on its way lets later calls queue up; what queued goes out as
-// one batch when it is back. Two batches overlap, so that the store works while
-// the network does. More do where trips are long: as many as keep departures a spacing apart on
-// the average, so that a call seldom waits for a trip before its own. A trip that is long since
-// the store is busy counts as well; what smaller batches then cost it more, spacing bounds. No
-// call waits for a time window.
-//
-// Redis spends less on a claim and its completion in batches of 256 operations than in
-// larger ones: 4.9 µs, and 5.4 in batches of 512 (BenchmarkBeginCommit, batch=128 and
-// batch=256, medians of four runs).
-const (
-	minFlights = 2
-	maxFlights = 16
-	spacing    = 400 * time.Microsecond
-	maxBatch   = 256 // calls
-)
+// maxBatch is how many calls a batch takes. Redis spends less on a claim and its completion in
+// batches of 256 operations than in larger ones: 4.9 µs, and 5.4 in batches of 512
+// (BenchmarkBeginCommit, batch=128 and batch=256, medians of four runs).
+const maxBatch = 256
 
 // While the store does not answer, patient calls are sent again together, after a
 // wait that doubles between these two.
@@ -62,6 +49,7 @@ type call struct {
 
 	// Guarded by the batcher's mutex.
 	submitted bool
+	leads     bool // the first that its caller submitted together, and not sent again
 	everSent  bool
 	resent    bool // an earlier try may have been executed
 	finished  bool
@@ -85,16 +73,17 @@ func (c *call) answer() {
 type batcher struct {
 	core *core
 
-	mu      sync.Mutex
-	queue   [classes][]*call // to be sent next
-	apart   []*call          // the same, of those that wait for a part: others must not wait with them
-	flights int
-	trip    time.Duration // how long the last trips took, a moving average
-	probing bool          // one of the flights carries calls that travel apart
-	slow    time.Time     // when a caller's own trip took too long
-	outage  outage
-	full    outage // the store answers, and has no room for claims
-	part    outage // the store answers, but for some records
+	mu       sync.Mutex
+	queue    [classes][]*call // to be sent next
+	apart    []*call          // the same, of those that wait for a part: others must not wait with them
+	flights  int              // under way, or about to be
+	boarding int              // those of them that have taken nothing yet
+	distance distance         // of the store
+	probing  bool             // one of the flights carries calls that travel apart
+	slow     time.Time        // when a caller's own trip took too long
+	outage   outage
+	full     outage // the store answers, and has no room for claims
+	part     outage // the store answers, but for some records
 }
 
 // Calls of a lower class are sent first: what ends a claim, then what keeps one, then
@@ -140,8 +129,15 @@ func (b *batcher) dequeue(batch []*call) (_ []*call, probe bool) {
 		b.apart = slices.Delete(b.apart, 0, n)
 		return batch, true
 	}
+	share, callers := b.share(), 0
 	for class, queue := range b.queue {
-		n := min(len(queue), maxBatch-len(batch))
+		n := 0
+		for n < min(len(queue), maxBatch-len(batch)) && callers < share {
+			if queue[n].leads {
+				callers++
+			}
+			n++
+		}
 		batch = append(batch, queue[:n]...)
 		b.queue[class] = slices.Delete(queue, 0, n)
 	}
@@ -208,8 +204,9 @@ func (b *batcher) submit(calls ...*call) {
 
 // accept queues calls, with mu held, and returns those that have an answer already.
 func (b *batcher) accept(calls []*call) (given []*call) {
-	for _, c := range calls {
+	for i, c := range calls {
 		c.submitted = true
+		c.leads = i == 0
 	}
 	if b.outage.failures == 0 {
 		b.enqueue(calls...)
@@ -240,34 +237,9 @@ func (b *batcher) refuse(given []*call) {
 	}
 }
 
-// mayFly reports, with mu held, whether a flight may carry what is queued, where so many
-// others are under way.
-func (b *batcher) mayFly(others int) bool {
-	if others < minFlights && b.mayProbe() {
-		return true
-	}
-	return others < b.overlap() && slices.ContainsFunc(b.queue[:], func(q []*call) bool { return len(q) > 0 })
-}
-
-// overlap is how many flights may be under way, with mu held. Where handlers' transactions
-// come out of the store's connections, as with SQL, flights leave them room.
-func (b *batcher) overlap() int {
-	if b.core.transacts {
-		return minFlights
-	}
-	return min(max(int(b.trip/spacing), minFlights), maxFlights)
-}
-
-// launch starts a flight where one may start, with mu held.
-func (b *batcher) launch() {
-	if b.mayFly(b.flights) {
-		b.flights++
-		go b.fly()
-	}
-}
-
 // stall keeps c for the next try and sees to it that there is one.
 func (b *batcher) stall(o *outage, c *call) {
+	c.leads = false // who waited for the store travel together, for fewer tries
 	o.stalled = append(o.stalled, c)
 	if o.timer == nil {
 		d := o.wait()
@@ -289,39 +261,6 @@ func (b *batcher) resume(o *outage) {
 	}
 	b.enqueue(o.stalled...)
 	o.stalled = nil
-}
-
-// flight is one trip after another. What it has room for is used again.
-type flight struct {
-	calls []*call
-	probe bool
-	batch store.Batch
-	sent  time.Time
-
-	given, unwanted []*call
-}
-
-// fly sends batches until nothing is queued that needs this flight. Before each it lets those
-// run who are about to call: whoever was answered last, and came with whoever started it.
-func (b *batcher) fly() {
-	var f flight
-	for {
-		runtime.Gosched()
-		b.mu.Lock()
-		if !b.mayFly(b.flights - 1) {
-			b.flights--
-			b.mu.Unlock()
-			return
-		}
-		b.board(&f)
-		b.launch() // for what had no room
-		b.mu.Unlock()
-		err := b.travel(b.core.trip.context(), &f)
-		b.land(&f, err)
-		if err != nil {
-			f.batch = store.Batch{} // the driver may not be through with it
-		}
-	}
 }
 
 // flyHere sends one batch of the caller's own calls, and leaves what queued meanwhile to
@@ -382,7 +321,6 @@ func (b *batcher) land(f *flight, err error) {
 			events = append(events, Event{Kind: EventStoreDown, Err: err})
 		}
 	case err == nil:
-		b.trip += (now.Sub(f.sent) - b.trip) / 8
 		if b.outage.failures > 0 {
 			events = append(events, Event{Kind: EventStoreUp, Wait: now.Sub(b.outage.since)})
 			b.outage.failures = 0
@@ -468,6 +406,9 @@ func (b *batcher) land(f *flight, err error) {
 		events = append(events, Event{Kind: EventStoreUp, Wait: now.Sub(b.part.since)})
 		b.part.failures = 0
 		b.resume(&b.part)
+	}
+	if err == nil && !probe && !partly {
+		b.distance.add(now, now.Sub(f.sent))
 	}
 	b.mu.Unlock()
 

@@ -37,22 +37,29 @@ func claimAtOnce(t *testing.T, g *idem.Guard, n int) (took time.Duration) {
 	return time.Since(began)
 }
 
-// trips is a store whose every trip takes so long, and which knows how many overlapped.
-type trips struct {
+// timed is a store whose trips take so long, and which knows how many overlapped.
+type timed struct {
 	amnesiac
-	take time.Duration
+	take  time.Duration
+	quick time.Duration // the first trip, unless zero
 
 	mu              sync.Mutex
 	under, together int
+	trips           int
 	largest         int // operations of one
 }
 
-func (s *trips) Apply(ctx context.Context, b *store.Batch) error {
+func (s *timed) Apply(ctx context.Context, b *store.Batch) error {
 	s.mu.Lock()
 	s.under++
+	s.trips++
 	s.together, s.largest = max(s.together, s.under), max(s.largest, len(b.Ops))
+	take := s.take
+	if s.trips == 1 && s.quick > 0 {
+		take = s.quick
+	}
 	s.mu.Unlock()
-	time.Sleep(s.take)
+	time.Sleep(take)
 	s.mu.Lock()
 	s.under--
 	s.mu.Unlock()
@@ -73,16 +80,16 @@ func TestFlights(t *testing.T) {
 	}{
 		{time.Second, true, false, 1, 1, time.Second, "nothing else waits"},
 		{time.Second, true, false, 256, 1, time.Second, "they are one batch"},
-		{time.Second, false, false, 257, 2, time.Second, "two may always overlap"},
-		{time.Second, false, false, 3 * 256, 2, 2 * time.Second, "how long a trip takes is not known yet"},
-		{100 * time.Microsecond, true, false, many, 2, time.Millisecond, "the store is near"},
+		{time.Second, false, false, 257, 2, time.Second, "one batch has no room for them"},
+		{time.Second, false, false, 5 * 256, 4, 2 * time.Second, "how long a trip takes is not known yet"},
+		{100 * time.Microsecond, true, false, many, 4, 500 * time.Microsecond, "the store is near"},
 		{2100 * time.Microsecond, true, false, many, 5, 4 * 2100 * time.Microsecond, "five, so that departures are 400 µs apart on the average"},
 		{time.Second, true, false, many, 16, 2 * time.Second, "more would take connections from everybody else"},
 		{time.Second, true, true, many, 2, 10 * time.Second, "handlers need connections of the store's"},
 	} {
 		t.Run(fmt.Sprintf("%d calls, %v, known %v, transactions %v", tt.calls, tt.trip, tt.known, tt.transacts), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				counted := &trips{take: tt.trip}
+				counted := &timed{take: tt.trip}
 				var s store.Store = counted
 				if tt.transacts {
 					s = transacting{s}
@@ -102,12 +109,77 @@ func TestFlights(t *testing.T) {
 	}
 }
 
+// A trip that waits in a busy store is no longer one. What was seen of the store's distance
+// counts for a second or two: a store may have moved.
+func TestBusyIsNotFar(t *testing.T) {
+	const near, trip, many = 100 * time.Microsecond, 100 * time.Millisecond, 20 * 256
+	synctest.Test(t, func(t *testing.T) {
+		counted := &timed{take: trip, quick: near}
+		g := idem.New(idem.WithStore(counted))
+		claimAtOnce(t, g, 1)
+		time.Sleep(time.Second)
+		claimAtOnce(t, g, 1)
+		if claimAtOnce(t, g, many); counted.together != 4 {
+			t.Errorf("%d flights to a busy store nearby, want 4", counted.together)
+		}
+		for range 3 * int(time.Second/trip) {
+			claimAtOnce(t, g, 1)
+		}
+		if claimAtOnce(t, g, many); counted.together != 16 {
+			t.Errorf("%d flights to a store that is as far since three seconds, want 16", counted.together)
+		}
+	})
+}
+
+// Callers who wait for an answer each share the flights out among them, so that the store and
+// they are busy at the same time.
+func TestCallersShareFlights(t *testing.T) {
+	for _, tt := range []struct {
+		callers, largest int
+		reason           string
+	}{
+		{64, 64, "they are few, whom one flight carries"},
+		{256, 64, "four flights carry them"},
+		{512, 128, "four flights carry them"},
+		{5000, 256, "a batch takes no more"},
+	} {
+		t.Run(fmt.Sprint(tt.callers), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				counted := &timed{take: 100 * time.Microsecond}
+				g := idem.New(idem.WithStore(counted)).Group("g")
+				var wg sync.WaitGroup
+				call := func() {
+					wg.Go(func() {
+						c, err := g.Begin(t.Context(), idem.NewToken())
+						if err != nil {
+							t.Error(err)
+							return
+						}
+						c.Abandon()
+					})
+				}
+				for range 4 { // flights, and the callers come while all are under way
+					call()
+					synctest.Wait()
+				}
+				for range tt.callers {
+					call()
+				}
+				wg.Wait()
+				if counted.largest != tt.largest {
+					t.Errorf("up to %d together, want %d: %s", counted.largest, tt.largest, tt.reason)
+				}
+			})
+		})
+	}
+}
+
 // Those who were answered together, and ask again, travel together: nobody waits for a trip
 // before its own.
 func TestCallersKeepTogether(t *testing.T) {
 	const callers, rounds, trip = 64, 10, 10 * time.Millisecond
 	synctest.Test(t, func(t *testing.T) {
-		counted := &trips{take: trip}
+		counted := &timed{take: trip}
 		g := idem.New(idem.WithStore(counted)).Group("g")
 		began := time.Now()
 		var wg sync.WaitGroup

@@ -20,9 +20,10 @@ import (
 )
 
 const (
-	// window is how many requests of one call are under way at once: JetStream drops
-	// what waits when 10,000 requests wait for it.
+	// JetStream drops what waits when 10,000 requests wait for it. So window is how many of
+	// one call are under way at once, and waves of how many calls.
 	window = 256
+	waves  = 4
 
 	// A request without an answer is given up, and what it did is asked for, after half
 	// of the time that is left, but not before shortest and not after longest.
@@ -47,7 +48,8 @@ type wire struct {
 	put    string // what the subjects that keys are published to begin with
 	kv     string // what they begin with in the stream
 
-	heard *atomic.Uint64 // one more than the reconnects before the last answer
+	heard    *atomic.Uint64 // one more than the reconnects before the last answer
+	underWay chan struct{}  // has an element for each wave
 
 	infoSubject, getSubject string
 }
@@ -61,7 +63,10 @@ func newWire(js jetstream.JetStream, bucket string) wire {
 	case o.APIPrefix != "":
 		api = strings.TrimSuffix(o.APIPrefix, ".") + "."
 	}
-	w := wire{nc: js.Conn(), bucket: bucket, stream: "KV_" + bucket, api: api, kv: "$KV." + bucket + ".", heard: &atomic.Uint64{}}
+	w := wire{
+		nc: js.Conn(), bucket: bucket, stream: "KV_" + bucket, api: api, kv: "$KV." + bucket + ".",
+		heard: &atomic.Uint64{}, underWay: make(chan struct{}, waves),
+	}
 	// As the client's own key-value store does: elsewhere a key is published through
 	// the same mapping or import as the API.
 	if w.put = w.kv; api != jetstream.DefaultAPIPrefix {
@@ -80,10 +85,18 @@ type request struct {
 }
 
 // exchange sends requests, many at a time, and returns when each has its answer or
-// its error.
+// its error. Those of other calls may have to be answered first.
 func (w *wire) exchange(ctx context.Context, reqs []*request) {
 	for wave := range slices.Chunk(reqs, window) {
-		w.wave(ctx, wave)
+		select {
+		case w.underWay <- struct{}{}:
+			w.wave(ctx, wave)
+			<-w.underWay
+		case <-ctx.Done():
+			for _, r := range wave {
+				r.err = ctx.Err()
+			}
+		}
 	}
 }
 
