@@ -49,7 +49,7 @@ type call struct {
 
 	// Guarded by the batcher's mutex.
 	submitted bool
-	leads     bool // the first that its caller submitted together, and not sent again
+	leads     bool // the first of those whose answers a caller waits for; see share
 	everSent  bool
 	resent    bool // an earlier try may have been executed
 	finished  bool
@@ -77,7 +77,8 @@ type batcher struct {
 	queue    [classes][]*call // to be sent next
 	apart    []*call          // the same, of those that wait for a part: others must not wait with them
 	flights  int              // under way, or about to be
-	boarding int              // those of them that have taken nothing yet
+	boarding int              // those of them that are about to take what is queued
+	aboard   int              // calls under way
 	distance distance         // of the store
 	probing  bool             // one of the flights carries calls that travel apart
 	slow     time.Time        // when a caller's own trip took too long
@@ -132,8 +133,11 @@ func (b *batcher) dequeue(batch []*call) (_ []*call, probe bool) {
 	share, callers := b.share(), 0
 	for class, queue := range b.queue {
 		n := 0
-		for n < min(len(queue), maxBatch-len(batch)) && callers < share {
+		for n < min(len(queue), maxBatch-len(batch)) {
 			if queue[n].leads {
+				if callers == share {
+					break
+				}
 				callers++
 			}
 			n++
@@ -204,9 +208,8 @@ func (b *batcher) submit(calls ...*call) {
 
 // accept queues calls, with mu held, and returns those that have an answer already.
 func (b *batcher) accept(calls []*call) (given []*call) {
-	for i, c := range calls {
+	for _, c := range calls {
 		c.submitted = true
-		c.leads = i == 0
 	}
 	if b.outage.failures == 0 {
 		b.enqueue(calls...)
@@ -247,13 +250,12 @@ func (b *batcher) stall(o *outage, c *call) {
 		o.timer = time.AfterFunc(d, func() {
 			b.mu.Lock()
 			b.resume(o)
-			b.launch()
 			b.mu.Unlock()
 		})
 	}
 }
 
-// resume queues again what was stalled.
+// resume sends again what was stalled.
 func (b *batcher) resume(o *outage) {
 	if o.timer != nil {
 		o.timer.Stop()
@@ -261,6 +263,7 @@ func (b *batcher) resume(o *outage) {
 	}
 	b.enqueue(o.stalled...)
 	o.stalled = nil
+	b.launch()
 }
 
 // flyHere sends one batch of the caller's own calls, and leaves what queued meanwhile to
@@ -271,6 +274,7 @@ func (b *batcher) flyHere(ctx context.Context, f *flight, mayGo bool) {
 		b.mu.Lock()
 		b.flights--
 		if late {
+			b.aboard -= len(f.calls)
 			b.slow = time.Now()
 			b.enqueue(f.calls...)
 		}
@@ -286,6 +290,7 @@ func (b *batcher) flyHere(ctx context.Context, f *flight, mayGo bool) {
 // board takes what is queued, with mu held.
 func (b *batcher) board(f *flight) {
 	f.calls, f.probe = b.dequeue(f.calls[:0])
+	b.aboard += len(f.calls)
 	for _, c := range f.calls {
 		c.resent, c.everSent = c.everSent, true
 	}
@@ -312,6 +317,7 @@ func (b *batcher) land(f *flight, err error) {
 	now := time.Now()
 
 	b.mu.Lock()
+	b.aboard -= len(f.calls)
 	if probe {
 		b.probing = false
 	}
@@ -453,6 +459,7 @@ func (b *batcher) do(ctx context.Context, calls ...*call) (answered bool) {
 	for _, c := range calls {
 		c.to = w
 	}
+	calls[0].leads = true
 	var own *flight
 	mayGo := ctx.Done() != nil
 	b.mu.Lock()

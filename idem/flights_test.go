@@ -109,13 +109,14 @@ func TestFlights(t *testing.T) {
 	}
 }
 
-// A trip that waits in a busy store is no longer one. What was seen of the store's distance
-// counts for a second or two: a store may have moved.
+// A trip that waits in a busy store is no longer one. But where all take long for two seconds
+// the store is far: it may have moved.
 func TestBusyIsNotFar(t *testing.T) {
 	const near, trip, many = 100 * time.Microsecond, 100 * time.Millisecond, 20 * 256
 	synctest.Test(t, func(t *testing.T) {
 		counted := &timed{take: trip, quick: near}
 		g := idem.New(idem.WithStore(counted))
+		claimAtOnce(t, g, 1)
 		claimAtOnce(t, g, 1)
 		time.Sleep(time.Second)
 		claimAtOnce(t, g, 1)
@@ -129,25 +130,37 @@ func TestBusyIsNotFar(t *testing.T) {
 			t.Errorf("%d flights to a store that is as far since three seconds, want 16", counted.together)
 		}
 	})
+	synctest.Test(t, func(t *testing.T) {
+		counted := &timed{take: trip, quick: near}
+		g := idem.New(idem.WithStore(counted))
+		claimAtOnce(t, g, 1)
+		time.Sleep(time.Hour)
+		claimAtOnce(t, g, 1)
+		if claimAtOnce(t, g, many); counted.together != 16 {
+			t.Errorf("%d flights to a store that was near an hour ago, want 16", counted.together)
+		}
+	})
 }
 
 // Callers who wait for an answer each share the flights out among them, so that the store and
 // they are busy at the same time.
 func TestCallersShareFlights(t *testing.T) {
 	for _, tt := range []struct {
-		callers, largest int
-		reason           string
+		callers, largest, trips int
+		reason                  string
 	}{
-		{64, 64, "they are few, whom one flight carries"},
-		{256, 64, "four flights carry them"},
-		{512, 128, "four flights carry them"},
-		{5000, 256, "a batch takes no more"},
+		{64, 64, 1, "they are few, whom one flight carries"},
+		{252, 64, 4, "four flights carry them"},
+		{505, 127, 4, "four flights carry them"},
+		{5000, 256, 20, "a batch takes no more"},
 	} {
 		t.Run(fmt.Sprint(tt.callers), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				counted := &timed{take: 100 * time.Microsecond}
 				g := idem.New(idem.WithStore(counted)).Group("g")
 				var wg sync.WaitGroup
+				var mu sync.Mutex
+				var begun []*idem.Claim
 				call := func() {
 					wg.Go(func() {
 						c, err := g.Begin(t.Context(), idem.NewToken())
@@ -155,7 +168,9 @@ func TestCallersShareFlights(t *testing.T) {
 							t.Error(err)
 							return
 						}
-						c.Abandon()
+						mu.Lock()
+						defer mu.Unlock()
+						begun = append(begun, c)
 					})
 				}
 				for range 4 { // flights, and the callers come while all are under way
@@ -166,8 +181,12 @@ func TestCallersShareFlights(t *testing.T) {
 					call()
 				}
 				wg.Wait()
-				if counted.largest != tt.largest {
-					t.Errorf("up to %d together, want %d: %s", counted.largest, tt.largest, tt.reason)
+				if counted.largest != tt.largest || counted.trips != 4+tt.trips {
+					t.Errorf("%d trips with up to %d, want %d with %d: %s",
+						counted.trips-4, counted.largest, tt.trips, tt.largest, tt.reason)
+				}
+				for _, c := range begun {
+					c.Abandon()
 				}
 			})
 		})

@@ -15,15 +15,16 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/idemq/idemq/idem/store/rules"
 )
 
 const (
 	// JetStream drops what waits when 10,000 requests wait for it. So window is how many of
-	// one call are under way at once, and waves of how many calls.
-	window = 256
-	waves  = 4
+	// one call are under way at once, and mostRequests how many of a store.
+	window       = 256
+	mostRequests = 16 * window
 
 	// A request without an answer is given up, and what it did is asked for, after half
 	// of the time that is left, but not before shortest and not after longest.
@@ -48,8 +49,8 @@ type wire struct {
 	put    string // what the subjects that keys are published to begin with
 	kv     string // what they begin with in the stream
 
-	heard    *atomic.Uint64 // one more than the reconnects before the last answer
-	underWay chan struct{}  // has an element for each wave
+	heard    *atomic.Uint64      // one more than the reconnects before the last answer
+	underWay *semaphore.Weighted // requests
 
 	infoSubject, getSubject string
 }
@@ -65,7 +66,7 @@ func newWire(js jetstream.JetStream, bucket string) wire {
 	}
 	w := wire{
 		nc: js.Conn(), bucket: bucket, stream: "KV_" + bucket, api: api, kv: "$KV." + bucket + ".",
-		heard: &atomic.Uint64{}, underWay: make(chan struct{}, waves),
+		heard: &atomic.Uint64{}, underWay: semaphore.NewWeighted(mostRequests),
 	}
 	// As the client's own key-value store does: elsewhere a key is published through
 	// the same mapping or import as the API.
@@ -88,15 +89,15 @@ type request struct {
 // its error. Those of other calls may have to be answered first.
 func (w *wire) exchange(ctx context.Context, reqs []*request) {
 	for wave := range slices.Chunk(reqs, window) {
-		select {
-		case w.underWay <- struct{}{}:
-			w.wave(ctx, wave)
-			<-w.underWay
-		case <-ctx.Done():
+		n := int64(len(wave))
+		if err := w.underWay.Acquire(ctx, n); err != nil {
 			for _, r := range wave {
-				r.err = ctx.Err()
+				r.err = err
 			}
+			continue
 		}
+		w.wave(ctx, wave)
+		w.underWay.Release(n)
 	}
 }
 
