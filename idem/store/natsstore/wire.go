@@ -22,7 +22,8 @@ import (
 
 const (
 	// JetStream drops what waits when 10,000 requests wait for it. So window is how many of
-	// one call are under way at once, and mostRequests how many of a store.
+	// one call are under way at once, and mostRequests how many of a store; the few that are
+	// asked one at a time do not count.
 	window       = 256
 	mostRequests = 16 * window
 
