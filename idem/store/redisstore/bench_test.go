@@ -18,10 +18,11 @@ import (
 	"github.com/idemq/idemq/internal/redistest"
 )
 
+var layouts = map[string][]redisstore.Option{"records": nil, "compact": {redisstore.WithCompact(redisstore.Compact{Tokens: 1_000_000})}}
+
 // BenchmarkBeginCommit claims fresh tokens and completes them, the commits of a
 // batch in one call with the claims of the next. An operation is a message.
 func BenchmarkBeginCommit(b *testing.B) {
-	layouts := map[string][]redisstore.Option{"records": nil, "compact": {redisstore.WithCompact(redisstore.Compact{Tokens: 1_000_000})}}
 	for _, layout := range slices.Sorted(maps.Keys(layouts)) {
 		for _, size := range []int{1, 16, 128, 256} {
 			for _, flushers := range []int{1, 2, 64} {
@@ -46,6 +47,43 @@ func BenchmarkBeginCommit(b *testing.B) {
 					b.ReportMetric(float64(number(b, c, "commandstats", "cmdstat_evalsha:calls=*,usec="))/float64(b.N), "script-µs/message")
 				})
 			}
+		}
+	}
+}
+
+// BenchmarkDuplicate asks for claims of tokens that are done. An operation is a claim.
+func BenchmarkDuplicate(b *testing.B) {
+	for _, layout := range slices.Sorted(maps.Keys(layouts)) {
+		for _, size := range []int{1, 128} {
+			b.Run(fmt.Sprintf("layout=%s/batch=%d", layout, size), func(b *testing.B) {
+				c := redistest.Start(b, private...).Client(b)
+				s := redisstore.New(c, layouts[layout]...)
+				const n = 1024
+				if err := messages(s, "duplicate", 128, n); err != nil {
+					b.Fatal(err)
+				}
+				x := batch("bench")
+				b.ReportAllocs()
+				b.ResetTimer()
+				for i := 0; i < b.N; {
+					x.Ops = x.Ops[:0]
+					for ; len(x.Ops) < size; i++ {
+						x.Ops = append(x.Ops, store.Op{
+							Kind: store.Begin, Group: "orders", Token: fmt.Sprintf("%-20s%016d", "duplicate", i%n),
+							Claim: "aaaaaaaaaaaa" + strconv.Itoa(2_000_000+i), MaxExpiries: 2,
+						})
+					}
+					if err := s.Apply(context.Background(), x); err != nil {
+						b.Fatal(err)
+					}
+					for _, r := range x.Replies {
+						if r.Status != store.Duplicate {
+							b.Fatalf("a done token is answered %+v", r)
+						}
+					}
+				}
+				b.ReportMetric(float64(number(b, c, "commandstats", "cmdstat_evalsha:calls=*,usec="))/float64(b.N), "script-µs/duplicate")
+			})
 		}
 	}
 }

@@ -143,7 +143,10 @@ func (c *call) command(ctx context.Context, p *prefix, terms *[8]any, generation
 	for i := range c.items {
 		it := &c.items[i]
 		if it.place != nil {
-			all = append(all, &it.place.fingerprint, &it.place.phase)
+			all = append(all, &it.place.fingerprint)
+			if it.place.phase != "" {
+				all = append(all, &it.place.phase)
+			}
 		}
 		var param string
 		codes[i], param = encode(it.op, usual)

@@ -105,11 +105,14 @@ func (c *compact) tooShort(asked time.Duration) error {
 type place struct {
 	sets        [2]string // of the even and the odd generation
 	fingerprint string
-	phase       string // of the bucket, ms
+	phase       string // of the bucket, ms; empty: nothing is added
 }
 
 // placed is false for operations to which a done token is as one without a record.
 func placed(k store.Kind) bool { return k != store.Release && k != store.Renew }
+
+// adds tells whether an operation may add its token to those that are done.
+func adds(k store.Kind) bool { return k == store.Commit || k == store.Spend }
 
 // write writes the strings of an operation's place, in the order of its fields.
 func (c *compact) write(s *scratch, k *keys, tag int, op *store.Op) {
@@ -121,7 +124,9 @@ func (c *compact) write(s *scratch, k *keys, tag int, op *store.Op) {
 	}
 	s.text = strconv.AppendInt(s.text, int64(fingerprint), 10)
 	s.end()
-	s.text = strconv.AppendUint(s.text, c.phase(tag, bucket), 10)
+	if adds(op.Kind) {
+		s.text = strconv.AppendUint(s.text, c.phase(tag, bucket), 10)
+	}
 	s.end()
 }
 

@@ -14,7 +14,7 @@
 -- KEYS  before the keys of each operation but r, R, w, t and k: its bucket's sets, the
 --       even generation's first
 -- ARGV  before its claim id: the fingerprint, a signed number of 64 bits, in which Lua
---       would lose digits; and the bucket's phase, ms
+--       would lose digits; and for S, c and C, which may add, the bucket's phase, ms
 --
 -- Reply lines of its own:
 --   D                  Duplicate, done, and nothing else is known
@@ -27,9 +27,10 @@ do
 
   local margin = 1000
   local without = {r = true, R = true, w = true, t = true, k = true} -- operations that need no bucket
+  local adds = {S = true, c = true, C = true}
 
   local now, length -- ms
-  local even, fingerprint -- the operation's, as places in KEYS and ARGV; behind the latter is the phase
+  local even, fingerprint, phase -- the operation's: a place in KEYS, and what ARGV has
 
   -- start is told the clock in microseconds, and how long a generation lasts.
   function sets.start(micros, generation)
@@ -42,14 +43,18 @@ do
     if without[code] then
       return k, a
     end
-    even, fingerprint = k, a
+    even, fingerprint = k, ARGV[a]
+    if not adds[code] then
+      return k + 2, a + 1
+    end
+    phase = ARGV[a + 1] + 0
     return k + 2, a + 2
   end
 
   -- try executes a command on the fingerprint in set n, 0 or 1: its answer, or nil and the
   -- line to answer.
   local function try(command, n)
-    local answer = pcall(command, KEYS[even + n], ARGV[fingerprint])
+    local answer = pcall(command, KEYS[even + n], fingerprint)
     if answer == 0 or answer == 1 then
       return answer
     elseif string.find(answer.err, '^WRONGTYPE') then
@@ -75,7 +80,6 @@ do
   -- add returns the line to answer on error. A set that is to go earlier than what is
   -- added now is kept, with all that it has: the clock, or the settings, were changed.
   function sets.add()
-    local phase = ARGV[fingerprint + 1] + 0
     local generation = floor((now + phase) / length)
     local n = generation % 2
     local _, err = try('SADD', n)

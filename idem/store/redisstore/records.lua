@@ -48,6 +48,7 @@
 --   !t, !u, !n and key no. 1 or 2             wrong type, unreadable, newer version
 
 local claim_param = '^(%d+)|(%d+)|(.*)$' -- of B and S
+local number = '^([1-9]%d%d%d%d%d%d%d%d%d%d%d%d)(%d%d%d%d%d%d)$' -- when it was done, and how its claim ended
 
 -- operations returns what executes all that is not as usual, by its letter. Each call of the
 -- script would pay for these functions, and for each local that they took from it, as much
@@ -125,7 +126,7 @@ local function operations(now, stamp, lease_ends, terms, reply)
 
   -- parse takes a record apart; nil, and the line to answer, if it is none.
   local function parse(v)
-    local at, ending = match(v, '^([1-9]%d%d%d%d%d%d%d%d%d%d%d%d)(%d%d%d%d%d%d)$')
+    local at, ending = match(v, number)
     if at then
       return {st = 'd', claim = '~' .. ending, at = at, attempt = 1, redrive = '0', fp = '', fence = '', fid = '', spent = 0,
         expiries = 0, result = ''}
@@ -301,8 +302,8 @@ local function operations(now, stamp, lease_ends, terms, reply)
   end
 
   -- begin answers a Begin that met a record, or the error of reading it; or nothing so far,
-  -- under issued-only and where the sets have the token (home).
-  local function begin(key, claim, param, ikey, met, home)
+  -- under issued-only.
+  local function begin(key, claim, param, ikey, met)
     local redrive, max, fp = '0', ARGV[11], ''
     if param then
       redrive, max, fp = match(param, claim_param)
@@ -317,8 +318,6 @@ local function operations(now, stamp, lease_ends, terms, reply)
     end
     if err then
       return err
-    elseif not r and home then
-      return 'D'
     elseif not r then
       local line = unknown(ikey, redrive)
       if line then
@@ -678,8 +677,8 @@ while i <= #codes do
     k, a = k + 1, a + 1
 
     -- The line to answer, nil until it is known; what the key held, or the error of reading
-    -- it, false if nothing, nil if it was not read; the set that has the token.
-    local line, met, home
+    -- it, false if nothing, nil if it was not read.
+    local line, met
     if begins then
       -- What a first claim's record says behind the claim id is the same for all of b.
       local behind = first_tail
@@ -687,12 +686,20 @@ while i <= #codes do
         local redrive, _, fp = match(param, claim_param)
         behind = '|1|0|0|' .. redrive .. '|' .. fp .. '|||' .. lease_ends .. terms
       end
+      local home -- the set that has the token
       if sets then
         home, line = sets.where()
       end
-      if not (issued_only or home or line) then
+      if home then
+        met = pcall('GET', key)
+        line = not met and 'D' or nil
+      elseif not (issued_only or line) then
         met = pcall('SET', key, '1p|' .. claim .. behind, 'NX', 'GET', 'PX', px_live)
         line = not met and '' or nil
+      end
+      if type(met) == 'string' then
+        local at = match(met, number)
+        line = at and 'd' .. at .. '|1|0|0'
       end
     elseif completes then
       -- What is in progress under its first claim, which is this one, with these terms and
@@ -732,7 +739,7 @@ while i <= #codes do
     end
     if not line then
       made = made or operations(now, stamp, lease_ends, terms, reply)
-      line = made[code](key, claim, param, ikey, met, home)
+      line = made[code](key, claim, param, ikey, met)
     end
     lines[n] = line
   end
