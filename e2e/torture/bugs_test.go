@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// maxTries is how many rounds have to find a planted bug: one or three do, but on a machine
-// that has much to do no fault may come when it would show. Six once did not.
+// maxTries is how many rounds have to find a planted bug: one to three do where the test runs
+// alone, but on a machine that has much to do no fault may come when it would show.
 const maxTries = 12
 
 // Each planted bug is found, in a round that passes without it. Where not all is asked for

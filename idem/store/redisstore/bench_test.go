@@ -69,8 +69,7 @@ func BenchmarkDuplicate(b *testing.B) {
 					x.Ops = x.Ops[:0]
 					for ; len(x.Ops) < size; i++ {
 						x.Ops = append(x.Ops, store.Op{
-							Kind: store.Begin, Group: "orders", Token: fmt.Sprintf("%-20s%016d", "duplicate", i%n),
-							Claim: "aaaaaaaaaaaa" + strconv.Itoa(2_000_000+i), MaxExpiries: 2,
+							Kind: store.Begin, Group: "orders", Token: benchToken("duplicate", i%n), Claim: benchClaim(n + i), MaxExpiries: 2,
 						})
 					}
 					if err := s.Apply(context.Background(), x); err != nil {
@@ -88,6 +87,12 @@ func BenchmarkDuplicate(b *testing.B) {
 	}
 }
 
+// benchToken is as long as a UUID.
+func benchToken(name string, i int) string { return fmt.Sprintf("%-20s%016d", name, i) }
+
+// benchClaim is shaped as a guard's.
+func benchClaim(i int) string { return "aaaaaaaaaaaa" + strconv.Itoa(1_000_000+i) }
+
 // messages claims and completes n messages, size at a time.
 func messages(s store.Store, name string, size, n int) error {
 	x := batch("bench")
@@ -97,8 +102,7 @@ func messages(s store.Store, name string, size, n int) error {
 		x.Ops = append(x.Ops[:0], held...)
 		held = held[:0]
 		for ; len(held) < size && i < n; i++ {
-			token := fmt.Sprintf("%-20s%016d", name, i) // 36 bytes
-			claim := "aaaaaaaaaaaa" + strconv.Itoa(1_000_000+i)
+			token, claim := benchToken(name, i), benchClaim(i)
 			held = append(held, store.Op{Kind: store.Commit, Group: "orders", Token: token, Claim: claim, Attempt: 1})
 			x.Ops = append(x.Ops, store.Op{Kind: store.Begin, Group: "orders", Token: token, Claim: claim, MaxExpiries: 2})
 		}

@@ -698,7 +698,7 @@ while i <= #codes do
         line = not met and '' or nil
       end
       if type(met) == 'string' then
-        local at = match(met, number)
+        local at = match(met, number) -- a duplicate, of an attempt 1 without redrive, payload or result
         line = at and 'd' .. at .. '|1|0|0'
       end
     elseif completes then
