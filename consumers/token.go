@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/idemq/idemq/idem"
+	"github.com/idemq/idemq/idem/store"
 )
 
 // errNoToken: a message names itself in no way that is trusted.
@@ -80,9 +81,6 @@ func (p *Policy) extract(m Message) (token string, err error) {
 	return p.tokenFrom(m)
 }
 
-// maxRedrive is the highest number that is exact in every store.
-const maxRedrive = 1 << 53
-
 // redrive returns the number in idem.RedriveHeader, zero where it is missing. A number
 // that cannot be used is an error: read as zero, it would make a message that was moved
 // back a stray redelivery, which is dropped.
@@ -92,7 +90,7 @@ func redrive(m Message) (int, error) {
 		return 0, nil
 	}
 	n, err := strconv.ParseInt(values[0], 10, 64)
-	if len(values) > 1 || err != nil || n < 0 || n > maxRedrive || n > math.MaxInt-1 {
+	if len(values) > 1 || err != nil || n < 0 || n > store.MaxRedrive || n > math.MaxInt-1 {
 		return 0, fmt.Errorf("header %s: %.40q is no number from 0 to 2^53", idem.RedriveHeader, values)
 	}
 	return int(n), nil

@@ -48,6 +48,7 @@ type call struct {
 	err   error
 
 	// Guarded by the batcher's mutex.
+	place     place // where it waits to be sent, if it does
 	submitted bool
 	leads     bool // the first of those whose answers a caller waits for; see share
 	everSent  bool
@@ -71,17 +72,18 @@ func (c *call) answer() {
 // batcher sends calls to the store: many in one trip, and again while the store
 // does not answer. While nothing is under way it has no goroutine.
 type batcher struct {
-	core *core
+	core  *core
+	yield func() // lets other goroutines run: runtime.Gosched
 
 	mu       sync.Mutex
-	queue    [classes][]*call // to be sent next
-	apart    []*call          // the same, of those that wait for a part: others must not wait with them
-	flights  int              // under way, or about to be
-	boarding int              // those of them that are about to take what is queued
-	aboard   int              // calls under way
-	distance distance         // of the store
-	probing  bool             // one of the flights carries calls that travel apart
-	slow     time.Time        // when a caller's own trip took too long
+	queue    [classes]line // to be sent next
+	apart    line          // the same, of those that wait for a part: others must not wait with them
+	flights  int           // under way, or about to be
+	boarding int           // those of them that are about to take what is queued
+	aboard   int           // calls under way
+	distance distance      // of the store
+	probing  bool          // one of the flights carries calls that travel apart
+	slow     time.Time     // when a caller's own trip took too long
 	outage   outage
 	full     outage // the store answers, and has no room for claims
 	part     outage // the store answers, but for some records
@@ -107,50 +109,49 @@ func (c *call) class() int {
 }
 
 // enqueue is called with mu held.
-func (b *batcher) enqueue(calls ...*call) {
-	for _, c := range calls {
-		if c.apart {
-			b.apart = append(b.apart, c)
-			continue
-		}
-		b.queue[c.class()] = append(b.queue[c.class()], c)
+func (b *batcher) enqueue(c *call) {
+	if c.apart {
+		b.apart.add(c)
+		return
 	}
+	b.queue[c.class()].add(c)
 }
 
 // mayProbe reports whether calls that travel apart are to be sent, with mu held.
-func (b *batcher) mayProbe() bool { return len(b.apart) > 0 && !b.probing }
+func (b *batcher) mayProbe() bool { return b.apart.length > 0 && !b.probing }
 
 // dequeue appends the next calls to batch, with mu held. What travels apart is sent now and
 // then only, and one flight at a time.
 func (b *batcher) dequeue(batch []*call) (_ []*call, probe bool) {
+	take := func(c *call) {
+		c.place.line.remove(c)
+		batch = append(batch, c)
+	}
 	if b.mayProbe() {
 		b.probing = true
-		n := min(len(b.apart), maxBatch)
-		batch = append(batch, b.apart[:n]...)
-		b.apart = slices.Delete(b.apart, 0, n)
+		for b.apart.length > 0 && len(batch) < maxBatch {
+			take(b.apart.first)
+		}
 		return batch, true
 	}
 	share, callers := b.share(), 0
-	for class, queue := range b.queue {
-		n := 0
-		for n < min(len(queue), maxBatch-len(batch)) {
-			if queue[n].leads {
+	for class := range b.queue {
+		for c := b.queue[class].first; c != nil && len(batch) < maxBatch; c = b.queue[class].first {
+			if c.leads {
 				if callers == share {
 					break
 				}
 				callers++
 			}
-			n++
+			take(c)
 		}
-		batch = append(batch, queue[:n]...)
-		b.queue[class] = slices.Delete(queue, 0, n)
 	}
 	return batch, false
 }
 
 // outage is a time in which the store does not answer as it should.
 type outage struct {
-	stalled  []*call // wait for the next try
+	stalled  line // wait for the next try
 	failures int
 	since    time.Time
 	away     time.Time // since when every try found the store out of reach; zero: the last one did not
@@ -212,13 +213,15 @@ func (b *batcher) accept(calls []*call) (given []*call) {
 		c.submitted = true
 	}
 	if b.outage.failures == 0 {
-		b.enqueue(calls...)
+		for _, c := range calls {
+			b.enqueue(c)
+		}
 		return nil
 	}
 	now := time.Now()
 	for _, c := range calls {
 		switch {
-		case !c.patient || len(b.outage.stalled) == 0 && now.Sub(b.outage.last) >= b.outage.wait():
+		case !c.patient || b.outage.stalled.length == 0 && now.Sub(b.outage.last) >= b.outage.wait():
 			b.enqueue(c)
 		case b.outage.givesUp(c, now):
 			c.err, c.finished = b.outage.err, true
@@ -243,7 +246,7 @@ func (b *batcher) refuse(given []*call) {
 // stall keeps c for the next try and sees to it that there is one.
 func (b *batcher) stall(o *outage, c *call) {
 	c.leads = false // who waited for the store travel together, for fewer tries
-	o.stalled = append(o.stalled, c)
+	o.stalled.add(c)
 	if o.timer == nil {
 		d := o.wait()
 		d += rand.N(d/4 + 1)
@@ -261,8 +264,10 @@ func (b *batcher) resume(o *outage) {
 		o.timer.Stop()
 		o.timer = nil
 	}
-	b.enqueue(o.stalled...)
-	o.stalled = nil
+	for c := o.stalled.first; c != nil; c = o.stalled.first {
+		o.stalled.remove(c)
+		b.enqueue(c)
+	}
 	b.launch()
 }
 
@@ -270,13 +275,15 @@ func (b *batcher) resume(o *outage) {
 // others. If it takes too long for a caller who may be let go, the calls are sent again.
 func (b *batcher) flyHere(ctx context.Context, f *flight, mayGo bool) {
 	late := false
-	defer func() { // also where an observer panics
+	defer func() { // also where the store's driver panics
 		b.mu.Lock()
 		b.flights--
 		if late {
-			b.aboard -= len(f.calls)
+			b.disembark(f)
 			b.slow = time.Now()
-			b.enqueue(f.calls...)
+			for _, c := range f.calls {
+				b.enqueue(c)
+			}
 		}
 		b.launch()
 		b.mu.Unlock()
@@ -293,6 +300,14 @@ func (b *batcher) board(f *flight) {
 	b.aboard += len(f.calls)
 	for _, c := range f.calls {
 		c.resent, c.everSent = c.everSent, true
+	}
+}
+
+// disembark is for the calls of a flight that is over, with mu held.
+func (b *batcher) disembark(f *flight) {
+	b.aboard -= len(f.calls)
+	if f.probe {
+		b.probing = false
 	}
 }
 
@@ -317,10 +332,7 @@ func (b *batcher) land(f *flight, err error) {
 	now := time.Now()
 
 	b.mu.Lock()
-	b.aboard -= len(f.calls)
-	if probe {
-		b.probing = false
-	}
+	b.disembark(f)
 	switch {
 	case err != nil && !probe:
 		if b.outage.fail(now, f.sent, err) {
@@ -390,7 +402,7 @@ func (b *batcher) land(f *flight, err error) {
 				b.stall(&b.full, c)
 				continue
 			}
-		} else if b.full.failures > 0 && reply.Status == store.Claimed && (c.crowded || len(b.full.stalled) == 0) {
+		} else if b.full.failures > 0 && reply.Status == store.Claimed && (c.crowded || b.full.stalled.length == 0) {
 			events = append(events, Event{Kind: EventStoreUp, Wait: now.Sub(b.full.since)})
 			b.full.failures = 0
 			b.resume(&b.full)
@@ -497,33 +509,19 @@ func (b *batcher) quick() bool {
 func (b *batcher) abandon(calls []*call, err error) {
 	var unwanted []*call
 	b.mu.Lock()
-	waits := func(c *call) bool { return !c.abandoned }
-	keep := func(list []*call) []*call {
-		return slices.DeleteFunc(list, func(c *call) bool {
-			if waits(c) {
-				return false
-			}
-			if c.everSent || c.before != nil {
-				unwanted = append(unwanted, c)
-			}
-			return true
-		})
-	}
 	for _, c := range calls {
-		if !c.finished {
-			c.abandoned, c.err = true, err
-			if c.before != nil && !c.submitted {
-				unwanted = append(unwanted, c)
-			}
+		if c.finished {
+			continue
+		}
+		c.abandoned, c.err = true, err
+		waits := c.place.line != nil
+		if waits {
+			c.place.line.remove(c)
+		}
+		if waits && c.everSent || (waits || !c.submitted) && c.before != nil {
+			unwanted = append(unwanted, c)
 		}
 	}
-	for class := range b.queue {
-		b.queue[class] = keep(b.queue[class])
-	}
-	b.apart = keep(b.apart)
-	b.outage.stalled = keep(b.outage.stalled)
-	b.full.stalled = keep(b.full.stalled)
-	b.part.stalled = keep(b.part.stalled)
 	b.mu.Unlock()
 	b.giveBack(unwanted)
 }

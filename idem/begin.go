@@ -19,7 +19,8 @@ type Request struct {
 	Payload []byte
 
 	// Redrive is the number that a message bears in the header RedriveHeader:
-	// higher than the record's, it makes a dead-lettered token claimable again.
+	// higher than the record's, it makes a dead-lettered token claimable again. At most
+	// 2^53.
 	Redrive int
 
 	// MaxExpiries refuses, with ErrNeedAlone, to claim a token whose earlier claims
@@ -176,6 +177,10 @@ func (g *Guard) prepare(kind store.Kind, r Request, c *call) (err error) {
 			g.Emit(Event{Kind: EventRefused, Err: err})
 		}
 		return err
+	}
+	if int64(r.Redrive) > store.MaxRedrive {
+		return fmt.Errorf("idem: claim token %q: redrive number %d is more than 2^53, which no store keeps: count the redrives of a message, from one",
+			r.Token, r.Redrive)
 	}
 	if r.Payload != nil && g.core.opts.store.Capabilities().NoFingerprints {
 		return fmt.Errorf("idem: claim token %q: %w", r.Token, ErrNoFingerprints)

@@ -29,7 +29,7 @@ func (g *Guard) Do(ctx context.Context, token string, fn func(context.Context) e
 	if err != nil {
 		return err
 	}
-	c.patient = true // the end is bounded by endDo's contexts
+	c.patient = true // complete and endWithin bound the end
 	run, err := c.Start(ctx)
 	if err != nil {
 		_ = c.giveBackWithin(ctx)

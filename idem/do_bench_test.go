@@ -11,6 +11,7 @@ import (
 
 	"github.com/idemq/idemq/idem"
 	"github.com/idemq/idemq/internal/redistest"
+	"github.com/idemq/idemq/internal/storefault"
 )
 
 // BenchmarkDo is Do with a fresh token and an empty handler beside the two commands that
@@ -56,4 +57,44 @@ func BenchmarkDo(b *testing.B) {
 			})
 		}
 	}
+}
+
+// BenchmarkLetGo has callers whose contexts end while the store does not answer. What is
+// measured is how long it takes until all are gone, for each of them.
+func BenchmarkLetGo(b *testing.B) {
+	for _, callers := range []int{1_000, 32_000} {
+		b.Run(fmt.Sprintf("callers=%d", callers), func(b *testing.B) {
+			s := storefault.New(amnesiac{})
+			s.Set(storefault.Hang)
+			var gone time.Duration
+			for b.Loop() {
+				g := idem.New(idem.WithStore(s), idem.WithLease(time.Minute)).Group("bench")
+				ctx, letGo := context.WithCancel(b.Context())
+				var wg, waiting sync.WaitGroup
+				for i := range callers {
+					waiting.Add(1)
+					wg.Go(func() {
+						_ = g.Do(&asked{Context: ctx, first: sync.OnceFunc(waiting.Done)}, fmt.Sprint(i), handled)
+					})
+				}
+				waiting.Wait()
+				began := time.Now()
+				letGo()
+				wg.Wait()
+				gone += time.Since(began)
+			}
+			b.ReportMetric(float64(gone.Nanoseconds())/float64(b.N*callers), "ns/caller")
+		})
+	}
+}
+
+// asked is a context that tells when somebody is about to wait for its end.
+type asked struct {
+	context.Context
+	first func()
+}
+
+func (a *asked) Done() <-chan struct{} {
+	a.first()
+	return a.Context.Done()
 }

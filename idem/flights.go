@@ -1,7 +1,6 @@
 package idem
 
 import (
-	"runtime"
 	"time"
 
 	"github.com/idemq/idemq/idem/store"
@@ -67,8 +66,8 @@ func (b *batcher) overlap() int {
 }
 
 func (b *batcher) queued() (calls int) {
-	for _, q := range b.queue {
-		calls += len(q)
+	for class := range b.queue {
+		calls += b.queue[class].length
 	}
 	return calls
 }
@@ -88,7 +87,7 @@ func (b *batcher) mayFly(others int) bool {
 
 // hurried reports whether a flight is to depart without waiting for more callers, with mu
 // held: a claim is to be kept, or a batch is full.
-func (b *batcher) hurried() bool { return len(b.queue[keeping]) > 0 || b.queued() >= maxBatch }
+func (b *batcher) hurried() bool { return b.queue[keeping].length > 0 || b.queued() >= maxBatch }
 
 // launch starts a flight where one may start, with mu held. One that is about to take what is
 // queued launches another for what it has no room for.
@@ -136,7 +135,7 @@ func (b *batcher) fly() {
 func (b *batcher) awaitCallers() bool {
 	if !b.hurried() {
 		b.mu.Unlock()
-		runtime.Gosched()
+		b.yield()
 		b.mu.Lock()
 	}
 	b.boarding--

@@ -3,6 +3,7 @@ package idem_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -20,15 +21,19 @@ func (transacting) Enlist(ctx context.Context, _ *store.Batch, _ func()) (contex
 	return ctx, nil
 }
 
-// claimAtOnce claims so many tokens together, and abandons them.
-func claimAtOnce(t *testing.T, g *idem.Guard, n int) (took time.Duration) {
-	t.Helper()
+func requests(n int) []idem.Request {
 	reqs := make([]idem.Request, n)
 	for i := range reqs {
 		reqs[i] = idem.Request{Token: fmt.Sprint(i), Patient: true}
 	}
+	return reqs
+}
+
+// claimAtOnce claims so many tokens together, and abandons them.
+func claimAtOnce(t *testing.T, g *idem.Guard, n int) (took time.Duration) {
+	t.Helper()
 	began := time.Now()
-	for _, b := range g.Group("g").BeginAll(t.Context(), reqs) {
+	for _, b := range g.Group("g").BeginAll(t.Context(), requests(n)) {
 		if b.Err != nil {
 			t.Fatal(b.Err)
 		}
@@ -235,4 +240,120 @@ func TestWaitDoubles(t *testing.T) {
 			})
 		})
 	}
+}
+
+// crowded is a guard with a claim that is to be renewed, and its store, whose second trip
+// comes back when the gate opens. Until then its flights stay where they let others run before
+// they take what is queued.
+type crowded struct {
+	amnesiac
+	guard *idem.Guard
+	gate  chan struct{}
+
+	mu     sync.Mutex
+	yields int
+	trips  [][]store.Kind
+}
+
+func (c *crowded) Apply(ctx context.Context, b *store.Batch) error {
+	var kinds []store.Kind
+	for _, op := range b.Ops {
+		kinds = append(kinds, op.Kind)
+	}
+	c.mu.Lock()
+	c.trips = append(c.trips, kinds)
+	trip := len(c.trips)
+	c.mu.Unlock()
+	if trip == 2 {
+		<-c.gate
+	}
+	return c.amnesiac.Apply(ctx, b)
+}
+
+func crowd(t *testing.T) *crowded {
+	t.Helper()
+	c := &crowded{gate: make(chan struct{})}
+	c.guard = idem.New(idem.WithStore(c)).Group("g")
+	held, err := c.guard.Begin(t.Context(), "held")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(held.Abandon)
+	synctest.Wait()
+	c.guard.Yields(func() {
+		c.mu.Lock()
+		c.yields++
+		c.mu.Unlock()
+		<-c.gate
+	})
+	c.begin(t, "under way")
+	return c
+}
+
+// begin has callers, one for each token and one after the other, wait for claims.
+func (c *crowded) begin(t *testing.T, tokens ...string) {
+	for _, token := range tokens {
+		go func() {
+			claim, err := c.guard.Begin(context.WithoutCancel(t.Context()), token)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			claim.Abandon()
+		}()
+		synctest.Wait()
+	}
+}
+
+func (c *crowded) open() {
+	close(c.gate)
+	synctest.Wait()
+}
+
+// While one flight is about to take what is queued, no other is: they would share it out, in
+// smaller batches.
+func TestOneFlightBoards(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := crowd(t)
+		c.begin(t, "one", "two", "three", "four", "five")
+		if c.yields != 1 {
+			t.Errorf("%d flights are about to take what five callers queued, want 1", c.yields)
+		}
+		c.open()
+		if len(c.trips) != 3 || len(c.trips[2]) != 5 {
+			t.Errorf("trips of %v, want a third one for five", c.trips)
+		}
+	})
+}
+
+// A claim is kept in time, whatever waits for more callers.
+func TestRenewalDoesNotBoard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := crowd(t)
+		c.begin(t, "waits")
+		time.Sleep(idem.DefaultLease / 3)
+		synctest.Wait()
+		if !slices.ContainsFunc(c.trips, func(kinds []store.Kind) bool { return slices.Contains(kinds, store.Renew) }) {
+			t.Errorf("trips of %v: no claim is renewed while a flight waits for callers", c.trips)
+		}
+		c.open()
+	})
+}
+
+// There is nothing to wait for where a batch is full.
+func TestFullBatchDoesNotBoard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := crowd(t)
+		c.begin(t, "waits")
+		go func() {
+			for _, b := range c.guard.BeginAll(t.Context(), requests(256)) {
+				b.Claim.Abandon()
+			}
+		}()
+		synctest.Wait()
+		if len(c.trips) != 3 || len(c.trips[2]) != 256 {
+			t.Errorf("trips of %v, want a third one for 256", c.trips)
+		}
+		c.open()
+	})
 }

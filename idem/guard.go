@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"fmt"
+	"runtime"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -32,7 +33,7 @@ type Idempotent = Guard
 func New(opts ...Option) *Guard {
 	o, err := newOptions(opts)
 	c := &core{opts: o, err: err}
-	c.batcher.core = c
+	c.batcher.core, c.batcher.yield = c, runtime.Gosched
 	c.leases.core = c
 	c.trip = bound{least: c.tripTimeout() * 15 / 16, most: c.tripTimeout()}
 	c.ending = bound{least: o.lease * 15 / 16, most: o.lease}

@@ -3,6 +3,7 @@ package idem_test
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"regexp"
 	"runtime"
 	"slices"
@@ -852,4 +853,51 @@ func TestRetryInAKnownOutage(t *testing.T) {
 			t.Errorf("record %+v, want released and counted once", r)
 		}
 	})
+}
+
+// What an observer panics of went on before, and goes on: the claim is not left behind, and the
+// others are told.
+func TestObserverPanics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var logged strings.Builder
+		before := slog.Default()
+		slog.SetDefault(slog.New(slog.NewTextHandler(&logged, nil)))
+		defer slog.SetDefault(before)
+		told := 0
+		g, s := newGuard(
+			idem.WithObserver(idem.ObserverFunc(func(idem.Event) { panic("a nil map") })),
+			idem.WithObserver(idem.ObserverFunc(func(idem.Event) { told++ })),
+		)
+		s.Once(store.Begin, storefault.Away)
+		for range 2 {
+			_ = g.Do(t.Context(), "a", func(context.Context) error { return nil })
+		}
+		if r := inspect(t, g, "a"); r.State != store.Done {
+			t.Errorf("the record is %v after Do, want done", r.State)
+		}
+		if want := 4; told != want { // store down, store up, claimed, committed
+			t.Errorf("the other observer was told of %d events, want %d", told, want)
+		}
+		if text := logged.String(); !strings.Contains(text, "a nil map") || !strings.Contains(text, "idem.ObserverFunc") || !strings.Contains(text, "committed") {
+			t.Errorf("logged %q", text)
+		}
+	})
+}
+
+func TestRedriveNumberNoStoreKeeps(t *testing.T) {
+	g, s := newGuard()
+	for name, ask := range map[string]func(...idem.ClaimOption) error{
+		"Begin": func(o ...idem.ClaimOption) error { _, err := g.Begin(t.Context(), "a", o...); return err },
+		"Spend": func(o ...idem.ClaimOption) error { _, err := g.Spend(t.Context(), "a", o...); return err },
+		"Do": func(o ...idem.ClaimOption) error {
+			return g.Do(t.Context(), "a", func(context.Context) error { t.Error("handled"); return nil }, o...)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := ask(idem.WithRedrive(int(time.Now().UnixNano())))
+			if err == nil || !strings.Contains(err.Error(), "redrive number") || s.Trips() > 0 {
+				t.Errorf("%v, after %d trips; want an error that names the number, and none", err, s.Trips())
+			}
+		})
+	}
 }

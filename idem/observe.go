@@ -2,7 +2,9 @@ package idem
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"time"
 )
 
@@ -69,7 +71,8 @@ type Event struct {
 }
 
 // Observer is told of events. Observe is called on the way of the message, from
-// many goroutines at once: it must be quick and must not call the guard.
+// many goroutines at once: it must be quick and must not call the guard. Its panic is logged
+// by slog.Default, and what it was told of goes on.
 type Observer interface {
 	Observe(Event)
 }
@@ -84,8 +87,18 @@ type observers []Observer
 
 func (o observers) emit(e Event) {
 	for _, x := range o {
-		x.Observe(e)
+		tell(x, e)
 	}
+}
+
+// tell keeps a panic of x from the guard, whose claims nobody would end.
+func tell(x Observer, e Event) {
+	defer func() {
+		if r := recover(); r != nil {
+			slog.Error("idem: an observer panicked", "observer", fmt.Sprintf("%T", x), "event", e.Kind.String(), "panic", r, "stack", string(debug.Stack()))
+		}
+	}()
+	x.Observe(e)
 }
 
 // logObserver writes events to a slog.Logger: what happens to every message at

@@ -292,13 +292,16 @@ type Op struct {
 
 	Attempt int // Commit: as answered to the claim's Begin; at least 1
 
-	Redrive     int    // Begin, Spend: see Begin
+	Redrive     int    // Begin, Spend: see Begin; at most MaxRedrive
 	MaxExpiries int    // Begin: see Begin; zero is no limit
 	Fingerprint string // Begin, Spend: of the payload, without '|', at most 64 bytes; empty is none
 
 	Counted bool   // Release: spends budget
 	Result  []byte // Commit: kept with the completion
 }
+
+// MaxRedrive is the highest redrive number: to there each is exact in every store.
+const MaxRedrive = 1 << 53
 
 // Status is the answer to an operation.
 type Status uint8

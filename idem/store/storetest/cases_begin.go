@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"math"
 	"time"
 
 	"github.com/idemq/idemq/idem/store"
@@ -161,6 +162,25 @@ var beginCases = []testCase{
 }
 
 var redriveCases = []testCase{
+	{
+		"highest",
+		"The highest redrive number is kept exactly, by each way in, and the one below it is not higher: read as another number it would let a stray redelivery start over, or refuse the completion.",
+		func(e *env) {
+			const highest = min(store.MaxRedrive, math.MaxInt)
+			e.claims(1, 0, 0, highest, begin("t", "c1", redrive(highest)))
+			e.want(store.OK, bury("t", "c1"))
+			if r := e.state("t", store.Dead); r.Redrive != highest {
+				e.failf("the record is %+v", *r)
+			}
+			e.duplicates(true, begin("t", "c2", redrive(highest)))
+			e.claims(1, 0, 0, highest-1, begin("u", "c3", redrive(highest-1)))
+			e.want(store.OK, release("u", "c3", counted))
+			e.claims(2, 0, 0, highest, begin("u", "c4", redrive(highest)))
+			e.want(store.OK, commit("u", "c4", 2))
+			e.claims(1, 0, 0, highest, spend("v", "c5", redrive(highest)))
+			e.duplicates(false, begin("v", "c6", redrive(highest)))
+		},
+	},
 	{
 		"absent",
 		"A redrive number on a token without a record is taken into the record: the next dead-letter copy counts on from it.",
