@@ -27,6 +27,7 @@ type renewal struct {
 	place   int       // its place, counted from one; zero: it is not held
 	last    time.Time // on this process's clock, before the request was sent
 	pending bool      // one is under way
+	apart   bool      // the last one failed since its part did not answer: the next travels apart
 }
 
 // A tick comes each sixth of the lease and renews what is older than that: so each
@@ -73,7 +74,8 @@ func (l *leases) run() {
 	lease, tick := l.core.opts.lease, l.tick()
 	now := time.Now()
 	next := now.Add(tick)
-	var due, over []*claim
+	var over []*claim
+	var due []*call
 	l.mu.Lock()
 	for _, c := range slices.Backward(l.held) { // what takes the place of one that goes was seen
 		r := &c.renewal
@@ -84,7 +86,7 @@ func (l *leases) run() {
 			l.drop(c)
 			continue
 		case !r.pending && now.Sub(r.last) >= tick:
-			due = append(due, c)
+			due = append(due, &call{to: c, apart: r.apart})
 			r.pending = true
 		}
 		if end.Before(next) {
@@ -99,13 +101,12 @@ func (l *leases) run() {
 	for _, c := range over {
 		c.lose()
 	}
+	for _, d := range due {
+		d.op = d.to.(*claim).op(store.Renew, false)
+		d.op.Result = nil
+	}
 	for chunk := range slices.Chunk(due, maxBatch) {
-		calls := make([]*call, len(chunk))
-		for i, c := range chunk {
-			calls[i] = &call{op: c.op(store.Renew, false), to: c}
-			calls[i].op.Result = nil
-		}
-		l.core.batcher.submit(calls...)
+		l.core.batcher.submit(chunk...)
 	}
 }
 
@@ -115,6 +116,7 @@ func (c *claim) answered(answered *call) {
 	l.mu.Lock()
 	held := c.renewal.place > 0
 	c.renewal.pending = false
+	c.renewal.apart = answered.apart && answered.err != nil
 	if answered.err == nil && answered.reply.Status == store.OK {
 		c.renewal.last = answered.sent
 	}

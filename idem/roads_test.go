@@ -321,6 +321,10 @@ type halved struct {
 	why  error         // what is answered for the part that is away; nil: that it is out of reach
 	slow time.Duration // how long it takes to find out
 	trip time.Duration // how long any trip takes
+
+	// shuns: once the part was away, it is asked again only by itself, as redisstore does
+	// with a node that is silent.
+	shuns, silent bool
 }
 
 func (h *halved) set(away bool) {
@@ -330,14 +334,20 @@ func (h *halved) set(away bool) {
 }
 
 func (h *halved) Apply(ctx context.Context, b *store.Batch) error {
+	part := func(op store.Op) bool { return strings.HasPrefix(op.Token, "x") }
 	h.mu.Lock()
 	away, why, slow := h.away, h.why, h.slow
+	if alone := !slices.ContainsFunc(b.Ops, func(op store.Op) bool { return !part(op) }); h.shuns && alone {
+		h.silent = away
+	} else if h.shuns {
+		h.silent = h.silent || away
+		away = h.silent
+	}
 	h.mu.Unlock()
 	time.Sleep(h.trip)
 	if why == nil {
 		why = store.ErrUnavailable
 	}
-	part := func(op store.Op) bool { return strings.HasPrefix(op.Token, "x") }
 	if !away || !slices.ContainsFunc(b.Ops, part) {
 		return h.Store.Apply(ctx, b)
 	}
@@ -346,7 +356,7 @@ func (h *halved) Apply(ctx context.Context, b *store.Batch) error {
 	there.Ops, there.Replies = nil, nil
 	var at []int
 	for i, op := range b.Ops {
-		if !strings.HasPrefix(op.Token, "x") {
+		if !part(op) {
 			there.Ops, at = append(there.Ops, op), append(at, i)
 		}
 	}
@@ -458,6 +468,29 @@ func TestOthersDoNotWait(t *testing.T) {
 		}
 		wg.Wait()
 		time.Sleep(10 * time.Second) // what may have been claimed is given back
+	})
+}
+
+// Claims that a part keeps outlive its moment of silence, also where nothing but renewals asks
+// for it, and those of others with them.
+func TestRenewalsOfAPart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &halved{Store: memstore.New(), shuns: true}
+		g := idem.New(idem.WithStore(s), idem.WithLease(3*time.Second)).Group("g")
+		held := []*idem.Claim{begin(t, g, "x"), begin(t, g, "another")}
+		for range 3 {
+			time.Sleep(10 * time.Second)
+			s.set(true)
+			time.Sleep(600 * time.Millisecond)
+			s.set(false)
+		}
+		time.Sleep(10 * time.Second)
+		for _, c := range held {
+			if err := c.Context().Err(); err != nil {
+				t.Errorf("%s: %v", c.Token(), err)
+			}
+			c.Abandon()
+		}
 	})
 }
 

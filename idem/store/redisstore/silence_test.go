@@ -308,6 +308,34 @@ func TestClaimsBesideASilentNode(t *testing.T) {
 	}
 }
 
+// Claims outlive a moment in which their node hangs, also where nothing but renewals asks for it.
+func TestClaimsOnANodeThatHungForAMoment(t *testing.T) {
+	c := withoutFailover(t)
+	const lease = 4 * time.Second
+	lost := make(chan string, 60)
+	told := idem.ObserverFunc(func(e idem.Event) {
+		if e.Kind == idem.EventLeaseLost {
+			lost <- e.Token
+		}
+	})
+	g := idem.New(idem.WithStore(redisstore.New(clusterClient(t, c))), idem.WithLease(lease), idem.WithObserver(told)).Group("g")
+	for i := range cap(lost) {
+		begun := g.BeginAll(t.Context(), []idem.Request{{Token: fmt.Sprint("held", i)}})[0]
+		if begun.Err != nil {
+			t.Fatal(begun.Err)
+		}
+		defer begun.Claim.Abandon()
+	}
+	c.Nodes[1].Pause()
+	time.Sleep(lease * 3 / 8) // longer than a renewal waits for a node, a sixth
+	c.Nodes[1].Resume()
+	select {
+	case token := <-lost:
+		t.Errorf("%s is lost", token)
+	case <-time.After(2 * lease):
+	}
+}
+
 // A node came back empty, and the one that keeps the descriptor is away: the others work on.
 func TestDescriptorOnASilentNode(t *testing.T) {
 	c := withoutFailover(t)
