@@ -94,6 +94,9 @@ func (l *Lane) processBatch(run []*entry) (isHandled bool) {
 	ctx, end, err := idem.StartAll(l.handling, claims)
 	if err != nil {
 		l.putBackAhead(run[1:])
+		if l.ending() {
+			l.giveBackAhead() // claimAhead may have ended
+		}
 		return false
 	}
 	defer end()

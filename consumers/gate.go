@@ -9,7 +9,7 @@ import (
 // token whose earlier processes died can be claimed with nothing beside it: what
 // dies with it then is it alone.
 type gate struct {
-	onWanted func() // solitude is asked for: lanes give back what is not started
+	onTurn func() // solitude is asked for, or over; called without locks held
 
 	mu      sync.Mutex
 	claims  int
@@ -18,9 +18,7 @@ type gate struct {
 	changed change
 }
 
-func newGate(onWanted func()) *gate {
-	return &gate{onWanted: onWanted}
-}
+func newGate(onTurn func()) *gate { return &gate{onTurn: onTurn} }
 
 func (g *gate) shut() bool { return g.waiting > 0 || g.alone }
 
@@ -60,7 +58,7 @@ func (g *gate) enterAlone(ctx context.Context) error {
 	g.waiting++
 	g.changed.signal()
 	g.mu.Unlock()
-	g.onWanted()
+	g.onTurn()
 	err := g.await(ctx, func() bool {
 		if g.alone || g.claims > 0 {
 			return false
@@ -68,23 +66,39 @@ func (g *gate) enterAlone(ctx context.Context) error {
 		g.alone = true
 		return true
 	})
-	g.mu.Lock()
-	g.waiting--
-	g.changed.signal()
-	g.mu.Unlock()
+	g.change(func() { g.waiting-- })
 	return err
 }
 
 // leave ends what enter (or one of tryEnter), or enterAlone, began.
 func (g *gate) leave(alone bool) {
+	if alone {
+		g.change(func() { g.alone = false })
+		return
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if alone {
-		g.alone = false
-	} else {
-		g.claims--
-	}
+	g.claims--
 	g.changed.signal()
+}
+
+// change is for what may end solitude: who waits for that looks again.
+func (g *gate) change(f func()) {
+	g.mu.Lock()
+	f()
+	open := !g.shut()
+	g.changed.signal()
+	g.mu.Unlock()
+	if open {
+		g.onTurn()
+	}
+}
+
+// held returns how many claims there are, or are asked for.
+func (g *gate) held() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.claims
 }
 
 // shutting returns a channel that is closed at the gate's next change, and whether
