@@ -306,6 +306,37 @@ func TestSolitudeDuringABackoff(t *testing.T) {
 	})
 }
 
+// While a token waits to be alone nothing is started: that is told, with the reason.
+func TestSolitudeIsTold(t *testing.T) {
+	for _, tt := range []struct {
+		takes time.Duration // the handler that it waits for
+		told  int
+	}{{time.Hour, 1}, {500 * time.Millisecond, 0}} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, consumers.Broker{Workers: 2})
+			r.die("poison", 2)
+			r.b.publish("long", "poison")
+			stop := r.start(func(ctx context.Context, _ *delivery) error {
+				if c, _ := idem.FromContext(ctx); c.Token() == "long" {
+					time.Sleep(tt.takes)
+				}
+				return nil
+			})
+			time.Sleep(2 * time.Hour)
+			r.mustStop(stop)
+			told := 0
+			for _, e := range r.events {
+				if e.Kind == idem.EventWaiting && e.Token == "poison" && strings.Contains(e.Err.Error(), "nothing beside it") {
+					told++
+				}
+			}
+			if told != tt.told {
+				t.Errorf("told %d times where a handler takes %v, want %d", told, tt.takes, tt.told)
+			}
+		})
+	}
+}
+
 // A message that killed its processes until its budget was spent is not started
 // again.
 func TestBudgetSpentByDeaths(t *testing.T) {

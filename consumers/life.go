@@ -15,6 +15,10 @@ import (
 // again: a partition must not stand still for a whole lease.
 const askAgain = time.Second
 
+// soloNotice is how long a token that is to be handled alone waits for the others until that
+// is told: nothing is started meanwhile.
+const soloNotice = time.Second
+
 // process sees a delivery through: from its token to its settlement, or to the
 // point where it must be left to the broker. A completion may still be on its way to
 // the store when it returns.
@@ -69,11 +73,7 @@ func (en *entry) next() (again bool) {
 // obtain asks for a claim. Where it makes none it reports whether to ask again.
 func (en *entry) obtain() (claimed, again bool) {
 	l, e := en.l, en.l.e
-	enter := e.gate.enter
-	if en.alone {
-		enter = e.gate.enterAlone
-	}
-	if err := enter(en.waits); err != nil {
+	if err := en.enter(); err != nil {
 		return false, true // it is over
 	}
 	en.shared, en.solo = true, en.alone
@@ -81,6 +81,22 @@ func (en *entry) obtain() (claimed, again bool) {
 		return en.judge(en.spend())
 	}
 	return en.judge(l.guard.BeginAll(en.ask, []idem.Request{en.request()})[0])
+}
+
+// enter waits until a claim may be made.
+func (en *entry) enter() error {
+	e := en.l.e
+	if !en.alone {
+		return e.gate.enter(en.waits)
+	}
+	since := time.Now()
+	stands := time.AfterFunc(soloNotice, func() {
+		e.emit(en, idem.Event{Kind: idem.EventWaiting, Wait: time.Since(since), Err: fmt.Errorf(
+			"%s is to be handled with nothing beside it, since earlier claims of its token ended with their process; nothing is started until "+
+				"the %d messages that are claimed are through: see to handlers that take long, or do not return", en.d, e.gate.held())})
+	})
+	defer stands.Stop()
+	return e.gate.enterAlone(en.waits)
 }
 
 // spend is for at most once. A token that was asked for may be spent, whether the answer

@@ -327,8 +327,8 @@ func TestClaimsOnANodeThatHungForAMoment(t *testing.T) {
 		defer begun.Claim.Abandon()
 	}
 	c.Nodes[1].Pause()
-	time.Sleep(lease * 3 / 8) // longer than a renewal waits for a node, a sixth
-	c.Nodes[1].Resume()
+	resume := time.AfterFunc(lease*3/8, c.Nodes[1].Resume) // longer than a renewal waits for a node, a sixth
+	defer resume.Stop()
 	select {
 	case token := <-lost:
 		t.Errorf("%s is lost", token)
