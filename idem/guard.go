@@ -35,6 +35,7 @@ func New(opts ...Option) *Guard {
 	c := &core{opts: o, err: err}
 	c.batcher.core, c.batcher.yield = c, runtime.Gosched
 	c.leases.core = c
+	c.incarnation.turn = make(chan struct{}, 1)
 	c.trip = bound{least: c.tripTimeout() * 15 / 16, most: c.tripTimeout()}
 	c.ending = bound{least: o.lease * 15 / 16, most: o.lease}
 	c.quick = bound{least: c.quickTimeout() / 2, most: c.quickTimeout()}
@@ -132,10 +133,7 @@ type core struct {
 	transacts bool       // handlers have transactions of the store's
 	near      *nearCache // nil: none
 
-	incarnation struct {
-		mu    sync.Mutex
-		drawn uint64
-	}
+	incarnation incarnation
 
 	dataLoss atomic.Bool // new claims are refused
 
@@ -223,11 +221,13 @@ func (c *core) apply(ctx context.Context, b *store.Batch) error {
 	o := c.opts
 	c.terms(b)
 	if o.instance != "" {
-		n, err := c.draw(ctx)
-		if err != nil {
+		n, err := c.incarnation.draw(ctx, o)
+		switch {
+		case err != nil:
 			return err
+		case n != 0:
+			b.Owner, b.Incarnation = o.instance, n
 		}
-		b.Owner, b.Incarnation = o.instance, n
 	}
 	if err := o.store.Apply(ctx, b); err != nil {
 		return err
@@ -243,18 +243,4 @@ func (c *core) terms(b *store.Batch) {
 	o := c.opts
 	b.Prefix, b.Lease, b.Retention = o.prefix, o.lease, o.retention
 	b.CheckWithin, b.IssuedOnly = o.checkWithin(), o.issuedOnly
-}
-
-// draw returns this guard's incarnation, drawn from the store once.
-func (c *core) draw(ctx context.Context) (uint64, error) {
-	c.incarnation.mu.Lock()
-	defer c.incarnation.mu.Unlock()
-	if c.incarnation.drawn == 0 {
-		n, err := c.opts.store.Incarnation(ctx, c.opts.prefix, c.opts.instance)
-		if err != nil {
-			return 0, err
-		}
-		c.incarnation.drawn = n
-	}
-	return c.incarnation.drawn, nil
 }

@@ -200,6 +200,60 @@ func TestInstance(t *testing.T) {
 	})
 }
 
+// undrawn is a store whose numbers are on a node that is away, or hangs.
+type undrawn struct {
+	store.Store
+	why   error // nil: it hangs
+	draws int
+}
+
+func (u *undrawn) Incarnation(ctx context.Context, prefix, name string) (uint64, error) {
+	if u.draws++; u.draws > 2 {
+		return u.Store.Incarnation(ctx, prefix, name)
+	}
+	if u.why != nil {
+		return 0, u.why
+	}
+	<-ctx.Done()
+	return 0, fmt.Errorf("no answer: %w: %w", store.ErrUnavailable, ctx.Err())
+}
+
+// A process that starts while the node that numbers it is away works all the same, and has its
+// name as soon as that is back.
+func TestInstanceIsNumberedLate(t *testing.T) {
+	for name, why := range map[string]error{"away": store.ErrUnavailable, "hangs": nil} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &undrawn{Store: memstore.New(), why: why}
+				g := idem.New(idem.WithStore(s), idem.WithLease(9*time.Second), idem.WithInstance("pod-0")).Group("g")
+				start := time.Now()
+				for i := range 20 {
+					begun := g.BeginAll(t.Context(), []idem.Request{{Token: fmt.Sprint(i), Patient: true}})[0]
+					if begun.Err != nil {
+						t.Fatal(begun.Err)
+					}
+					owner := inspect(t, g, fmt.Sprint(i)).Owner
+					if numbered := s.draws > 2; numbered != (owner == "pod-0") {
+						t.Errorf("after %d draws the owner is %q", s.draws, owner)
+					}
+					if took := time.Since(start); s.draws > 1+int(took/(2*time.Second)) {
+						t.Errorf("%d draws in %v", s.draws, took)
+					}
+					begun.Claim.Abandon()
+					time.Sleep(500 * time.Millisecond)
+				}
+				if took := time.Since(start); s.draws != 3 || took > 15*time.Second {
+					t.Errorf("%d draws in %v", s.draws, took)
+				}
+			})
+		})
+	}
+	g := idem.New(idem.WithStore(&undrawn{Store: memstore.New(), why: errBoom}), idem.WithInstance("pod-0")).Group("g")
+	if _, err := g.Begin(t.Context(), "a"); !errors.Is(err, errBoom) {
+		t.Errorf("a store that refuses to number it: %v", err)
+	}
+}
+
 // Each operation whose reply is lost is answered, when it is sent again under the
 // same claim id, as the first one would have been.
 func TestLostReplies(t *testing.T) {
