@@ -23,6 +23,7 @@ type call struct {
 	scripts *scripts
 
 	undivided bool // of all tags
+	confirms  bool // what was answered before is to be answered anew, once replicas have it
 	trial     bool // sets no epoch
 
 	script script
@@ -43,6 +44,9 @@ func completes(k store.Kind) bool {
 }
 
 func (c *call) completes() bool {
+	if c.confirms {
+		return true
+	}
 	for _, it := range c.items {
 		if completes(it.op.Kind) {
 			return true

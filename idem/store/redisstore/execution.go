@@ -134,6 +134,9 @@ func (x *execution) finish(ctx context.Context, calls []*call) error {
 					return err
 				}
 				if c.failed == nil {
+					if c = x.unconfirmed(c); c != nil {
+						again = append(again, c)
+					}
 					continue
 				}
 				if err := x.fail(c); err != nil {
@@ -219,6 +222,26 @@ func (c *call) withoutClaims(err error) *call {
 	}
 	rest.choose()
 	return rest
+}
+
+// unconfirmed returns a call that asks again for what was answered as done, where replicas may
+// not have it: its completion may not have been confirmed, and whoever is told of it acks. Nil
+// if there is nothing of the kind. In a call that completes something all was waited for.
+func (x *execution) unconfirmed(c *call) *call {
+	if x.s.replicas == 0 || c.completes() {
+		return nil
+	}
+	again := &call{tag: c.tag, undivided: c.undivided, scripts: c.scripts, confirms: true}
+	for _, it := range c.items {
+		if it.reply.Status == store.Duplicate {
+			again.items = append(again.items, it)
+		}
+	}
+	if len(again.items) == 0 {
+		return nil
+	}
+	again.choose()
+	return again
 }
 
 // take reads the answer to a call.

@@ -353,8 +353,17 @@ func TestReplicas(t *testing.T) {
 		t.Fatalf("on another connection while the replica is away: %v", err)
 	}
 	want(t, s, "p", store.Claimed, op(store.Begin, "v", "a")) // claims do not wait
+	// Whoever is told that it is done acks: then it must not be forgotten.
+	told := batch("p", op(store.Begin, "w", "a"), op(store.Begin, "u", "b"))
+	if err := s.Apply(ctx, told); err != nil {
+		t.Fatal(err)
+	}
+	if fresh, done := told.Replies[0], told.Replies[1]; fresh.Status != store.Claimed || !errors.Is(done.Err, store.ErrUnavailable) {
+		t.Errorf("while the replica is away: a fresh token %+v, one whose completion was not confirmed %+v", fresh, done)
+	}
 	replica.Resume()
 	testenv.Await(t, "the completion", func() bool { return s.Apply(ctx, commit) == nil })
+	want(t, s, "p", store.Duplicate, op(store.Begin, "u", "b"))
 	// WAIT is promised for writes of its own connection: a repeat is one too.
 	if err := c.ConfigResetStat(ctx).Err(); err != nil {
 		t.Fatal(err)

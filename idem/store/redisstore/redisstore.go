@@ -75,8 +75,9 @@ func WithTags(n int) Option {
 
 // WithReplicas has completions wait (Redis' WAIT) until n replicas have them, for at
 // most timeout, which should be well below the client's ReadTimeout. A failover to
-// such a replica forgets nothing that was answered; each batch with a completion
-// costs the replicas' round trip.
+// such a replica forgets nothing that was answered as done, to whoever completed it or to
+// whoever was told that it is a duplicate; each batch with either costs the replicas' round
+// trip, and one with duplicates and no completion another trip before.
 //
 // If fewer replicas confirm in time, the completions, and what travelled to the same
 // primary with them, are answered with store.ErrUnavailable: on a cluster in the replies
