@@ -19,7 +19,8 @@ import (
 // Handler handles one message. Nil says that its effect is done; see idem.Permanent
 // and idem.RetryAfter for what an error can say. ctx holds the message's claim
 // (idem.FromContext), and ends when that is lost. The message cannot be settled: the
-// consumer does it.
+// consumer does it. The handler does not change body or headers in place, nor after it
+// returned: the next attempt, a dead-letter copy and a fingerprint are made of them.
 type Handler func(ctx context.Context, d amqp.Delivery) error
 
 // BatchHandler handles several messages. It returns nil where all effects are done, or an

@@ -14,7 +14,9 @@ import (
 // Handler handles one message. Nil says that its effect is done; see idem.Permanent
 // and idem.RetryAfter for what an error can say. ctx holds the message's claim
 // (idem.FromContext), and ends when that is lost, or the partition. The handler does not
-// commit: the consumer does, when what comes before is done too.
+// commit: the consumer does, when what comes before is done too. It does not change the key,
+// the value or the headers in place: the next attempt, a dead-letter copy and a fingerprint are
+// made of them.
 type Handler func(ctx context.Context, msg kafka.Message) error
 
 // BatchHandler handles several messages. It returns nil where all effects are done, or an

@@ -18,7 +18,8 @@ import (
 // Handler handles one message. Nil says that its effect is done; see idem.Permanent
 // and idem.RetryAfter for what an error can say. ctx holds the message's claim
 // (idem.FromContext), and ends when that is lost. The message cannot be settled:
-// the consumer does it.
+// the consumer does it. The handler does not change data or headers in place: the next
+// attempt, a dead-letter copy and a fingerprint are made of them.
 type Handler func(ctx context.Context, msg jetstream.Msg) error
 
 // BatchHandler handles several messages. It returns nil where all effects are done, or an
