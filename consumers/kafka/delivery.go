@@ -32,20 +32,20 @@ type delivery struct {
 	kept
 	p     *partition
 	place uint64
-	size  int
 }
 
 func (d *delivery) Handle(ctx context.Context) error { return d.p.s.handle(ctx, d.msg) }
 
 // Ack marks the message. After the end of the assignment that changes nothing.
 func (d *delivery) Ack(context.Context) error {
-	switch fresh, isIdle := d.p.track.done(d.place); {
+	fresh, freed, isIdle := d.p.track.done(d.place)
+	d.p.shelf.giveBack(freed) // push may wait for that
+	switch {
 	case fresh >= d.p.s.conf.commitCount:
 		d.p.s.commitSoon()
 	case isIdle:
 		d.p.s.commitIdle()
 	}
-	d.p.shelf.taken() // push may wait for what was done
 	return nil
 }
 

@@ -3,6 +3,7 @@ package idemkafka_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -64,6 +65,73 @@ func TestPartitionsAreIndependent(t *testing.T) {
 	r.mustStop()
 	if n := started.Load(); n != 2000 {
 		t.Errorf("%d messages were handled, want 2000", n)
+	}
+}
+
+// Handlers that were fast let much be claimed ahead: bytes bound that too.
+func TestBytesOfABlockedPartition(t *testing.T) {
+	t.Parallel()
+	for _, way := range ways {
+		t.Run(way, func(t *testing.T) {
+			t.Parallel()
+			v := setup(t, 1)
+			blocked := make(chan struct{})
+			release := sync.OnceFunc(func() { close(blocked) })
+			defer release()
+			r := v.run(way, func(_ context.Context, msg kafka.Message) error {
+				if msg.Offset == 1000 {
+					<-blocked
+				}
+				return nil
+			}, idemkafka.Buffer(1000, 100<<10))
+			all := make([]kafka.Message, 2000)
+			for i, token := range series("a", len(all)) {
+				all[i] = kafka.Message{Value: make([]byte, 10<<10)}
+				idemkafka.SetToken(&all[i], token)
+			}
+			v.send(all...)
+			fetched := func() (n int, found bool) {
+				for _, ev := range v.events.of(idem.EventWaiting) {
+					text := ev.Err.Error()
+					if _, rest, found := strings.Cut(text, "offset 1000 is not done, and "); found {
+						_, err := fmt.Sscan(rest, &n)
+						return n, err == nil
+					}
+				}
+				return 0, false
+			}
+			testenv.Await(t, "to be told", func() bool { _, found := fetched(); return found })
+			if n, _ := fetched(); n != 8 {
+				t.Errorf("%d messages of 10 KiB are held behind one that stands still, want 8: 100 KiB", n)
+			}
+			release()
+			v.settled()
+			r.mustStop()
+		})
+	}
+}
+
+// With dead letters, and room for nothing, all is settled.
+func TestDeadLettersOfLargeMessages(t *testing.T) {
+	t.Parallel()
+	for _, way := range ways {
+		t.Run(way, func(t *testing.T) {
+			t.Parallel()
+			v := setup(t, 2)
+			r := v.run(way, func(_ context.Context, msg kafka.Message) error {
+				if msg.Offset%10 == 0 {
+					return idem.Permanent(errTest)
+				}
+				return nil
+			}, idemkafka.Buffer(1, 1), idemkafka.Concurrency(2), v.deadLetter())
+			v.to(0, series("a", 100)...)
+			v.to(1, series("b", 100)...)
+			v.settled()
+			r.mustStop()
+			if n := len(v.letters()); n != 20 {
+				t.Errorf("%d dead letters, want 20", n)
+			}
+		})
 	}
 }
 

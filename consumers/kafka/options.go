@@ -138,13 +138,27 @@ func CommitEvery(count int, interval time.Duration) Option {
 	})
 }
 
-// Buffer bounds what is fetched and waits for its turn: so many messages of each
-// partition, and so many bytes in all; the default is 1000, and 64 MiB. Over a Reader,
-// which cannot fetch one partition without the others, a partition that stands still
-// stops all when it has reached the bound; a consumer of NewGroupConsumer shares the
-// bytes among its partitions, and stops that one alone. kafka-go itself has up to 100
-// messages ready besides: of each partition there, of all together over a Reader, if its
-// QueueCapacity is the default. Not for Wrap.
+// Buffer bounds what is fetched and not done: the default is 1000 messages, and 64 MiB.
+//
+// The bytes are those of all partitions together. A message's count from when it was
+// fetched until it is settled, or its partition goes away: key, value and headers, and 256
+// and 40 bytes for the structs around it and each header. So that large messages make no
+// partition wait for the others, each may have two for each of its lines (Concurrency's n,
+// else one) whatever they take, and one that waits for room is in hand: what is held is
+// bytes at most, and besides, for each partition, 1 + 2 × lines of the largest messages.
+// Where messages are so large that only these fit, few claims are made in a trip: give
+// more bytes then.
+//
+// The messages are those of one partition that wait for a place in its lines. A line has,
+// besides, the one at work, those that claims are made ahead for, and as many again:
+// 1 + 2 × 384 at most, with consumers.WorkAhead(k) 1 + 2 × k (and two at least), with
+// HandleBatches of more than 384 1 + 2 × most.
+//
+// Over a Reader, which cannot fetch one partition without the others, a partition that
+// stands still stops all when it has reached a bound; a consumer of NewGroupConsumer gives
+// each partition the same share of the bytes, and stops that one alone. kafka-go itself
+// has up to 100 messages ready besides, whatever they take: of each partition there, of
+// all together over a Reader, if its QueueCapacity is the default. Not for Wrap.
 func Buffer(messages, bytes int) Option {
 	return consumerOption("Buffer", func(c *config) {
 		if messages <= 0 || bytes <= 0 {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/segmentio/kafka-go"
@@ -17,6 +18,10 @@ import (
 // maxSpan bounds how many messages of a partition may be done, and not committed,
 // behind one that is not: what is remembered of them, and what a restart fetches again.
 const maxSpan = 50_000
+
+// mostLarge is how many messages for each line of a partition are taken though they are
+// more than the bytes allow: the one at work, and the next, whose claim is made meanwhile.
+const mostLarge = 2
 
 // reportStill is after how long a partition that holds up fetching is reported.
 const reportStill = time.Second
@@ -46,18 +51,19 @@ type lane struct {
 }
 
 // shelf holds the messages that wait for a place in a lane, of as many partitions as
-// are read together.
+// are read together, by one goroutine. A message takes its place until it goes into the
+// lane, and its bytes until it is settled, or its assignment ends.
 type shelf struct {
 	maxMessages int // of one partition
 	maxBytes    int // of all
-	onTake      chan struct{}
+	onRoom      chan struct{}
+	bytes       atomic.Int64
 
-	mu    sync.Mutex
-	bytes int
+	mu sync.Mutex
 }
 
 func newShelf(maxMessages, maxBytes int) *shelf {
-	return &shelf{maxMessages: maxMessages, maxBytes: maxBytes, onTake: make(chan struct{}, 1)}
+	return &shelf{maxMessages: maxMessages, maxBytes: maxBytes, onRoom: make(chan struct{}, 1)}
 }
 
 // newPartition begins an assignment. It ends with ours; its messages are given to the
@@ -98,7 +104,7 @@ func (p *partition) laneOf(msg kafka.Message) *lane {
 // for long it says what stands still.
 func (p *partition) push(ctx context.Context, msg kafka.Message) error {
 	if p.s.conf.skipMarkers && isMarker(msg) {
-		p.track.done(p.track.fetch(msg.Offset))
+		p.track.done(p.track.fetch(msg.Offset, 0))
 		p.last = msg.Offset
 		return nil
 	}
@@ -111,7 +117,7 @@ func (p *partition) push(ctx context.Context, msg kafka.Message) error {
 			still = t.C
 		}
 		select {
-		case <-p.shelf.onTake:
+		case <-p.shelf.onRoom:
 		case <-still:
 			p.report()
 			still = make(chan time.Time) // once
@@ -122,10 +128,10 @@ func (p *partition) push(ctx context.Context, msg kafka.Message) error {
 		}
 	}
 	l := p.laneOf(msg)
-	d := &delivery{message: message{msg}, p: p, place: p.track.fetch(msg.Offset), size: n}
+	p.shelf.bytes.Add(int64(n))
+	d := &delivery{message: message{msg}, p: p, place: p.track.fetch(msg.Offset, n)}
 	p.last = msg.Offset
 	p.shelf.mu.Lock()
-	p.shelf.bytes += n
 	p.stored++
 	l.waiting.push(d)
 	p.shelf.mu.Unlock()
@@ -133,22 +139,24 @@ func (p *partition) push(ctx context.Context, msg kafka.Message) error {
 	return nil
 }
 
-// fits reports whether there is room for n bytes more. A message that is larger than
-// the shelf has it for itself.
+// fits reports whether there is room for a message of n bytes. What is on the shelf goes
+// on into the lanes whatever it takes: no message waits for room that one behind it has.
 func (p *partition) fits(n int) bool {
-	if p.track.span() >= maxSpan {
+	span, open := p.track.extent()
+	if span >= maxSpan || open >= mostLarge*len(p.lanes) && p.shelf.bytes.Load()+int64(n) > int64(p.shelf.maxBytes) {
 		return false
 	}
 	p.shelf.mu.Lock()
 	defer p.shelf.mu.Unlock()
-	return p.stored < p.shelf.maxMessages && (p.shelf.bytes == 0 || p.shelf.bytes+n <= p.shelf.maxBytes)
+	return p.stored < p.shelf.maxMessages
 }
 
 // report says that fetching waits for this partition.
 func (p *partition) report() {
 	text := "messages that wait for their turn take all the room of Buffer"
 	if head, found := p.track.head(); found {
-		text = fmt.Sprintf("offset %d is not done, and %d messages were fetched behind it", head, p.track.span()-1)
+		span, _ := p.track.extent()
+		text = fmt.Sprintf("offset %d is not done, and %d messages were fetched behind it", head, span-1)
 	}
 	p.s.guard.Emit(idem.Event{Kind: idem.EventWaiting, Wait: reportStill, Err: fmt.Errorf("fetching stands still at %s: %s", p, text)})
 }
@@ -177,12 +185,11 @@ func (p *partition) take(ctx context.Context, l *lane, n int) []*delivery {
 		batch := make([]*delivery, min(n, l.waiting.len()))
 		for i := range batch {
 			batch[i] = l.waiting.pop()
-			p.shelf.bytes -= batch[i].size
 			p.stored--
 		}
 		p.shelf.mu.Unlock()
 		if len(batch) > 0 {
-			p.shelf.taken()
+			signal(p.shelf.onRoom)
 			return batch
 		}
 		select {
@@ -195,8 +202,11 @@ func (p *partition) take(ctx context.Context, l *lane, n int) []*delivery {
 	}
 }
 
-// taken wakes whoever waits in push.
-func (sh *shelf) taken() { signal(sh.onTake) }
+// giveBack makes room for so many bytes, and wakes whoever waits in push.
+func (sh *shelf) giveBack(bytes int) {
+	sh.bytes.Add(-int64(bytes))
+	signal(sh.onRoom)
+}
 
 // errAnew ends an assignment whose partition was read from a lower offset again.
 var errAnew = errors.New("the partition was assigned anew")
@@ -209,12 +219,12 @@ func (p *partition) drop(cause error) {
 	p.shelf.mu.Lock()
 	for _, l := range p.lanes {
 		for l.waiting.len() > 0 {
-			p.shelf.bytes -= l.waiting.pop().size
+			l.waiting.pop()
 			p.stored--
 		}
 	}
 	p.shelf.mu.Unlock()
-	p.shelf.taken()
+	p.shelf.giveBack(p.track.abandon()) // lanes forget without a word
 }
 
 // ended returns a channel that is closed when the lanes have ended.

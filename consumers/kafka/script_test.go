@@ -3,6 +3,7 @@ package idemkafka_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"slices"
@@ -211,33 +212,51 @@ func TestRewindMakesRoom(t *testing.T) {
 }
 
 // What a blocked partition holds is bounded, and said: fetching stops. Over a Reader the
-// other partitions stop with it, and go on when it does.
+// other partitions stop with it, and go on when it does. The bytes bound it too where
+// handlers were fast, or messages failed or came again, and so much is claimed ahead.
 func TestBlockedPartitionOverAReader(t *testing.T) {
 	var blocked chan struct{} // made in the bubble
 	var j journal
+	var until int64 // no handler stands still before this offset
 	handle := func(_ context.Context, msg kafka.Message) error {
-		if msg.Partition == 0 {
+		if msg.Partition == 0 && msg.Offset >= until {
 			<-blocked
 		}
-		j.add(string(msg.Value))
+		if n := j.add(string(msg.Value)); msg.Offset < until && n%7 == 0 {
+			return errTest
+		}
 		return nil
 	}
+	const takes = 330 // bytes, each message
 	for _, c := range []struct {
-		name string
-		opt  idemkafka.Option
-		most int
+		name  string
+		opt   idemkafka.Option
+		fast  int64
+		most  int
+		least int
 	}{
 		// Beside the buffer: what the engine claims ahead, and the message in the fetcher's hand.
-		{"by messages", idemkafka.Buffer(100, 1<<30), 100 + 3 + 1},
-		{"by bytes", idemkafka.Buffer(1000, 100*300), 100 + 3 + 1},
+		{"by messages", idemkafka.Buffer(100, 1<<30), 0, 100 + 3 + 1, 100},
+		{"by bytes", idemkafka.Buffer(1000, 100*takes), 0, 100 + 1, 90},
+		{"by messages, after fast ones", idemkafka.Buffer(100, 1<<30), 600, 100 + 1 + 2*384 + 1, 100 + 384},
+		{"by bytes, after fast ones", idemkafka.Buffer(1000, 100*takes), 600, 100 + 1, 90},
+		{"by bytes that are none, after fast ones", idemkafka.Buffer(1000, 1), 600, 2 + 1, 2 + 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			scripted(t, handle, []idemkafka.Option{c.opt}, func(s *script, ev *events, end func() error) {
-				blocked = make(chan struct{})
+				blocked, until = make(chan struct{}), c.fast
+				tokens := series("a", 2000)
+				for i := range c.fast { // each is handled, and comes again
+					s.msgs <- at(0, i, tokens[i/2])
+				}
+				time.Sleep(time.Minute)
+				if got := s.offsets(); got[0] != c.fast {
+					t.Fatalf("committed %v, want %d", got, c.fast)
+				}
 				go func() {
-					for i := range int64(500) {
+					for i := c.fast; i < 2000; i++ {
 						select {
-						case s.msgs <- at(0, i, series("a", 500)[i]):
+						case s.msgs <- at(0, i, tokens[i]):
 						case <-blocked:
 							return
 						}
@@ -245,11 +264,11 @@ func TestBlockedPartitionOverAReader(t *testing.T) {
 				}()
 				time.Sleep(time.Minute)
 				s.set(func() {
-					if s.fetched > c.most || s.fetched < c.most/2 {
-						t.Errorf("%d messages were fetched behind one that stands still, want %d at most", s.fetched, c.most)
+					if n := s.fetched - int(c.fast); n > c.most || n < c.least {
+						t.Errorf("%d messages were fetched, the first of which stands still: want %d to %d", n, c.least, c.most)
 					}
 				})
-				if !ev.has(idem.EventWaiting, "partition 0 of topic orders") || !ev.has(idem.EventWaiting, "offset 0 is not done") {
+				if !ev.has(idem.EventWaiting, "partition 0 of topic orders") || !ev.has(idem.EventWaiting, fmt.Sprintf("offset %d is not done", c.fast)) {
 					t.Errorf("nobody is told which partition holds up fetching: %v", ev.of(idem.EventWaiting))
 				}
 				close(blocked)
@@ -264,6 +283,54 @@ func TestBlockedPartitionOverAReader(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// No bound of bytes, and no message larger than it, holds up what could go on: what fails,
+// what comes again, and lines that wait for a key that is slow.
+func TestBufferOfNoBytes(t *testing.T) {
+	for _, lines := range []int{1, 4} {
+		var mu sync.Mutex
+		starts, running, most := map[string]int{}, 0, 0
+		handle := func(_ context.Context, msg kafka.Message) error {
+			mu.Lock()
+			starts[string(msg.Value)]++
+			n := starts[string(msg.Value)]
+			running++
+			most = max(most, running)
+			mu.Unlock()
+			time.Sleep(time.Duration(1+msg.Offset%5) * time.Millisecond)
+			mu.Lock()
+			running--
+			mu.Unlock()
+			if n == 1 && msg.Offset%3 == 0 {
+				return errTest
+			}
+			return nil
+		}
+		scripted(t, handle, []idemkafka.Option{idemkafka.Concurrency(lines), idemkafka.Buffer(2, 1)}, func(s *script, _ *events, end func() error) {
+			for i := range int64(300) {
+				for p := range 2 {
+					m := at(p, i, fmt.Sprint(p, i-i%5/4)) // each fifth is its neighbour again
+					m.Key = m.Key[:3]
+					select {
+					case s.msgs <- m:
+					case <-time.After(time.Hour):
+						t.Fatalf("offset %d of partition %d is not fetched", i, p)
+					}
+				}
+			}
+			time.Sleep(time.Minute)
+			if err := end(); err != nil {
+				t.Error(err)
+			}
+			if got := s.offsets(); got[0] != 300 || got[1] != 300 {
+				t.Errorf("with %d lines: committed %v", lines, got)
+			}
+		})
+		if most < 2 || len(starts) != 2*240 {
+			t.Errorf("with %d lines: %d messages were handled, %d at a time", lines, len(starts), most)
+		}
 	}
 }
 

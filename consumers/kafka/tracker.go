@@ -13,12 +13,16 @@ type tracker struct {
 	next      int64      // to commit: one past the last of the prefix; -1: nothing yet
 	committed int64      // -1: not known
 	fresh     int        // messages that have come to the prefix since the last commit
+	open      int        // messages that are not done
 }
 
 type mark struct {
 	offset int64
-	done   bool
+	size   int // bytes; isDone once the message is
 }
+
+// isDone stands for the size of a message that is done.
+const isDone = -1
 
 func newTracker() *tracker { return &tracker{next: -1, committed: -1} }
 
@@ -30,36 +34,55 @@ func (t *tracker) startAt(offset int64) {
 	t.next = offset
 }
 
-// fetch notes a message, and returns its place.
-func (t *tracker) fetch(offset int64) uint64 {
+// fetch notes a message of so many bytes, and returns its place.
+func (t *tracker) fetch(offset int64, size int) uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.marks.push(mark{offset: offset})
+	t.marks.push(mark{offset, size})
+	t.open++
 	return t.first + uint64(t.marks.len()) - 1
 }
 
 // done marks the message at a place, and returns how many messages have come to the
-// prefix that are not committed, and whether nothing else is in hand.
-func (t *tracker) done(place uint64) (fresh int, isIdle bool) {
+// prefix that are not committed, how many bytes are held no more, and whether nothing
+// else is in hand. A message's bytes are returned once, by done or by abandon.
+func (t *tracker) done(place uint64) (fresh, freed int, isIdle bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if place < t.first {
-		return t.fresh, false // marked before
+		return t.fresh, 0, false // marked before
 	}
-	t.marks.at(int(place - t.first)).done = true
-	for t.marks.len() > 0 && t.marks.at(0).done {
+	if m := t.marks.at(int(place - t.first)); m.size != isDone {
+		freed, m.size = m.size, isDone
+		t.open--
+	}
+	for t.marks.len() > 0 && t.marks.at(0).size == isDone {
 		t.next = t.marks.pop().offset + 1
 		t.first++
 		t.fresh++
 	}
-	return t.fresh, t.marks.len() == 0
+	return t.fresh, freed, t.marks.len() == 0
 }
 
-// span is how many messages are at or behind the first that is not done.
-func (t *tracker) span() int {
+// abandon says that the assignment is over, and returns the bytes of what is not done.
+func (t *tracker) abandon() (freed int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.marks.len()
+	for i := range t.marks.len() {
+		if m := t.marks.at(i); m.size != isDone {
+			freed += m.size
+			m.size = 0
+		}
+	}
+	return freed
+}
+
+// extent is how many messages are at or behind the first that is not done, and how many
+// of them are not.
+func (t *tracker) extent() (span, open int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.marks.len(), t.open
 }
 
 // head is the offset of the first message that is not done.

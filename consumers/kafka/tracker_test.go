@@ -31,7 +31,12 @@ type assigned struct {
 	t      *tracker
 	m      model
 	places []uint64
+	over   bool
+	freed  int // bytes, by done and abandon
 }
+
+// sizeAt is how many bytes the message at a place takes.
+func sizeAt(place int) int { return 100 + place }
 
 func (a *assigned) check(t *rapid.T) {
 	c, found := a.t.toCommit()
@@ -50,8 +55,21 @@ func (a *assigned) check(t *rapid.T) {
 	if found != (open >= 0) || found && head != a.m.offsets[open] {
 		t.Fatalf("the head is %d (%v), want the one at %d of %v", head, found, open, a.m.offsets)
 	}
-	if span := a.t.span(); found && span != len(a.m.done)-open || !found && span != 0 {
+	span, left := a.t.extent()
+	if found && span != len(a.m.done)-open || !found && span != 0 {
 		t.Fatalf("the span is %d", span)
+	}
+	undone, freed := 0, 0
+	for i, done := range a.m.done {
+		if !done {
+			undone++
+		}
+		if done || a.over {
+			freed += sizeAt(i)
+		}
+	}
+	if left != undone || a.freed != freed {
+		t.Fatalf("%d are open and %d bytes were returned, want %d and %d: each message's once", left, a.freed, undone, freed)
 	}
 }
 
@@ -69,7 +87,7 @@ func TestTracker(t *testing.T) {
 					offset += rapid.SampledFrom([]int64{0, 0, 0, 1, 7}).Draw(t, "gap") // markers, compaction
 					a.m.offsets = append(a.m.offsets, offset)
 					a.m.done = append(a.m.done, false)
-					a.places = append(a.places, a.t.fetch(offset))
+					a.places = append(a.places, a.t.fetch(offset, sizeAt(len(a.places))))
 					offset++
 				}
 			},
@@ -80,7 +98,8 @@ func TestTracker(t *testing.T) {
 				}
 				i := rapid.IntRange(0, len(a.places)-1).Draw(t, "i")
 				a.m.done[i] = true
-				a.t.done(a.places[i]) // maybe again
+				_, freed, _ := a.t.done(a.places[i]) // maybe again
+				a.freed += freed
 			},
 			"commit": func(*rapid.T) {
 				a := all[len(all)-1]
@@ -89,6 +108,9 @@ func TestTracker(t *testing.T) {
 				}
 			},
 			"move away and back": func(t *rapid.T) {
+				old := all[len(all)-1]
+				old.freed += old.t.abandon()
+				old.over = true
 				all = append(all, &assigned{t: newTracker()})
 				offset = rapid.Int64Range(begin, offset).Draw(t, "back to")
 			},
@@ -126,19 +148,19 @@ func TestTrackerFresh(t *testing.T) {
 	tr := newTracker()
 	var places []uint64
 	for i := range int64(4) {
-		places = append(places, tr.fetch(i))
+		places = append(places, tr.fetch(i, 1))
 	}
 	for _, c := range []struct{ place, fresh int }{{1, 0}, {2, 0}, {0, 3}} {
-		if got, _ := tr.done(places[c.place]); got != c.fresh {
+		if got, _, _ := tr.done(places[c.place]); got != c.fresh {
 			t.Errorf("done(%d): %d fresh, want %d", c.place, got, c.fresh)
 		}
 	}
 	c, _ := tr.toCommit()
-	if got, _ := tr.done(places[3]); got != 4 { // while the commit is under way
+	if got, _, _ := tr.done(places[3]); got != 4 { // while the commit is under way
 		t.Errorf("%d fresh, want 4", got)
 	}
 	tr.wasCommitted(c)
-	if got, _ := tr.done(places[3]); got != 1 {
+	if got, _, _ := tr.done(places[3]); got != 1 {
 		t.Errorf("%d fresh after the commit, want the one that it had not in it", got)
 	}
 }

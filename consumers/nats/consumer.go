@@ -37,6 +37,14 @@ type Consumer struct {
 // are those that source knows of, and Run reads them again. The error names all
 // faults; among them are idem.ErrNoGroup, idem.ErrRedisNotEnabled, a finite MaxDeliver
 // (see AllowMaxDeliver), and an AckPolicy other than explicit.
+//
+// No bytes bound what it holds: messages are asked for by number. By default it holds 769
+// at most: the one at work, 384 that claims are made ahead for, and as many again. With
+// Concurrency(n) that is n + 2 × 384, with consumers.WorkAhead(k) n + 2 × k (and n + 1 at
+// least), with HandleBatches, where n × most is more than 384, n + 2 × n × most. With
+// OrderBy it is 8 × n, or n × most if that is more; with a finite MaxDeliver what is at
+// work. Messages of 1 MiB come to 769 MiB that way: where they are large, set WorkAhead,
+// or the JetStream consumer's MaxAckPending, which the server keeps to.
 func NewConsumer(source jetstream.Consumer, g *idem.Guard, h Handler, opts ...Option) (*Consumer, error) {
 	conf, policy, faults := configure(opts)
 	for _, name := range conf.ofWrap {
