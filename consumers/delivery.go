@@ -65,6 +65,23 @@ type Delivery interface {
 	Final() bool
 }
 
+// Invalid is for adapters that could not read of a message what they need: Engine and Lane
+// refuse what it returns as they refuse a message without a valid token. It is
+// dead-lettered for err without a claim (ReasonToken), or, without a destination, it stops
+// the consumer with an error that names the message and wraps err. Without err it is d.
+func Invalid(d Delivery, err error) Delivery {
+	if err == nil {
+		return d
+	}
+	return invalid{d, err}
+}
+
+// invalid is unpacked when it becomes an entry: adapters are shown their own deliveries.
+type invalid struct {
+	Delivery
+	why error
+}
+
 // Broker describes a broker, and one consumer of it, to the engine.
 type Broker struct {
 	// Workers is how many handlers of one lane run at a time; zero is one, in order.

@@ -28,7 +28,7 @@ type entry struct {
 	borne   string // the token as it was found, signature included
 	token   string // its identity
 	redrive int
-	invalid error  // why there is no token, or no redrive number
+	invalid error  // why there is no token, no redrive number, or no place in its order
 	prev    *entry // the same token, earlier in this lane
 
 	// Guarded by the lane's mutex. See repeat.go.
@@ -117,6 +117,9 @@ func (en *entry) stopRenewing() {
 }
 
 func (l *Lane) newEntry(d Delivery) *entry {
+	if bad, ok := d.(invalid); ok {
+		return &entry{l: l, d: bad.Delivery, invalid: bad.why}
+	}
 	en := &entry{l: l, d: d}
 	if en.borne, en.invalid = l.e.policy.token(d); en.invalid == nil {
 		en.token, en.invalid = l.guard.Identity(en.borne)

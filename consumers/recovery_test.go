@@ -581,6 +581,56 @@ func TestTokenFromPanics(t *testing.T) {
 	})
 }
 
+// What an adapter cannot read is refused without a claim, be its token as it may, and its
+// neighbours are handled. Without a destination the consumer stops, and so does Handle.
+func TestInvalidDelivery(t *testing.T) {
+	for _, destination := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, consumers.Broker{DeadLetters: destination})
+			e := r.engine(r.guard)
+			of := func(id int, token string) *delivery {
+				return &delivery{message: &message{id: id, headers: map[string][]string{idem.Header: {token}}}, b: r.b, h: fine}
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			run := make(chan error, 1)
+			go func() {
+				run <- e.Run(ctx, func(ctx context.Context) error {
+					l := e.Lane(context.WithoutCancel(ctx))
+					l.Add(consumers.Invalid(of(1, "a"), errBoom))
+					l.Add(consumers.Invalid(of(2, "b"), nil))
+					<-ctx.Done()
+					return nil
+				})
+			}()
+			time.Sleep(time.Minute)
+			cancel()
+			err := <-run
+			handle := r.engine(r.guard).Handle(t.Context(), consumers.Invalid(of(3, "c"), errBoom))
+			if destination {
+				if err != nil || handle != nil {
+					t.Errorf("Run: %v; Handle: %v", err, handle)
+				}
+				r.wantSettled("term 1", "ack 2", "term 3")
+				for _, l := range r.b.posted() {
+					if l.Reason != consumers.ReasonToken || !errors.Is(l.Err, errBoom) || l.Attempt != 0 {
+						t.Errorf("letter %+v", l.Letter)
+					}
+				}
+				return
+			}
+			for name, err := range map[string]error{"message 1": err, "message 3": handle} {
+				if !errors.Is(err, errBoom) || !strings.Contains(err.Error(), name) {
+					t.Errorf("%s: %v", name, err)
+				}
+			}
+			if n := r.count(idem.EventClaimed); n > 1 { // message 2 may be claimed ahead
+				t.Errorf("%d claims", n)
+			}
+		})
+	}
+}
+
 // A panic goes on soon, also while the store is away.
 func TestPanicWithTheStoreAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

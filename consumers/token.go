@@ -47,9 +47,9 @@ func tokenAmong(values []string) (token string, found bool, err error) {
 // coordinates.
 func (p *Policy) token(m Message) (string, error) {
 	if p.tokenFrom != nil {
-		token, err := p.extract(m)
+		token, err := Extract("TokenFrom", func() (string, error) { return p.tokenFrom(m) })
 		if err != nil {
-			return "", fmt.Errorf("TokenFrom: %w", err)
+			return "", err
 		}
 		if token != "" {
 			return token, idem.CheckToken(token)
@@ -70,15 +70,21 @@ func (p *Policy) token(m Message) (string, error) {
 	return "", errNoToken
 }
 
-// extract calls TokenFrom's function. Its panic is the message's fault, not the
-// process's: each new process would meet the message again.
-func (p *Policy) extract(m Message) (token string, err error) {
+// Extract is for adapters: it calls find, a function that the user gave to option and
+// that reads something of a message before there is a claim. Its panic is the message's
+// fault, not the process's: each new process would meet the message again, and no attempt
+// would be counted. It comes back as an error, which names the option like any other of
+// find's; see Invalid.
+func Extract(option string, find func() (string, error)) (s string, err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			token, err = "", fmt.Errorf("the function panicked: %v", r)
+			s, err = "", fmt.Errorf("%s: the function panicked: %v", option, r)
 		}
 	}()
-	return p.tokenFrom(m)
+	if s, err = find(); err != nil {
+		return "", fmt.Errorf("%s: %w", option, err)
+	}
+	return s, nil
 }
 
 // redrive returns the number in idem.RedriveHeader, zero where it is missing. A number

@@ -160,7 +160,8 @@ func nameOf(info *jetstream.ConsumerInfo) string {
 	return fmt.Sprintf("the JetStream consumer %q of stream %q", info.Name, info.Stream)
 }
 
-// lanes returns the function that hands a delivery to its lane.
+// lanes returns the function that hands a delivery to its lane. One whose key is not known
+// has no order to keep, and is refused in the lane that its own name falls to.
 func (c *Consumer) lanes(ours context.Context, e *consumers.Engine) func(*delivery) {
 	n := 1
 	if c.conf.orderBy != nil {
@@ -172,11 +173,15 @@ func (c *Consumer) lanes(ours context.Context, e *consumers.Engine) func(*delive
 	}
 	seed := maphash.MakeSeed()
 	return func(d *delivery) {
-		i := 0
-		if n > 1 {
-			i = int(maphash.String(seed, c.conf.orderBy(&d.given)) % uint64(n))
+		if n == 1 {
+			lanes[0].Add(d)
+			return
 		}
-		lanes[i].Add(d)
+		key, err := consumers.Extract("OrderBy", func() (string, error) { return c.conf.orderBy(&d.given), nil })
+		if err != nil {
+			key = d.String()
+		}
+		lanes[maphash.String(seed, key)%uint64(n)].Add(consumers.Invalid(d, err))
 	}
 }
 

@@ -144,7 +144,9 @@ func HandleBatches(most int, h BatchHandler) Option {
 // OrderBy hands messages of one key to the handler one after another, in the order
 // of delivery, while Concurrency of them run for different keys. Keys share that
 // number of lanes by their hash: one that fails holds up those of its lane, and, when
-// eight messages for each lane wait behind it, all. The function must be quick, and safe to call again. Not for Wrap.
+// eight messages for each lane wait behind it, all. The function must be quick, and safe
+// to call again. A message on which it panics is not handled: it is dead-lettered, or,
+// without a destination, ends Run with an error that names it. Not for Wrap.
 func OrderBy(key func(jetstream.Msg) string) Option {
 	return option("OrderBy", func(c *config) {
 		c.ofConsumer = append(c.ofConsumer, "OrderBy")

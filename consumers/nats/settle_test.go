@@ -431,3 +431,49 @@ func TestOrderBy(t *testing.T) {
 	}
 	v.wantDeliveries(keys * each)
 }
+
+// TestOrderByPanics: a message on which the key function panics is refused like one
+// without a token, and ends no process; those behind it are handled.
+func TestOrderByPanics(t *testing.T) {
+	key := func(m jetstream.Msg) string {
+		if string(m.Data()) == "bad" {
+			panic("no customer")
+		}
+		return m.Subject()
+	}
+	t.Run("dead-lettered", func(t *testing.T) {
+		v := setup(t)
+		v.publish("bad", "a")
+		var j journal
+		v.run(j.handle, idemnats.Concurrency(4), idemnats.OrderBy(key), v.deadLetter())
+		v.settled()
+		j.want(t, "a")
+		v.wantDeliveries(2)
+		dead := v.deadLetters()
+		if len(dead) != 1 || string(dead[0].Data) != "bad" {
+			t.Fatalf("dead letters: %v", dead)
+		}
+		if h := dead[0].Header; h.Get(idem.Header) != "bad" || !strings.Contains(h.Get(consumers.HeaderError), "OrderBy: the function panicked: no customer") {
+			t.Errorf("headers %v", h)
+		}
+	})
+	t.Run("without a destination", func(t *testing.T) {
+		v := setup(t)
+		v.publish("bad")
+		var j journal
+		r := v.run(j.handle, idemnats.Concurrency(4), idemnats.OrderBy(key))
+		err := r.result()
+		if err == nil {
+			t.Fatal("Run returned nil")
+		}
+		for _, want := range []string{"sequence 1 of stream ORDERS", "OrderBy", "no customer", "DeadLetter"} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("Run returned %v, want it to say %q", err, want)
+			}
+		}
+		j.want(t)
+		if info := v.info(); info.NumPending+uint64(info.NumAckPending) != 1 {
+			t.Errorf("the server owes %d + %d messages, want 1", info.NumPending, info.NumAckPending)
+		}
+	})
+}
