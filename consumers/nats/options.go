@@ -192,7 +192,8 @@ func AckWait(d time.Duration) Option {
 
 // OnStop tells f of what would end a Consumer's Run: a message that must not be
 // passed over. That message stays unsettled and is delivered again after AckWait. It
-// is called from the goroutine of the message. For Wrap.
+// is called from the goroutine of the message. Without it only the guard's observers are
+// told (idem.EventWaiting). For Wrap.
 func OnStop(f func(error)) Option {
 	return option("OnStop", func(c *config) {
 		c.ofWrap = append(c.ofWrap, "OnStop")

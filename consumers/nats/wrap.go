@@ -14,8 +14,14 @@ import (
 
 // Wrap makes a handler for the Consume of a jetstream.Consumer, or for any loop that
 // is the caller's. It returns when the message is settled, or when its context (see
-// WrapContext) or something that must not be passed over (see OnStop) has left it
-// unsettled: then it comes again after AckWait.
+// WrapContext) or something that must not be passed over has left it unsettled: then it
+// comes again after AckWait.
+//
+// Where a Consumer's Run would end with an error, for a message that failed for good and
+// has no dead-letter destination say, the loop goes on: the error is told to the guard's
+// observers (idem.EventWaiting) and to OnStop, if that is given, and the message is
+// tried again at each delivery, without spending budget, until the cause is mended.
+// Only OnStop can end the loop.
 //
 // The guard needs a group, else the error is idem.ErrNoGroup. The JetStream consumer
 // is not seen, so nothing of it is checked: it has to be one that NewConsumer would
@@ -52,7 +58,12 @@ func Wrap(g *idem.Guard, h Handler, opts ...Option) (jetstream.MessageHandler, e
 	}
 	s := &settler{guard: g, handle: h, letters: conf.letters, terminate: conf.terminate, doubleAck: conf.doubleAck, ours: context.Background()}
 	return func(msg jetstream.Msg) {
-		if err := e.Handle(base, s.delivery(msg)); err != nil && base.Err() == nil && conf.onStop != nil {
+		err := e.Handle(base, s.delivery(msg))
+		if err == nil || base.Err() != nil {
+			return
+		}
+		g.Emit(idem.Event{Kind: idem.EventWaiting, Err: err, Wait: conf.ackWait})
+		if conf.onStop != nil {
 			conf.onStop(err)
 		}
 	}, nil

@@ -3,6 +3,7 @@ package idemnats_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -86,6 +87,25 @@ func TestWrapOnStop(t *testing.T) {
 	j.want(t, "a", "a")
 }
 
+// TestWrapWithoutOnStop: observers are told why a message comes again.
+func TestWrapWithoutOnStop(t *testing.T) {
+	v := setup(t, ackWait(shortAckWait))
+	v.publish("a")
+	var j journal
+	v.consume(v.wrap(func(_ context.Context, msg jetstream.Msg) error {
+		if j.add("%s", msg.Data()) == 1 {
+			return idem.Permanent(errTest)
+		}
+		return nil
+	}))
+	v.settled()
+	j.want(t, "a", "a")
+	told := v.events.of(idem.EventWaiting)
+	if len(told) != 1 || !errors.Is(told[0].Err, errTest) || !strings.Contains(told[0].Err.Error(), "sequence 1 of stream ORDERS") || told[0].Wait != shortAckWait || told[0].Group != "billing" {
+		t.Errorf("observers were told %+v", told)
+	}
+}
+
 // TestWrapContext: after its end nothing is started and nothing is settled.
 func TestWrapContext(t *testing.T) {
 	v := setup(t)
@@ -101,7 +121,7 @@ func TestWrapContext(t *testing.T) {
 	}
 	w(msg)
 	j.want(t)
-	if told != 0 {
+	if told != 0 || len(v.events.of(idem.EventWaiting)) != 0 {
 		t.Error("the end of the context is nothing to be told of")
 	}
 	if info := v.info(); info.NumAckPending != 1 {
