@@ -5,6 +5,7 @@ import (
 	"errors"
 	"reflect"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -325,4 +326,102 @@ func TestPublishOnClosed(t *testing.T) {
 		t.Errorf("Run returned %v", err)
 	}
 	v.wantOwed(1)
+}
+
+// slowDial is a Dial that does not heed its context: from the nth call on it returns after
+// release only.
+type slowDial struct {
+	v       *env
+	nth     int32
+	calls   atomic.Int32
+	entered chan struct{}
+	release func()
+	may     chan struct{}
+	conns   chan *amqp.Connection // those of calls that had to wait
+}
+
+func (v *env) slowDial(nth int32) *slowDial {
+	d := &slowDial{v: v, nth: nth, entered: make(chan struct{}, 8), may: make(chan struct{}), conns: make(chan *amqp.Connection, 8)}
+	d.release = sync.OnceFunc(func() { close(d.may) })
+	return d
+}
+
+func (d *slowDial) dial(context.Context) (*amqp.Connection, error) {
+	late := d.calls.Add(1) >= d.nth
+	if late {
+		d.entered <- struct{}{}
+		<-d.may
+	}
+	conn, err := amqp.Dial(d.v.srv.URL())
+	if err == nil && late {
+		d.conns <- conn
+	}
+	return conn, err
+}
+
+// wantClosed waits for a late connection, and for its end.
+func (d *slowDial) wantClosed() {
+	d.v.t.Helper()
+	select {
+	case conn := <-d.conns:
+		testenv.Await(d.v.t, "the late connection to be closed", conn.IsClosed)
+	case <-time.After(20 * time.Second):
+		d.v.t.Error("no connection was opened")
+	}
+}
+
+// Run ends though the Dial for a dead letter does not. The message stays in the queue, and
+// the connection that comes after all is closed.
+func TestDialDoesNotReturn(t *testing.T) {
+	v := setup(t)
+	v.publish("a")
+	d := v.slowDial(2) // the first is the subscription's
+	r := v.runAt("", bury, v.deadLetter(), consumers.DrainTimeout(100*time.Millisecond), idemamqp.Dial(d.dial))
+	t.Cleanup(d.release) // before r's, which waits for Run
+	<-d.entered
+	if err := r.stop(); err != nil {
+		t.Error(err)
+	}
+	testenv.Await(t, "the message to be back in its queue", func() bool {
+		all := peek(t, v.conn, v.queue)
+		return len(all) == 1 && string(all[0].Body) == "a"
+	})
+	d.release()
+	d.wantClosed()
+	if n := len(v.deadLetters()); n != 0 {
+		t.Errorf("%d dead letters after the end", n)
+	}
+}
+
+// A destination that was closed meanwhile keeps no connection, also where its publisher's
+// context goes on, and opens none.
+func TestLetterClosedMeanwhile(t *testing.T) {
+	v := setup(t)
+	d := v.slowDial(1)
+	t.Cleanup(d.release)
+	l := idemamqp.NewLetters(v.dead, d.dial)
+	published := make(chan error, 1)
+	go func() { published <- l.Publish(context.Background(), amqp.Publishing{Body: []byte("a")}) }()
+	<-d.entered
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		l.Close()
+	}()
+	select {
+	case <-closed:
+	case <-time.After(20 * time.Second):
+		t.Fatal("Close does not return")
+	}
+	d.release()
+	if err := <-published; err != nil {
+		t.Errorf("the copy that was on its way: %v", err)
+	}
+	d.wantClosed()
+	if err := l.Publish(context.Background(), amqp.Publishing{Body: []byte("b")}); err == nil || !strings.Contains(err.Error(), "has ended") {
+		t.Errorf("publishing after the end: %v", err)
+	}
+	if n := d.calls.Load(); n != 1 {
+		t.Errorf("%d connections were opened, want 1", n)
+	}
 }

@@ -22,6 +22,7 @@ type letters struct {
 	dial          func(context.Context) (*amqp.Connection, error)
 	users         *amqp.Channel // the caller's; nil: dial
 
+	over chan struct{} // closed by close
 	turn chan struct{} // held by whoever uses what follows
 	conn *amqp.Connection
 	out  *outlet
@@ -35,7 +36,7 @@ type outlet struct {
 }
 
 func newLetters(exchange, key string) *letters {
-	return &letters{exchange: exchange, key: key, turn: make(chan struct{}, 1)}
+	return &letters{exchange: exchange, key: key, over: make(chan struct{}), turn: make(chan struct{}, 1)}
 }
 
 func (l *letters) String() string {
@@ -50,9 +51,12 @@ func (l *letters) String() string {
 func (l *letters) publish(ctx context.Context, msg amqp.Publishing) error {
 	select {
 	case l.turn <- struct{}{}:
-		defer func() { <-l.turn }()
+		defer l.leave()
 	case <-ctx.Done():
 		return fmt.Errorf("publishing to %s: %w", l, context.Cause(ctx))
+	}
+	if l.isOver() {
+		return fmt.Errorf("publishing to %s: %w", l, errEnded)
 	}
 	err := l.try(ctx, msg)
 	if err == nil {
@@ -72,6 +76,9 @@ var errNotTaken = errors.New("not taken")
 
 // errUnrouted: the broker has no queue for the copy.
 var errUnrouted = errors.New("no queue is bound to it with this key: bind one")
+
+// errEnded: the consumer's Run is over.
+var errEnded = errors.New("the consumer has ended")
 
 // errGone: the caller's channel will not come back.
 var errGone = errors.New("the channel of PublishOn was closed: make a new consumer with a new one")
@@ -210,14 +217,45 @@ func (l *letters) discard() {
 	}
 }
 
-// close ends the use of the destination.
+// close ends the use of the destination. It waits closeTimeout for whoever has the turn,
+// who may be in a Dial that does not return: what that brings, leave closes.
 func (l *letters) close() {
 	if l.users != nil {
 		return
 	}
-	l.turn <- struct{}{}
-	defer func() { <-l.turn }()
-	l.discard()
+	close(l.over)
+	late := time.NewTimer(closeTimeout)
+	defer late.Stop()
+	select {
+	case l.turn <- struct{}{}:
+		l.discard()
+		<-l.turn
+	case <-late.C:
+	}
+}
+
+func (l *letters) isOver() bool {
+	select {
+	case <-l.over:
+		return true
+	default:
+		return false
+	}
+}
+
+// leave ends a turn. It looks only then whether the destination is still used: close, if
+// it comes later, finds the turn free. If somebody else has it already, they leave too.
+func (l *letters) leave() {
+	<-l.turn
+	if !l.isOver() {
+		return
+	}
+	select {
+	case l.turn <- struct{}{}:
+		l.discard()
+		<-l.turn
+	default:
+	}
 }
 
 // headerCopy tells one copy from another where the broker returns it.

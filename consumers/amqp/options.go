@@ -306,7 +306,9 @@ func DeliveryLimit(n int) Option {
 
 // Dial sets how a consumer of NewQueueConsumer opens its connections, in the place of its
 // url: each call opens a new one, which becomes the consumer's to close. It should heed
-// ctx, and must not use Config.Recovery.
+// ctx: Run does not return before a call that is for its subscription. One for dead letters
+// is waited for two seconds at Run's end; what it brings later is closed. The connection
+// must not use Config.Recovery.
 func Dial(dial func(ctx context.Context) (*amqp.Connection, error)) Option {
 	return option("Dial", func(c *config) {
 		if dial == nil {
