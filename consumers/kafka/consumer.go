@@ -49,6 +49,12 @@ type Consumer struct {
 // is committed with the next message's. Set OffsetOutOfRangeError: without it a topic that
 // is deleted and made again while Run is at work is passed over, up to the old offset. The
 // Reader is the caller's to close, after Run.
+//
+// The Reader has to be new, and this consumer's alone. It does not fetch a message twice:
+// what was taken from it before Run or beside it, by FetchMessage or ReadMessage, is lost
+// if it is not done when a message behind it in its partition is. A Reader that another
+// consumer has run is refused by Run; one that was read by hand, or that comes in a wrapper
+// of its own each time, cannot be told from a new one.
 func NewConsumer(source Reader, g *idem.Guard, h Handler, opts ...Option) (*Consumer, error) {
 	c, faults := newConsumer(g, h, opts)
 	c.broker.KeepHandlers = true // a Reader does not say when a partition goes away
@@ -162,11 +168,35 @@ func (c *Consumer) checked(faults []error) (*Consumer, error) {
 // store refuses at the start, when the Reader was closed (io.EOF), and when a handler
 // does not return at the end: that names its message.
 //
-// Run may be called once.
+// Run may be called once, and over a Reader once by all consumers together: another Run
+// returns an error, and fetches nothing. The Reader stands behind messages that were
+// fetched and not handled. To go on, after an error too, close it and make a new consumer
+// over a new Reader: that begins at the offset that was committed. Only a Run that ended
+// before its first fetch leaves the Reader to another consumer.
 func (c *Consumer) Run(ctx context.Context) error {
-	if c.ran.Swap(true) {
+	switch twice := c.ran.Swap(true); {
+	case twice && c.source != nil:
+		return errors.New("idemkafka: Run was called twice: make a new consumer over a new kafka.Reader, once this one is closed")
+	case twice:
 		return errors.New("idemkafka: Run was called twice: make a new consumer")
+	case c.source != nil && !taken.take(c.source.Reader):
+		return errTaken
 	}
+	e, err := c.begin(ctx)
+	switch {
+	case e == nil:
+		if c.source != nil {
+			taken.giveBack(c.source.Reader)
+		}
+		return err
+	case c.source != nil:
+		return c.source.run(ctx, c.s, e)
+	}
+	return c.join(ctx, e)
+}
+
+// begin looks at brokers and store, and makes the engine: none if ctx ends before.
+func (c *Consumer) begin(ctx context.Context) (*consumers.Engine, error) {
 	err := consumers.AwaitPreflight(ctx, c.s.guard, c.policy, func(ctx context.Context, pass func([]idem.Finding) error) error {
 		found, err := c.examine(ctx)
 		if err != nil {
@@ -175,19 +205,16 @@ func (c *Consumer) Run(ctx context.Context) error {
 		return pass(found)
 	}, isFinal)
 	if ctx.Err() != nil {
-		return nil //nolint:nilerr // it was told to stop before it began
+		return nil, nil //nolint:nilerr // it was told to stop before it began
 	}
 	if err != nil {
-		return fmt.Errorf("idemkafka: consumer: %w", err)
+		return nil, fmt.Errorf("idemkafka: consumer: %w", err)
 	}
 	e, err := consumers.New(c.s.guard, c.broker, c.policy)
 	if err != nil {
-		return fmt.Errorf("idemkafka: consumer: %w", err)
+		return nil, fmt.Errorf("idemkafka: consumer: %w", err)
 	}
-	if c.source != nil {
-		return c.source.run(ctx, c.s, e)
-	}
-	return c.join(ctx, e)
+	return e, nil
 }
 
 // isNil is for interfaces that may hold a nil pointer.

@@ -506,3 +506,41 @@ func TestRunTwice(t *testing.T) {
 		end()
 	}
 }
+
+// After an error only a new Reader brings again what was fetched and not handled.
+func TestRestartOverAReader(t *testing.T) {
+	t.Parallel()
+	v := setup(t, 1)
+	v.publish("fails", "b", "c")
+	reader := kafka.NewReader(v.config())
+	defer reader.Close()
+	first, err := idemkafka.NewConsumer(reader, v.guard, func(context.Context, kafka.Message) error { return idem.Permanent(errTest) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "dead-letter destination") {
+		t.Fatalf("the first Run: %v", err)
+	}
+	var j journal
+	second, err := idemkafka.NewConsumer(reader, v.guard, j.handle)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.publish("d")
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // if it is not refused it commits past "fails"
+	defer cancel()
+	if err := second.Run(ctx); err == nil || !strings.Contains(err.Error(), "new kafka.Reader") {
+		t.Errorf("Run over the Reader of another consumer: %v", err)
+	}
+	if n := v.owed(); n != 4 {
+		t.Errorf("%d messages are owed, want all 4: the others were passed over", n)
+	}
+	j.want(t)
+	if err := reader.Close(); err != nil {
+		t.Error(err)
+	}
+	r := v.run("reader", j.handle)
+	v.settled()
+	r.mustStop()
+	j.want(t, "fails", "b", "c", "d")
+}

@@ -638,3 +638,122 @@ func TestSkipTransactionMarkers(t *testing.T) {
 		}
 	}
 }
+
+// A Reader that a consumer fetches from, or has fetched from, is no other consumer's: it
+// would commit past what the first one did not handle.
+func TestSecondConsumerOfAReader(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		drain bool // the first Run ends by its context, else by the message that it must not pass over
+		while bool // it is at work
+	}{{name: "after an error"}, {name: "after a stop", drain: true}, {name: "beside", while: true}} {
+		t.Run(c.name, func(t *testing.T) {
+			var begun chan struct{} // made in the bubble
+			first := func(ctx context.Context, _ kafka.Message) error {
+				close(begun)
+				if !c.drain && !c.while {
+					return idem.Permanent(errTest)
+				}
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			scripted(t, first, []idemkafka.Option{consumers.DrainTimeout(time.Second)}, func(s *script, _ *events, end func() error) {
+				begun = make(chan struct{})
+				s.msgs <- at(0, 0, "a")
+				<-begun
+				if c.drain {
+					_ = end()
+				}
+				time.Sleep(5 * time.Second)
+				var j journal
+				second, err := idemkafka.NewConsumer(s, idem.New(idem.WithStore(memstore.New())), j.handle)
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context())) // of the bubble
+				defer cancel()
+				done := startRun(ctx, second)
+				time.Sleep(5 * time.Second)
+				select {
+				case err := <-done:
+					if err == nil || !strings.Contains(err.Error(), "run by another consumer") || !strings.Contains(err.Error(), "new kafka.Reader") {
+						t.Errorf("Run over a Reader that was run before: %v", err)
+					}
+				default:
+					t.Error("Run over a Reader that was run before goes on")
+					for i := range int64(10) { // beside the first each gets some
+						s.msgs <- at(0, 1+i, series("m", 10)[i])
+					}
+					time.Sleep(5 * time.Second)
+					cancel()
+					if err := <-done; err != nil {
+						t.Error(err)
+					}
+				}
+				s.set(func() {
+					if s.fetched != 1 {
+						t.Errorf("%d messages were fetched, want the first consumer's", s.fetched)
+					}
+				})
+				if got := s.offsets()[0]; got != 0 {
+					t.Errorf("committed %d, and offset 0 was never handled: it is lost", got)
+				}
+				j.want(t)
+				if !c.drain {
+					_ = end()
+				}
+			})
+		})
+	}
+}
+
+// A Run that ended before it fetched leaves the Reader to another consumer.
+func TestReaderIsGivenBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScript()
+		var j journal
+		g := idem.New(idem.WithStore(memstore.New()))
+		strict, err := idemkafka.NewConsumer(s, g, j.handle, consumers.Strict())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := strict.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "Strict") {
+			t.Errorf("Run that Strict does not let begin: %v", err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		for range 2 {
+			c, err := idemkafka.NewConsumer(s, g, j.handle)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Run(ctx); err != nil {
+				t.Errorf("Run that is told to stop before it began: %v", err)
+			}
+			if err := c.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "twice") || !strings.Contains(err.Error(), "new kafka.Reader") {
+				t.Errorf("a second Run: %v", err)
+			}
+		}
+		c, err := idemkafka.NewConsumer(s, g, j.handle)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel = context.WithCancel(t.Context())
+		defer cancel()
+		done := startRun(ctx, c)
+		select {
+		case err := <-done:
+			t.Fatalf("Run over a Reader that nothing was fetched from: %v", err)
+		case s.msgs <- at(0, 0, "a"):
+		}
+		time.Sleep(5 * time.Second)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		j.want(t, "a")
+		if got := s.offsets(); got[0] != 1 {
+			t.Errorf("committed %v", got)
+		}
+	})
+}

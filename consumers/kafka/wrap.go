@@ -16,7 +16,8 @@ import (
 // it may: it is done, was done before, or is in the dead-letter topic. An error says that
 // the loop has to stop, and commit neither this message nor one behind it: ctx has ended
 // (a handler that has started gets consumers.DrainTimeout then), or the message must not
-// be passed over.
+// be passed over. A loop that begins again needs a new kafka.Reader: the one that it had
+// does not fetch that message again, and a commit behind it would lose it.
 //
 // The guard needs a group, else the error is idem.ErrNoGroup: one for each topic, or a
 // message that is forwarded from one to another with its token is taken for a duplicate
