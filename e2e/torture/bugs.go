@@ -82,9 +82,9 @@ func Bugs() []Bug {
 			What: "Kafka's offset goes to the last message that is done, over those in work before it",
 			Replace: []Replacement{{
 				File: "consumers/kafka/tracker.go",
-				Old:  "	t.marks.at(int(place - t.first)).done = true\n",
-				New: `	t.marks.at(int(place - t.first)).done = true
-	t.next = max(t.next, t.marks.at(int(place-t.first)).offset+1)
+				Old:  "		freed, m.size = m.size, isDone\n",
+				New: `		freed, m.size = m.size, isDone
+		t.next = max(t.next, m.offset+1)
 `,
 			}},
 			Trial: kafkaKills,
