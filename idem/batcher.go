@@ -76,14 +76,14 @@ type batcher struct {
 	yield func() // lets other goroutines run: runtime.Gosched
 
 	mu       sync.Mutex
-	queue    [classes]line // to be sent next
-	apart    line          // the same, of those that wait for a part: others must not wait with them
-	flights  int           // under way, or about to be
-	boarding int           // those of them that are about to take what is queued
-	aboard   int           // calls under way
-	distance distance      // of the store
-	probing  bool          // one of the flights carries calls that travel apart
-	slow     time.Time     // when a caller's own trip took too long
+	queue    queue     // to be sent next
+	apart    queue     // the same, of those that wait for a part: others must not wait with them
+	flights  int       // under way, or about to be
+	boarding int       // those of them that are about to take what is queued
+	aboard   int       // calls under way
+	distance distance  // of the store
+	probing  bool      // one of the flights carries calls that travel apart
+	slow     time.Time // when a caller's own trip took too long
 	outage   outage
 	full     outage // the store answers, and has no room for claims
 	part     outage // the store answers, but for some records
@@ -97,6 +97,18 @@ const (
 	asking
 	classes
 )
+
+// queue has a line of calls for each class.
+type queue [classes]line
+
+func (q *queue) add(c *call) { q[c.class()].add(c) }
+
+func (q *queue) length() (calls int) {
+	for class := range q {
+		calls += q[class].length
+	}
+	return calls
+}
 
 func (c *call) class() int {
 	switch c.op.Kind {
@@ -114,39 +126,33 @@ func (b *batcher) enqueue(c *call) {
 		b.apart.add(c)
 		return
 	}
-	b.queue[c.class()].add(c)
+	b.queue.add(c)
 }
 
 // mayProbe reports whether calls that travel apart are to be sent, with mu held.
-func (b *batcher) mayProbe() bool { return b.apart.length > 0 && !b.probing }
+func (b *batcher) mayProbe() bool { return b.apart.length() > 0 && !b.probing }
 
 // dequeue appends the next calls to batch, with mu held. What travels apart is sent now and
 // then only, and one flight at a time.
 func (b *batcher) dequeue(batch []*call) (_ []*call, probe bool) {
-	take := func(c *call) {
-		c.place.line.remove(c)
-		batch = append(batch, c)
-	}
-	if b.mayProbe() {
+	from, share, callers := &b.queue, b.share(), 0
+	if probe = b.mayProbe(); probe {
 		b.probing = true
-		for b.apart.length > 0 && len(batch) < maxBatch {
-			take(b.apart.first)
-		}
-		return batch, true
+		from, share = &b.apart, maxBatch
 	}
-	share, callers := b.share(), 0
-	for class := range b.queue {
-		for c := b.queue[class].first; c != nil && len(batch) < maxBatch; c = b.queue[class].first {
+	for class := range from {
+		for c := from[class].first; c != nil && len(batch) < maxBatch; c = from[class].first {
 			if c.leads {
 				if callers == share {
 					break
 				}
 				callers++
 			}
-			take(c)
+			from[class].remove(c)
+			batch = append(batch, c)
 		}
 	}
-	return batch, false
+	return batch, probe
 }
 
 // outage is a time in which the store does not answer as it should.
@@ -274,12 +280,14 @@ func (b *batcher) resume(o *outage) {
 // flyHere sends one batch of the caller's own calls, and leaves what queued meanwhile to
 // others. If it takes too long for a caller who may be let go, the calls are sent again.
 func (b *batcher) flyHere(ctx context.Context, f *flight, mayGo bool) {
-	late := false
+	late, landing := false, false
 	defer func() { // also where the store's driver panics
 		b.mu.Lock()
 		b.flights--
-		if late {
+		if !landing {
 			b.disembark(f)
+		}
+		if late {
 			b.slow = time.Now()
 			for _, c := range f.calls {
 				b.enqueue(c)
@@ -290,6 +298,7 @@ func (b *batcher) flyHere(ctx context.Context, f *flight, mayGo bool) {
 	}()
 	err := b.travel(ctx, f)
 	if late = mayGo && err != nil && ctx.Err() != nil; !late {
+		landing = true
 		b.land(f, err)
 	}
 }

@@ -65,29 +65,22 @@ func (b *batcher) overlap() int {
 	return min(max(int(b.distance.value()/spacing), minFlights), maxFlights)
 }
 
-func (b *batcher) queued() (calls int) {
-	for class := range b.queue {
-		calls += b.queue[class].length
-	}
-	return calls
-}
-
 // share is how many callers a flight takes at most, with mu held: so many that all are soon
 // under way.
 func (b *batcher) share() int {
 	n := b.overlap()
-	return max(fewCallers, (b.queued()+b.aboard+n-1)/n)
+	return max(fewCallers, (b.queue.length()+b.aboard+n-1)/n)
 }
 
 // mayFly reports, with mu held, whether a flight may carry what is queued, where so many
 // others are under way.
 func (b *batcher) mayFly(others int) bool {
-	return others < b.overlap() && (b.mayProbe() || b.queued() > 0)
+	return others < b.overlap() && (b.mayProbe() || b.queue.length() > 0)
 }
 
 // hurried reports whether a flight is to depart without waiting for more callers, with mu
 // held: a claim is to be kept, or a batch is full.
-func (b *batcher) hurried() bool { return b.queue[keeping].length > 0 || b.queued() >= maxBatch }
+func (b *batcher) hurried() bool { return b.queue[keeping].length > 0 || b.queue.length() >= maxBatch }
 
 // launch starts a flight where one may start, with mu held. One that is about to take what is
 // queued launches another for what it has no room for.

@@ -878,11 +878,20 @@ func TestObserverPanics(t *testing.T) {
 		if want := 4; told != want { // store down, store up, claimed, committed
 			t.Errorf("the other observer was told of %d events, want %d", told, want)
 		}
+		slog.SetDefault(slog.New(nilHandler{}))
+		if err := g.Do(t.Context(), "b", func(context.Context) error { return nil }); err != nil {
+			t.Errorf("where the log panics, too: %v", err)
+		}
 		if text := logged.String(); !strings.Contains(text, "a nil map") || !strings.Contains(text, "idem.ObserverFunc") || !strings.Contains(text, "committed") {
 			t.Errorf("logged %q", text)
 		}
 	})
 }
+
+// nilHandler panics of every record.
+type nilHandler struct{ slog.Handler }
+
+func (nilHandler) Enabled(context.Context, slog.Level) bool { return true }
 
 func TestRedriveNumberNoStoreKeeps(t *testing.T) {
 	g, s := newGuard()

@@ -14,15 +14,21 @@ import (
 type incarnation struct {
 	number atomic.Uint64 // zero: not drawn yet
 	turn   chan struct{} // holds one: whoever draws
-	failed time.Time     // when the store was out of reach last; of whoever draws
+	failed atomic.Int64  // when the store was out of reach last, in nanoseconds; zero: it was not
 }
 
-// draw returns the number; zero while what keeps it is out of reach, which is asked again after
-// lastRetry. It may be one node of many: claims that bear no instance name are only taken over
-// later.
+// draw returns the number. Where what keeps it is out of reach, which may be one node of many,
+// it returns zero from then on, and has the store asked again beside the trips, lastRetry after
+// the last time: claims that bear no instance name are only taken over later.
 func (i *incarnation) draw(ctx context.Context, o *Options) (uint64, error) {
 	if n := i.number.Load(); n != 0 {
 		return n, nil
+	}
+	if failed := i.failed.Load(); failed != 0 {
+		if time.Since(time.Unix(0, failed)) >= lastRetry {
+			i.drawAgain(o)
+		}
+		return 0, nil
 	}
 	select {
 	case i.turn <- struct{}{}:
@@ -30,7 +36,7 @@ func (i *incarnation) draw(ctx context.Context, o *Options) (uint64, error) {
 	case <-ctx.Done():
 		return 0, fmt.Errorf("waiting for an incarnation of %q: %w: %w", o.instance, store.ErrUnavailable, context.Cause(ctx))
 	}
-	if n := i.number.Load(); n != 0 || time.Since(i.failed) < lastRetry {
+	if n := i.number.Load(); n != 0 || i.failed.Load() != 0 {
 		return n, nil
 	}
 	if end, ok := ctx.Deadline(); ok { // the rest is for what the trip is made for
@@ -38,10 +44,32 @@ func (i *incarnation) draw(ctx context.Context, o *Options) (uint64, error) {
 		ctx, cancel = context.WithTimeout(ctx, time.Until(end)/2)
 		defer cancel()
 	}
+	return i.ask(ctx, o)
+}
+
+// drawAgain asks on a goroutine of its own, unless one does.
+func (i *incarnation) drawAgain(o *Options) {
+	select {
+	case i.turn <- struct{}{}:
+	default:
+		return
+	}
+	go func() {
+		defer func() { <-i.turn }()
+		ctx, cancel := context.WithTimeout(context.Background(), lastRetry)
+		defer cancel()
+		if _, err := i.ask(ctx, o); err != nil {
+			i.failed.Store(0) // the next trip asks, and says why
+		}
+	}()
+}
+
+// ask is for whoever has the turn. That the store is out of reach is noted, and no error.
+func (i *incarnation) ask(ctx context.Context, o *Options) (uint64, error) {
 	n, err := o.store.Incarnation(ctx, o.prefix, o.instance)
 	switch {
 	case errors.Is(err, store.ErrUnavailable):
-		i.failed = time.Now()
+		i.failed.Store(time.Now().UnixNano())
 		return 0, nil
 	case err != nil:
 		return 0, err

@@ -95,6 +95,7 @@ func (o observers) emit(e Event) {
 func tell(x Observer, e Event) {
 	defer func() {
 		if r := recover(); r != nil {
+			defer func() { _ = recover() }() // of the log's handler, which may be what x writes to
 			slog.Error("idem: an observer panicked", "observer", fmt.Sprintf("%T", x), "event", e.Kind.String(), "panic", r, "stack", string(debug.Stack()))
 		}
 	}()

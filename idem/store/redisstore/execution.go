@@ -185,6 +185,10 @@ func (x *execution) reason(ctx context.Context, c *call, err error) error {
 // too: the refusal of the only server, and what no server said.
 func (x *execution) fail(c *call) error {
 	switch {
+	case c.confirms: // the store was reached, and has these: that is no outage
+		for _, it := range c.items {
+			*it.reply = store.Reply{Err: fmt.Errorf("redisstore: %w: the token is done on the primary, and may be forgotten: %s", store.ErrRefused, c.failed.Error())}
+		}
 	case errors.Is(c.failed, store.ErrUnavailable):
 		x.lose(c, c.failed)
 	case x.s.several && len(x.b.Ops) > 0 && isReply(c.failed):
@@ -227,6 +231,9 @@ func (c *call) withoutClaims(err error) *call {
 // unconfirmed returns a call that asks again for what was answered as done, where replicas may
 // not have it: its completion may not have been confirmed, and whoever is told of it acks. Nil
 // if there is nothing of the kind. In a call that completes something all was waited for.
+//
+// What is not confirmed then is refused: it is waited for, and nobody handles it again since
+// the store were out of reach.
 func (x *execution) unconfirmed(c *call) *call {
 	if x.s.replicas == 0 || c.completes() {
 		return nil

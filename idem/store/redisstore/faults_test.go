@@ -354,11 +354,15 @@ func TestReplicas(t *testing.T) {
 	}
 	want(t, s, "p", store.Claimed, op(store.Begin, "v", "a")) // claims do not wait
 	// Whoever is told that it is done acks: then it must not be forgotten.
-	told := batch("p", op(store.Begin, "w", "a"), op(store.Begin, "u", "b"))
+	told := batch("p", op(store.Begin, "u", "b"))
+	if err := s.Apply(ctx, told); err != nil || !errors.Is(told.Replies[0].Err, store.ErrRefused) {
+		t.Errorf("it holds up everything else: %v, %v", err, told.Replies)
+	}
+	told = batch("p", op(store.Begin, "w", "a"), op(store.Begin, "u", "b"))
 	if err := s.Apply(ctx, told); err != nil {
 		t.Fatal(err)
 	}
-	if fresh, done := told.Replies[0], told.Replies[1]; fresh.Status != store.Claimed || !errors.Is(done.Err, store.ErrUnavailable) {
+	if fresh, done := told.Replies[0], told.Replies[1]; fresh.Status != store.Claimed || !errors.Is(done.Err, store.ErrRefused) || errors.Is(done.Err, store.ErrUnavailable) {
 		t.Errorf("while the replica is away: a fresh token %+v, one whose completion was not confirmed %+v", fresh, done)
 	}
 	replica.Resume()
