@@ -3,6 +3,7 @@ package docs_test
 
 import (
 	"encoding/json"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -65,5 +66,46 @@ func TestReadmeLinks(t *testing.T) {
 		if _, err := os.Stat(filepath.Join("..", target)); err != nil {
 			t.Errorf("link to %s: %v", target, err)
 		}
+	}
+}
+
+var (
+	troubleRow = regexp.MustCompile(`(?m)^\| ([^|]*) \|[^|]*\|[^|]*\|$`)
+	quoted     = regexp.MustCompile(`"([^"]+)"`)
+)
+
+// Whoever searches the README for what a log says finds it: what is quoted in the table of
+// troubles is in an error of the library.
+func TestQuotedErrors(t *testing.T) {
+	text, err := os.ReadFile(readme)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sources strings.Builder
+	for _, tree := range []string{"../idem", "../consumers"} {
+		err := filepath.WalkDir(tree, func(path string, _ fs.DirEntry, err error) error {
+			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			code, err := os.ReadFile(path)
+			sources.Write(code)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, table, _ := strings.Cut(string(text), "\n## When something is wrong\n")
+	table, _, _ = strings.Cut(table, "\n## ")
+	found := 0
+	for _, row := range troubleRow.FindAllStringSubmatch(table, -1) {
+		for _, quote := range quoted.FindAllStringSubmatch(row[1], -1) {
+			if found++; !strings.Contains(sources.String(), quote[1]) {
+				t.Errorf("no error says %q", quote[1])
+			}
+		}
+	}
+	if found < 15 {
+		t.Errorf("%d quotations in the table", found)
 	}
 }
