@@ -9,7 +9,7 @@ import (
 // token whose earlier processes died can be claimed with nothing beside it: what
 // dies with it then is it alone.
 type gate struct {
-	onTurn func() // solitude is asked for, or over; called without locks held
+	onTurn func() // solitude is asked for, or over; called without the gate's lock
 
 	mu      sync.Mutex
 	claims  int
@@ -54,11 +54,7 @@ func (g *gate) enter(ctx context.Context) error {
 // enterAlone waits until no other claim is held, and lets none be made until
 // leave.
 func (g *gate) enterAlone(ctx context.Context) error {
-	g.mu.Lock()
-	g.waiting++
-	g.changed.signal()
-	g.mu.Unlock()
-	g.onTurn()
+	g.change(func() { g.waiting++ })
 	err := g.await(ctx, func() bool {
 		if g.alone || g.claims > 0 {
 			return false
@@ -72,24 +68,25 @@ func (g *gate) enterAlone(ctx context.Context) error {
 
 // leave ends what enter (or one of tryEnter), or enterAlone, began.
 func (g *gate) leave(alone bool) {
-	if alone {
-		g.change(func() { g.alone = false })
-		return
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.claims--
-	g.changed.signal()
+	g.change(func() {
+		if alone {
+			g.alone = false
+		} else {
+			g.claims--
+		}
+	})
 }
 
-// change is for what may end solitude: who waits for that looks again.
+// change makes a change, and tells of it who waits for one. Whether the gate is shut turns
+// only where somebody asks for solitude, or leaves it.
 func (g *gate) change(f func()) {
 	g.mu.Lock()
+	before := g.shut()
 	f()
-	open := !g.shut()
+	turned := g.shut() != before
 	g.changed.signal()
 	g.mu.Unlock()
-	if open {
+	if turned {
 		g.onTurn()
 	}
 }

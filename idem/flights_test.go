@@ -21,10 +21,10 @@ func (transacting) Enlist(ctx context.Context, _ *store.Batch, _ func()) (contex
 	return ctx, nil
 }
 
-func requests(n int) []idem.Request {
+func requests(prefix string, n int) []idem.Request {
 	reqs := make([]idem.Request, n)
 	for i := range reqs {
-		reqs[i] = idem.Request{Token: fmt.Sprint(i), Patient: true}
+		reqs[i] = idem.Request{Token: fmt.Sprint(prefix, i), Patient: true}
 	}
 	return reqs
 }
@@ -33,7 +33,7 @@ func requests(n int) []idem.Request {
 func claimAtOnce(t *testing.T, g *idem.Guard, n int) (took time.Duration) {
 	t.Helper()
 	began := time.Now()
-	for _, b := range g.Group("g").BeginAll(t.Context(), requests(n)) {
+	for _, b := range g.Group("g").BeginAll(t.Context(), requests("", n)) {
 		if b.Err != nil {
 			t.Fatal(b.Err)
 		}
@@ -346,7 +346,7 @@ func TestFullBatchDoesNotBoard(t *testing.T) {
 		c := crowd(t)
 		c.begin(t, "waits")
 		go func() {
-			for _, b := range c.guard.BeginAll(t.Context(), requests(256)) {
+			for _, b := range c.guard.BeginAll(t.Context(), requests("", 256)) {
 				b.Claim.Abandon()
 			}
 		}()

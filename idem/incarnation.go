@@ -24,10 +24,8 @@ func (i *incarnation) draw(ctx context.Context, o *Options) (uint64, error) {
 	if n := i.number.Load(); n != 0 {
 		return n, nil
 	}
-	if failed := i.failed.Load(); failed != 0 {
-		if time.Since(time.Unix(0, failed)) >= lastRetry {
-			i.drawAgain(o)
-		}
+	if i.failed.Load() != 0 {
+		i.drawAgain(o)
 		return 0, nil
 	}
 	select {
@@ -36,8 +34,8 @@ func (i *incarnation) draw(ctx context.Context, o *Options) (uint64, error) {
 	case <-ctx.Done():
 		return 0, fmt.Errorf("waiting for an incarnation of %q: %w: %w", o.instance, store.ErrUnavailable, context.Cause(ctx))
 	}
-	if n := i.number.Load(); n != 0 || i.failed.Load() != 0 {
-		return n, nil
+	if i.failed.Load() != 0 {
+		return 0, nil
 	}
 	if end, ok := ctx.Deadline(); ok { // the rest is for what the trip is made for
 		var cancel context.CancelFunc
@@ -47,11 +45,15 @@ func (i *incarnation) draw(ctx context.Context, o *Options) (uint64, error) {
 	return i.ask(ctx, o)
 }
 
-// drawAgain asks on a goroutine of its own, unless one does.
+// drawAgain asks on a goroutine of its own, unless one does, or did a moment ago.
 func (i *incarnation) drawAgain(o *Options) {
 	select {
 	case i.turn <- struct{}{}:
 	default:
+		return
+	}
+	if time.Since(time.Unix(0, i.failed.Load())) < lastRetry {
+		<-i.turn
 		return
 	}
 	go func() {
@@ -64,8 +66,12 @@ func (i *incarnation) drawAgain(o *Options) {
 	}()
 }
 
-// ask is for whoever has the turn. That the store is out of reach is noted, and no error.
+// ask is for whoever has the turn, which may have come after the number. That the store is out
+// of reach is noted, and no error.
 func (i *incarnation) ask(ctx context.Context, o *Options) (uint64, error) {
+	if n := i.number.Load(); n != 0 {
+		return n, nil
+	}
 	n, err := o.store.Incarnation(ctx, o.prefix, o.instance)
 	switch {
 	case errors.Is(err, store.ErrUnavailable):

@@ -567,11 +567,7 @@ func TestRenewalsOfAPartComeFirst(t *testing.T) {
 		held := begin(t, g, "x")
 		s.set(true)
 		time.AfterFunc(600*time.Millisecond, func() { s.set(false) })
-		crowd := make([]idem.Request, 20*256)
-		for i := range crowd {
-			crowd[i] = idem.Request{Token: fmt.Sprint("x", i), Patient: true}
-		}
-		for _, b := range g.BeginAll(t.Context(), crowd) {
+		for _, b := range g.BeginAll(t.Context(), requests("x", 20*256)) {
 			if b.Err != nil {
 				t.Fatal(b.Err)
 			}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -22,7 +23,7 @@ type letters struct {
 	dial          func(context.Context) (*amqp.Connection, error)
 	users         *amqp.Channel // the caller's; nil: dial
 
-	over chan struct{} // closed by close
+	over atomic.Bool   // closed
 	turn chan struct{} // held by whoever uses what follows
 	conn *amqp.Connection
 	out  *outlet
@@ -36,7 +37,7 @@ type outlet struct {
 }
 
 func newLetters(exchange, key string) *letters {
-	return &letters{exchange: exchange, key: key, over: make(chan struct{}), turn: make(chan struct{}, 1)}
+	return &letters{exchange: exchange, key: key, turn: make(chan struct{}, 1)}
 }
 
 func (l *letters) String() string {
@@ -55,7 +56,7 @@ func (l *letters) publish(ctx context.Context, msg amqp.Publishing) error {
 	case <-ctx.Done():
 		return fmt.Errorf("publishing to %s: %w", l, context.Cause(ctx))
 	}
-	if l.isOver() {
+	if l.over.Load() {
 		return fmt.Errorf("publishing to %s: %w", l, errEnded)
 	}
 	err := l.try(ctx, msg)
@@ -223,7 +224,7 @@ func (l *letters) close() {
 	if l.users != nil {
 		return
 	}
-	close(l.over)
+	l.over.Store(true)
 	late := time.NewTimer(closeTimeout)
 	defer late.Stop()
 	select {
@@ -234,20 +235,11 @@ func (l *letters) close() {
 	}
 }
 
-func (l *letters) isOver() bool {
-	select {
-	case <-l.over:
-		return true
-	default:
-		return false
-	}
-}
-
 // leave ends a turn. It looks only then whether the destination is still used: close, if
 // it comes later, finds the turn free. If somebody else has it already, they leave too.
 func (l *letters) leave() {
 	<-l.turn
-	if !l.isOver() {
+	if !l.over.Load() {
 		return
 	}
 	select {

@@ -18,8 +18,8 @@ import (
 // silenceLasts is for how long calls that travel with others are not sent to a node that
 // gave no answer. A guard sends what waits for such a node by itself, at the latest 2.5
 // seconds after it was silent last, and renewals about a sixth of a lease after: the
-// node's answer ends its silence before this does, and nothing else waits for it meanwhile. Where nobody asks the node alone, what
-// travels together finds out, once in this time.
+// node's answer ends its silence before this does, and nothing else waits for it meanwhile.
+// Where nobody asks the node alone, what travels together finds out, once in this time.
 const silenceLasts = 3 * time.Second
 
 // silences are the nodes of a cluster that gave no answer when they were asked last.

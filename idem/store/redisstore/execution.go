@@ -213,19 +213,25 @@ func (x *execution) finishDivided(ctx context.Context, c *call) error {
 // withoutClaims answers what Redis has no room for, and returns a call with the
 // rest; nil if nothing is left.
 func (c *call) withoutClaims(err error) *call {
-	rest := &call{tag: c.tag, undivided: c.undivided, scripts: c.scripts}
+	var rest []item
 	for _, it := range c.items {
 		if claims(it.op.Kind) {
 			it.reply.Err = fmt.Errorf("redisstore: %w: %w; raise Redis' maxmemory, or shorten the retention", store.ErrFull, err)
 		} else {
-			rest.items = append(rest.items, it)
+			rest = append(rest, it)
 		}
 	}
-	if len(rest.items) == 0 {
+	return c.of(rest)
+}
+
+// of returns a call with some of the items; nil if there are none.
+func (c *call) of(items []item) *call {
+	if len(items) == 0 {
 		return nil
 	}
-	rest.choose()
-	return rest
+	some := &call{tag: c.tag, undivided: c.undivided, scripts: c.scripts, items: items}
+	some.choose()
+	return some
 }
 
 // unconfirmed returns a call that asks again for what was answered as done, where replicas may
@@ -238,16 +244,16 @@ func (x *execution) unconfirmed(c *call) *call {
 	if x.s.replicas == 0 || c.completes() {
 		return nil
 	}
-	again := &call{tag: c.tag, undivided: c.undivided, scripts: c.scripts, confirms: true}
+	var told []item
 	for _, it := range c.items {
 		if it.reply.Status == store.Duplicate {
-			again.items = append(again.items, it)
+			told = append(told, it)
 		}
 	}
-	if len(again.items) == 0 {
-		return nil
+	again := c.of(told)
+	if again != nil {
+		again.confirms = true
 	}
-	again.choose()
 	return again
 }
 

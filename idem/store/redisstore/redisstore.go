@@ -84,7 +84,8 @@ func WithTags(n int) Option {
 // concerned, on a single server by Apply. They stand on the primary, are not answered as
 // done, and are waited for again when they are resent. A duplicate is answered with
 // store.ErrRefused, in its reply on a single server too. With too few replicas connected
-// nothing completes, and no duplicate is dropped. It works with *redis.Client and *redis.ClusterClient.
+// nothing completes, and no duplicate is dropped. It works with *redis.Client and
+// *redis.ClusterClient.
 func WithReplicas(n int, timeout time.Duration) Option {
 	return func(s *Store) { s.replicas, s.replicaTimeout = n, timeout }
 }
