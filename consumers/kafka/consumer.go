@@ -22,7 +22,8 @@ type Reader interface {
 	Config() kafka.ReaderConfig
 }
 
-// commitTimeout bounds one commit. Between generations a kafka.Reader's waits.
+// commitTimeout bounds one commit, and the question before it. Between generations a
+// kafka.Reader's waits.
 const commitTimeout = 10 * time.Second
 
 // Consumer handles the messages of one member of a consumer group.
@@ -43,12 +44,18 @@ type Consumer struct {
 // names all faults; among them are idem.ErrNoGroup and idem.ErrRedisNotEnabled.
 //
 // A Reader has one channel for all partitions: one that stands still stops all when
-// Buffer is full, and a commit can move the offset of a partition back that has gone to
-// another member, which then may fetch again what is done, and drop it. NewGroupConsumer
-// has neither. With CommitInterval a commit that fails is kafka-go's to know: its offset
-// is committed with the next message's. Set OffsetOutOfRangeError: without it a topic that
-// is deleted and made again while Run is at work is passed over, up to the old offset. The
-// Reader is the caller's to close, after Run.
+// Buffer is full. And it does not say when a partition has gone to another member. So
+// before a commit the brokers are asked what the group has committed, and nothing is
+// committed that lies behind. What the other member commits between that question and the
+// commit can be moved back still (a commit that comes during a rebalance waits for its
+// end), and so can all while the question goes unanswered, or where the Reader names no
+// brokers. Nothing is lost by that; after the next rebalance what is done is fetched
+// again, and dropped. NewGroupConsumer has neither.
+//
+// With CommitInterval what lies between question and commit is the interval, and a commit
+// that fails is kafka-go's to know: its offset is committed with the next message's. Set
+// OffsetOutOfRangeError: without it a topic that is deleted and made again while Run is at
+// work is passed over, up to the old offset. The Reader is the caller's to close, after Run.
 //
 // The Reader has to be new, and this consumer's alone. It does not fetch a message twice:
 // what was taken from it before Run or beside it, by FetchMessage or ReadMessage, is lost
@@ -190,7 +197,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 		}
 		return err
 	case c.source != nil:
-		return c.source.run(ctx, c.s, e)
+		return c.source.run(ctx, c.s, e, newStanding(c.ask, c.topics))
 	}
 	return c.join(ctx, e)
 }

@@ -36,10 +36,11 @@
 // NewConsumer takes a kafka.Reader of yours, a new one for each consumer: one that was
 // used does not fetch again what was not handled, and that would be lost. It cannot know
 // when partitions go and come, so messages of one that has gone are still handled: claims
-// keep that from happening twice. Its offset can be committed by this consumer, in the
-// Reader's new generation, behind what the new owner has committed: nothing is lost, and
-// after the next rebalance what lies between is fetched again, and dropped. And a Reader
-// has one channel for all partitions: see Buffer.
+// keep that from happening twice. Its offset is committed by this consumer, in the Reader's
+// new generation, unless the brokers say that the group has committed as much. Where the new
+// owner commits between that question and the commit, the offset is moved back: nothing is
+// lost, and after the next rebalance what lies between is fetched again, and dropped. And
+// a Reader has one channel for all partitions: see Buffer.
 //
 // # Settings of the Reader
 //

@@ -28,9 +28,10 @@ type brokers struct {
 	start  int64
 }
 
-// client returns a client that connects as the readers do.
-func (b brokers) client() (c *kafka.Client, closeIt func()) {
-	t := &kafka.Transport{}
+// client returns a client that connects as the readers do. Until it is closed it asks for
+// the leaders of these topics every few seconds; with none, of all that the cluster has.
+func (b brokers) client(topics ...string) (c *kafka.Client, closeIt func()) {
+	t := &kafka.Transport{MetadataTopics: topics}
 	if d := b.dialer; d != nil {
 		t.Dial, t.TLS, t.SASL, t.ClientID = d.DialFunc, d.TLS, d.SASLMechanism, d.ClientID
 	}

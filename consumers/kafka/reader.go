@@ -20,6 +20,8 @@ import (
 type reading struct {
 	Reader
 
+	standing *standing
+
 	mu         sync.Mutex
 	partitions map[place]*partition
 }
@@ -29,9 +31,12 @@ type place struct {
 	id    int
 }
 
+func (p *partition) place() place { return place{p.topic, p.id} }
+
 // run is Run over a Reader.
-func (r *reading) run(ctx context.Context, s *settler, e *consumers.Engine) error {
-	r.partitions = make(map[place]*partition)
+func (r *reading) run(ctx context.Context, s *settler, e *consumers.Engine, standing *standing) error {
+	r.partitions, r.standing = make(map[place]*partition), standing
+	defer standing.close()
 	base := context.WithoutCancel(ctx)
 	committing, stop := context.WithCancel(base) // through the drain
 	var wg sync.WaitGroup
@@ -101,8 +106,9 @@ func (r *reading) partition(ctx context.Context, s *settler, e *consumers.Engine
 	return p
 }
 
-// commit commits, for each partition, the prefix of what is done. It reports a failure:
-// the next try includes it.
+// commit commits, for each partition, the prefix of what is done, unless the group has
+// committed as much. It reports a failure: the next try includes it. One call is made at
+// a time.
 func (r *reading) commit(ctx context.Context, s *settler) (committed bool) {
 	r.mu.Lock()
 	batch := prefixes(maps.Values(r.partitions))
@@ -110,14 +116,21 @@ func (r *reading) commit(ctx context.Context, s *settler) (committed bool) {
 	if len(batch) == 0 {
 		return true
 	}
+	within, cancel := context.WithTimeout(ctx, commitTimeout)
+	defer cancel()
+	noteCommitted(r.standing.leaveOut(within, batch))
+	switch {
+	case ctx.Err() != nil:
+		return false // the last one makes up for it
+	case len(batch) == 0:
+		return true
+	}
 	msgs := make([]kafka.Message, 0, len(batch))
 	for p, c := range batch {
 		msgs = append(msgs, kafka.Message{Topic: p.topic, Partition: p.id, Offset: c.next - 1})
 	}
-	within, cancel := context.WithTimeout(ctx, commitTimeout)
-	defer cancel()
 	if err := r.CommitMessages(within, msgs...); err != nil {
-		if ctx.Err() == nil { // else the last one makes up for it
+		if ctx.Err() == nil { // as above
 			s.commitFailed(err)
 		}
 		return false

@@ -226,7 +226,7 @@ With an SQL store the effect is a row in the transaction of the completion: no w
 	say(`
 ## What this does not see
 
-- Over a kafka.Reader (kafka-reader), a consumer that was stopped for long may move the offset of a partition back that has gone to another one, until the next rebalance: what lies between is fetched again then, and dropped. A round that ends like this is given a deploy more, so that everything is settled.
+- Over a kafka.Reader (kafka-reader), a consumer may move the offset of a partition back that has gone to another one, if that one commits between its question how far the group is and its commit, until the next rebalance: what lies between is fetched again then, and dropped. A round that ends like this is given a deploy more, so that everything is settled.
 - A quorum queue is five seconds old, at least, when its server is killed: of younger ones RabbitMQ 3.10 finds no leader afterwards.
 - The servers are single processes on one machine, but for the replica that a failover goes to: no quorum loses its majority here, and no disk lies about what it wrote.
 - Kafka refuses what is an hour ahead of its clock: a consumer whose clock is cannot dead-letter, and ends. The dead-letter topics here take any time.
