@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -117,16 +119,33 @@ func (s *kafkaSite) write(msgs ...kafka.Message) {
 // owed is how many offsets the group has not committed.
 func (s *kafkaSite) owed() (n int64) {
 	s.t.Helper()
-	committed := s.kafka.Committed(s.t, s.group, s.topic)
-	for p, end := range s.kafka.Ends(s.t, s.topic) {
-		n += end - committed[p]
-	}
+	n, _ = s.owing()
 	return n
+}
+
+// owing is owed, and says where.
+func (s *kafkaSite) owing() (n int64, text string) {
+	s.t.Helper()
+	committed, ends := s.kafka.Committed(s.t, s.group, s.topic), s.kafka.Ends(s.t, s.topic)
+	for _, p := range slices.Sorted(maps.Keys(ends)) {
+		if left := ends[p] - committed[p]; left != 0 {
+			n += left
+			text += fmt.Sprintf("partition %d: committed %d of %d; ", p, committed[p], ends[p])
+		}
+	}
+	return n, text
 }
 
 func (s *kafkaSite) awaitSettled() {
 	s.t.Helper()
-	testenv.Await(s.t, "all offsets are committed", seldom(func() bool { return s.owed() == 0 }))
+	var n int64
+	var text string
+	defer func() {
+		if n != 0 { // Await has ended the test
+			s.t.Logf("%d offsets are not committed: %s", n, text)
+		}
+	}()
+	testenv.Await(s.t, "all offsets are committed", seldom(func() bool { n, text = s.owing(); return n == 0 }))
 }
 
 // seldom is a condition for Await that asks servers: each time takes connections of its
