@@ -45,12 +45,13 @@ type Consumer struct {
 //
 // A Reader has one channel for all partitions: one that stands still stops all when
 // Buffer is full. And it does not say when a partition has gone to another member. So
-// before a commit the brokers are asked what the group has committed, and nothing is
-// committed that lies behind. What the other member commits between that question and the
-// commit can be moved back still (a commit that comes during a rebalance waits for its
-// end), and so can all while the question goes unanswered, or where the Reader names no
-// brokers. Nothing is lost by that; after the next rebalance what is done is fetched
-// again, and dropped. NewGroupConsumer has neither.
+// before a commit the brokers are asked what the group has committed, and what lies behind
+// is left out, unless messages of the partition still come. What the other member commits
+// between that question and the commit can be moved back still (a commit that comes during
+// a rebalance waits for its end), and so can all where the Reader names no brokers, or when
+// the question was not answered, and for up to 20 seconds after. Nothing is lost by that;
+// after the next rebalance what is done is fetched again, and dropped. NewGroupConsumer has
+// neither.
 //
 // With CommitInterval what lies between question and commit is the interval, and a commit
 // that fails is kafka-go's to know: its offset is committed with the next message's. Set

@@ -120,8 +120,8 @@ func (r *reading) commit(ctx context.Context, s *settler) (committed bool) {
 	defer cancel()
 	noteCommitted(r.standing.leaveOut(within, batch))
 	switch {
-	case ctx.Err() != nil:
-		return false // the last one makes up for it
+	case within.Err() != nil:
+		return false // what was answered is old: the next one, or the last, makes up for it
 	case len(batch) == 0:
 		return true
 	}
@@ -130,7 +130,7 @@ func (r *reading) commit(ctx context.Context, s *settler) (committed bool) {
 		msgs = append(msgs, kafka.Message{Topic: p.topic, Partition: p.id, Offset: c.next - 1})
 	}
 	if err := r.CommitMessages(within, msgs...); err != nil {
-		if ctx.Err() == nil { // as above
+		if ctx.Err() == nil { // else the last one makes up for it
 			s.commitFailed(err)
 		}
 		return false

@@ -14,6 +14,10 @@ const (
 	// standingShare bounds what questions that fail cost: after one nothing is asked for so
 	// many times as long as it took.
 	standingShare = 10
+
+	// inHand is how many messages may have been on their way into a partition when it went
+	// away: the one that waits for room.
+	inHand = 1
 )
 
 // standing is how far the group of a Reader has committed, as the brokers say. A Reader
@@ -38,8 +42,15 @@ func newStanding(b brokers, topics []string) *standing {
 // leaveOut takes out of batch, and returns, where the group has committed as much, or
 // more. What is not answered stays in it: a commit that moves an offset back loses
 // nothing, one that is not made may hold it up for ever.
+//
+// So does a partition that messages came of since the group was first found further: it is
+// this member's, and the offset perhaps of a topic that was deleted and made again.
 func (s *standing) leaveOut(ctx context.Context, batch map[*partition]prefix) map[*partition]prefix {
 	out := make(map[*partition]prefix)
+	fetched := make(map[*partition]uint64, len(batch))
+	for p := range batch {
+		fetched[p] = p.track.fetched()
+	}
 	if s.client != nil && !time.Now().Before(s.quiet) {
 		within, cancel := context.WithTimeout(ctx, standingWithin)
 		defer cancel()
@@ -49,7 +60,14 @@ func (s *standing) leaveOut(ctx context.Context, batch map[*partition]prefix) ma
 			s.quiet = time.Now().Add(standingShare * time.Since(asked))
 		}
 		for p, c := range batch {
-			if at, found := reached[p.place()]; found && at >= c.next {
+			at, found := reached[p.place()]
+			switch {
+			case !found || at == c.next:
+				p.passed = 0
+			case p.passed == 0:
+				p.passed = fetched[p]
+			}
+			if found && (at == c.next || fetched[p] <= p.passed+inHand) {
 				out[p] = c
 				delete(batch, p)
 			}
@@ -65,7 +83,8 @@ func (s *standing) leaveOut(ctx context.Context, batch map[*partition]prefix) ma
 // far as their prefix, and no trace of a topic of the same name. Kafka forgets the offsets
 // of a topic that is deleted; but once it is made again it takes the old one's, from a
 // consumer that has not heard of it, and whoever began there would pass over messages.
-// Such an offset is mostly beyond the end, or this consumer's own, of an earlier assignment.
+// Such an offset is mostly beyond the end, or this consumer's own, of an earlier assignment;
+// see leaveOut for the rest.
 func (s *standing) ask(ctx context.Context, batch map[*partition]prefix) (map[place]int64, error) {
 	partitions := make(map[string][]int)
 	next := make(map[place]int64)

@@ -77,6 +77,13 @@ func (t *tracker) abandon() (freed int) {
 	return freed
 }
 
+// fetched is how many messages were fetched so far.
+func (t *tracker) fetched() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.first + uint64(t.marks.len())
+}
+
 // extent is how many messages are at or behind the first that is not done, and how many
 // of them are not.
 func (t *tracker) extent() (span, open int) {
