@@ -120,7 +120,7 @@ func (en *entry) post(ctx context.Context, l Letter) bool {
 			en.halt(fmt.Errorf("consumer: %s (token %q): %s, and its dead-letter copy cannot be published; %s: %w", en.d, en.token, l.Reason, skipped, err))
 			return false
 		}
-		wait := e.policy.backoff(n)
+		wait := max(e.policy.backoff(n), firstPause) // the destination's, which is dialled perhaps
 		e.emit(en, idem.Event{Kind: idem.EventWaiting, Err: fmt.Errorf("dead-letter destination: %w", err), Wait: wait})
 		sleep(ctx, wait)
 		if ctx.Err() != nil {

@@ -268,6 +268,38 @@ func TestHoldLimit(t *testing.T) {
 	}
 }
 
+// The last delivery of a message does not go back, since the broker would drop it: it is
+// dead-lettered, once the destination takes it.
+func TestHoldLimitOfTheLastDelivery(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{HoldLimit: 10 * time.Second, DeadLetters: true})
+		if _, err := r.newGuard().Begin(t.Context(), "a"); err != nil {
+			t.Fatal(err)
+		}
+		r.store.Set(storefault.Away)
+		r.b.dlqErr = errBoom
+		r.b.add(&message{headers: map[string][]string{idem.Header: {"a"}}, final: true})
+		stop := r.start(fine)
+		time.Sleep(time.Minute)
+		if got := r.b.settlements(); len(got) != 0 {
+			t.Fatalf("settlements %q while no copy was taken", got)
+		}
+		r.b.mu.Lock()
+		r.b.dlqErr = nil
+		r.b.mu.Unlock()
+		time.Sleep(time.Minute)
+		if got := r.b.settlements(); !slices.Equal(got, []string{"term 1"}) {
+			t.Errorf("settlements %q", got)
+		}
+		if l := r.b.posted(); len(l) != 1 || l[0].Reason != consumers.ReasonFinal || l[0].Token != "a" || l[0].Redrive != 1 {
+			t.Errorf("letters %+v", l)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // What waits behind a message that is given back is too, each in its turn: also where its
 // claim was asked for, or made, ahead.
 func TestHoldLimitOfTheQueue(t *testing.T) {

@@ -36,8 +36,7 @@ func (en *entry) process() {
 				en.giveBack(false)
 			}
 			if en.heldLong() && !en.l.ending() {
-				en.l.e.emit(en, idem.Event{Kind: idem.EventWaiting, Wait: en.l.e.broker.HoldLimit, Err: fmt.Errorf("%s goes back to the broker: %w", en.d, errHeldLong)})
-				en.settle(func(ctx context.Context) error { return en.d.Redeliver(ctx, 0) }, settled)
+				en.sendBack()
 			} else {
 				en.leave()
 			}
@@ -45,6 +44,24 @@ func (en *entry) process() {
 		}
 		again = en.next()
 	}
+}
+
+// sendBack gives what was held for long back to the broker. What that would not deliver
+// again is dead-lettered, without a claim: somebody may have it, who may complete it, and
+// then the copy is a duplicate.
+func (en *entry) sendBack() {
+	e := en.l.e
+	if en.d.Final() && e.broker.DeadLetters {
+		l := Letter{Token: en.token, Reason: ReasonFinal, Err: fmt.Errorf("%w: %w", errHeldLong, errFinal), Redrive: en.redrive + 1}
+		if en.post(en.l.ph.final, l) {
+			en.settle(en.d.Terminate, settled)
+		} else {
+			en.leave()
+		}
+		return
+	}
+	e.emit(en, idem.Event{Kind: idem.EventWaiting, Wait: e.broker.HoldLimit, Err: fmt.Errorf("%s goes back to the broker: %w", en.d, errHeldLong)})
+	en.settle(func(ctx context.Context) error { return en.d.Redeliver(ctx, 0) }, settled)
 }
 
 // next is one try: a claim, a handler, an outcome. It reports whether there is to be

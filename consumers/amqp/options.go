@@ -275,7 +275,8 @@ func RejectToDLX() Option {
 // than the consumer timeout of the broker (30 minutes by default), after which the broker
 // closes the channel. A handler that runs is not interrupted, and a message that only
 // waited for its turn for as long is tried all the same: it does not go back. Nor does one
-// under AtMostOnce whose token the store was asked to spend.
+// under AtMostOnce whose token the store was asked to spend. A quorum queue counts each
+// return (RabbitMQ up to 4.2), RabbitMQ 4 up to 20 by itself: see DeliveryLimit.
 func HoldLimit(d time.Duration) Option {
 	return option("HoldLimit", func(c *config) {
 		if d < minHoldLimit {
@@ -292,7 +293,8 @@ func HoldLimit(d time.Duration) Option {
 // queue's dead-letter exchange: it is lost then unless it has one.
 //
 // With this option a message's last delivery is not started: it is acked if it is a
-// duplicate, held while it is in progress elsewhere, else dead-lettered. Where the limit
+// duplicate, held while it is in progress elsewhere or the store is away, else, and after
+// HoldLimit, dead-lettered. Where the limit
 // is within consumers.Budget, no message is held before it can be started, which costs
 // throughput. A queue without a limit (-1) loses nothing, and needs none of this.
 func DeliveryLimit(n int) Option {
