@@ -470,7 +470,7 @@ func (w *wait) answered(*call) {
 // Where nothing is under way the trip is made here, as far as that keeps nobody: a
 // goroutine for it costs two wake-ups of threads.
 func (b *batcher) do(ctx context.Context, calls ...*call) (answered bool) {
-	if err := context.Cause(ctx); err != nil {
+	if err := causeOf(ctx); err != nil {
 		b.abandon(calls, err)
 		return false
 	}
@@ -503,7 +503,7 @@ func (b *batcher) do(ctx context.Context, calls ...*call) (answered bool) {
 	case <-w.done:
 		return true
 	case <-ctx.Done():
-		b.abandon(calls, context.Cause(ctx))
+		b.abandon(calls, causeOf(ctx))
 		return false
 	}
 }

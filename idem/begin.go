@@ -164,7 +164,7 @@ func (g *Guard) claimable(ctx context.Context) error {
 		return err
 	}
 	if ctx.Err() != nil {
-		return context.Cause(ctx)
+		return causeOf(ctx)
 	}
 	return nil
 }

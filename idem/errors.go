@@ -1,6 +1,7 @@
 package idem
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -181,6 +182,25 @@ func (e *handlerError) As(target any) bool {
 		return false
 	}
 	return errors.As(e.err, target)
+}
+
+// causeOf is why ctx ended; nil if it did not. A cause may be what was said of another token:
+// an errgroup's context ends with the first error of its functions. That is only told, so
+// that nobody takes it for what is said of this one.
+func causeOf(ctx context.Context) error {
+	cause := context.Cause(ctx)
+	_, delays := RetryDelay(cause)
+	of := delays || IsPermanent(cause)
+	for _, answer := range [...]error{
+		ErrDuplicate, ErrInProgress, ErrUnknownToken, ErrConflict, ErrInvalidToken, ErrLeaseLost, ErrRolledBack, ErrNeedAlone,
+		ErrClaimEnded, ErrClaimBorrowed,
+	} {
+		of = of || errors.Is(cause, answer)
+	}
+	if of {
+		return fmt.Errorf("%w: %v", ctx.Err(), cause) //nolint:errorlint // see above
+	}
+	return cause
 }
 
 func ofHandler(err error) error {

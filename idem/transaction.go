@@ -197,7 +197,15 @@ func (c *Claim) commitBy(ctx context.Context, commit func(context.Context, *stor
 func (c *Claim) tryCommit(ctx context.Context, within time.Duration, b *store.Batch, commit func(context.Context, *store.Batch) error) error {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	if err := commit(ctx, b); err != nil {
+	returned := false
+	defer func() {
+		if !returned { // it panics: whoever recovers can end the claim
+			c.finish(false, false)
+		}
+	}()
+	err := commit(ctx, b)
+	returned = true
+	if err != nil {
 		return err
 	}
 	if len(b.Replies) != len(b.Ops) {

@@ -425,3 +425,30 @@ func TestNoticeAtCommit(t *testing.T) {
 		}
 	})
 }
+
+// A panic in CommitWith leaves the claim to whoever recovers: Do gives it back, and the token
+// can be claimed again.
+func TestCommitWithPanics(t *testing.T) {
+	g := idem.New(idem.WithStore(memstore.New())).Group("g")
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("the panic was swallowed")
+			}
+		}()
+		_ = g.Do(t.Context(), "t", func(ctx context.Context) error {
+			c, _ := idem.FromContext(ctx)
+			return c.CommitWith(ctx, func(context.Context, store.Store, *store.Batch) error { panic("driver") })
+		})
+	}()
+	c, err := g.Begin(t.Context(), "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Attempt() != 2 {
+		t.Errorf("attempt %d", c.Attempt())
+	}
+	if err := c.Commit(t.Context()); err != nil {
+		t.Error(err)
+	}
+}

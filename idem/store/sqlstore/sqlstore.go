@@ -197,6 +197,9 @@ type Claim interface {
 // CommitTx and the claim's Commit can be called again then, and ask about the first
 // transaction: another one that CommitTx is given is rolled back.
 func CommitTx(ctx context.Context, tx *sql.Tx, c Claim) error {
+	if tx == nil || c == nil {
+		return errors.New("sqlstore: CommitTx was given no transaction, or no claim: look at the error of BeginTx, and whether idem.FromContext found one")
+	}
 	t := &transaction{tx: tx, cancel: func() {}}
 	defer t.Rollback()
 	parent := ctx

@@ -451,3 +451,15 @@ func TestCommitTxAgain(t *testing.T) {
 		}
 	}
 }
+
+// A transaction that was never begun is told, and ends no process.
+func TestCommitTxOfNothing(t *testing.T) {
+	for name, call := range map[string]func() error{
+		"no transaction": func() error { return sqlstore.CommitTx(t.Context(), nil, new(idem.Claim)) },
+		"no claim":       func() error { return sqlstore.CommitTx(t.Context(), new(sql.Tx), nil) },
+	} {
+		if err := call(); err == nil || !strings.Contains(err.Error(), "BeginTx") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -136,6 +136,9 @@ type Claim interface {
 // claim's completion with it, and answers as sqlstore.CommitTx does. tx is ended in any
 // case.
 func CommitTx(ctx context.Context, tx pgx.Tx, c Claim) error {
+	if tx == nil || c == nil {
+		return errors.New("pgxstore: CommitTx was given no transaction, or no claim: look at the error of Begin, and whether idem.FromContext found one")
+	}
 	t := newTransaction(tx)
 	defer t.Rollback()
 	parent := ctx
