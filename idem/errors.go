@@ -189,6 +189,9 @@ func (e *handlerError) As(target any) bool {
 // that nobody takes it for what is said of this one.
 func causeOf(ctx context.Context) error {
 	cause := context.Cause(ctx)
+	if cause == nil {
+		return nil
+	}
 	_, delays := RetryDelay(cause)
 	of := delays || IsPermanent(cause)
 	for _, answer := range [...]error{
