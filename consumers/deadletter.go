@@ -88,15 +88,20 @@ func (en *entry) refuse(reason string, cause error) (again bool) {
 		en.halt(noDestination(en, reason, cause))
 		return false
 	}
+	return !en.sendAway(en.waits, reason, cause)
+}
+
+// sendAway dead-letters a message without a claim; false if ctx ends before.
+func (en *entry) sendAway(ctx context.Context, reason string, cause error) bool {
 	l := Letter{Token: en.token, Reason: reason, Err: cause}
 	if en.invalid == nil {
 		l.Redrive = en.redrive + 1
 	}
-	if !en.post(en.waits, l) {
-		return true
+	if !en.post(ctx, l) {
+		return false
 	}
 	en.settle(en.d.Terminate, settled)
-	return false
+	return true
 }
 
 // post publishes the copy until the destination confirms it; false if ctx ends before.

@@ -52,10 +52,7 @@ func (en *entry) process() {
 func (en *entry) sendBack() {
 	e := en.l.e
 	if en.d.Final() && e.broker.DeadLetters {
-		l := Letter{Token: en.token, Reason: ReasonFinal, Err: fmt.Errorf("%w: %w", errHeldLong, errFinal), Redrive: en.redrive + 1}
-		if en.post(en.l.ph.final, l) {
-			en.settle(en.d.Terminate, settled)
-		} else {
+		if !en.sendAway(en.l.ph.final, ReasonFinal, fmt.Errorf("%w: %w", errHeldLong, errFinal)) {
 			en.leave()
 		}
 		return

@@ -163,10 +163,7 @@ func (g *Guard) claimable(ctx context.Context) error {
 	if err := g.core.claimable(); err != nil {
 		return err
 	}
-	if ctx.Err() != nil {
-		return causeOf(ctx)
-	}
-	return nil
+	return causeOf(ctx)
 }
 
 // prepare enters the token of a request and makes its call, or returns the answer that needs
