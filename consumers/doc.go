@@ -23,4 +23,11 @@
 //
 // Nothing is acked before its completion is recorded, or its dead-letter copy
 // confirmed.
+//
+// # Options
+//
+// For failures [Budget], [Backoff], [HandlerTimeout] and [DeadLetterStale]; for the promise
+// [AtMostOnce], [FailOpen], [Fingerprints], [Shadow] and [Strict]; for tokens [TokenFrom] and
+// [TrustMessageID]; for running [DrainTimeout] and [WorkAhead]. Each adapter has more, of its
+// broker. Everything else here is for adapters.
 package consumers

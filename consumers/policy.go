@@ -123,8 +123,8 @@ func Backoff(first, last time.Duration) Option {
 }
 
 // HandlerTimeout cancels a handler's context after d, with cause
-// ErrHandlerTimeout; there is none by default. A handler that does not return then is
-// reported, and goes on holding its message.
+// ErrHandlerTimeout; there is none by default. A handler that has not returned after twice
+// d is reported (idem.EventStuck), and goes on holding its message.
 func HandlerTimeout(d time.Duration) Option {
 	return Option{name: "HandlerTimeout", policy: positive(func(p *Policy) *time.Duration { return &p.handlerTimeout }, d)}
 }

@@ -102,7 +102,6 @@ func redrive(m Message) (int, error) {
 	return int(n), nil
 }
 
-// SameHeader is for adapters: it tells whether two names of headers differ in the case of
-// ASCII letters at most. Others, of more bytes, have letters of ASCII for their other case
-// too.
+// SameHeader is for adapters: it reports whether two header names are equal but for the
+// case of ASCII letters. (Unicode's folding alone would match K with the Kelvin sign too.)
 func SameHeader(a, b string) bool { return len(a) == len(b) && strings.EqualFold(a, b) }

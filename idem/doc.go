@@ -24,6 +24,12 @@
 // was lost, and a store that forgets what it acknowledged. In each of these the
 // handler runs again, with the same token and a higher attempt.
 //
+// # Budget
+//
+// A claim knows how many attempts at its token failed before it (Claim.Spent): those that were
+// released, and those whose process died. Consumers dead-letter a message when that many have
+// spent its budget (consumers.Budget); Do only counts.
+//
 // # One and two phases
 //
 // [Guard.Begin] and [Claim.Commit] are the two phases around an effect, and Do

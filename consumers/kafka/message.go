@@ -16,7 +16,8 @@ import (
 // (idem.FromContext), and ends when that is lost, or the partition. The handler does not
 // commit: the consumer does, when what comes before is done too. It does not change the key,
 // the value or the headers in place: the next attempt, a dead-letter copy and a fingerprint are
-// made of them.
+// made of them. A
+// panic is not recovered: the claim is given back, which spends budget, and it goes on.
 type Handler func(ctx context.Context, msg kafka.Message) error
 
 // BatchHandler handles several messages. It returns nil where all effects are done, or an
