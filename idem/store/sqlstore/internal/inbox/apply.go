@@ -646,6 +646,16 @@ func (s *Store) settled(x *execution) {
 	}
 }
 
+// over is called where COMMIT is known to have ended the claim: one that fails leaves it
+// held, for as long as its row says.
+func (s *Store) over(l lease) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if claim := s.renewed[l.key]; claim != "" && claim == l.claim {
+		s.forgetLease(l.key, claim)
+	}
+}
+
 // forgetLease is called with mu held, when a claim that had been renewed is over.
 func (s *Store) forgetLease(k key, claim string) {
 	delete(s.renewed, k)

@@ -30,6 +30,7 @@ type Handler struct {
 	err     error // why there is no transaction any more, or never was
 	used    bool
 	unknown bool  // COMMIT was sent, and not answered
+	ends    lease // of the claim that it completes
 	ended   error // of ROLLBACK
 	final   error // of Commit, which failed before COMMIT: the answer from then on
 }
@@ -248,6 +249,7 @@ func (h *Handler) Commit(ctx context.Context, b *store.Batch) error {
 	}
 	if len(b.Ops) > 0 {
 		b.Replies[0] = reply
+		h.s.over(h.ends)
 	}
 	return nil
 }
@@ -261,9 +263,11 @@ func (h *Handler) find(ctx context.Context, b *store.Batch) error {
 	}
 	err := h.s.failure(doing, h.ask(ctx, b))
 	switch {
+	case err == nil:
+		h.s.over(h.ends)
 	case errors.Is(err, store.ErrRolledBack):
 		h.unknown = false
-	case err != nil && !errors.Is(err, store.ErrUnavailable):
+	case !errors.Is(err, store.ErrUnavailable):
 		err = fmt.Errorf("%s: %s: %w: %w", h.s.config.Package, doing, store.ErrUnavailable, err)
 	}
 	return err
@@ -459,7 +463,7 @@ func (h *Handler) complete(ctx context.Context, b *store.Batch) (store.Reply, er
 	if err != nil {
 		return store.Reply{}, err
 	}
-	k := key{gid, op.Token}
+	h.ends = lease{key{gid, op.Token}, op.Claim}
 	n, err := h.s.exec(ctx, h.tx, "finish", values{
 		"gid": gid, "token": []byte(op.Token), "claim": op.Claim, "attempt": small(op.Attempt), "result": blob(op.Result),
 		"retention": max(0, min(b.Retention.Microseconds(), 1<<52)), "slack": slack(b.Lease), "idle": h.s.idle(b.Lease), "now": now(),
@@ -468,11 +472,6 @@ func (h *Handler) complete(ctx context.Context, b *store.Batch) (store.Reply, er
 		return store.Reply{}, err
 	}
 	if n == 1 {
-		h.s.mu.Lock()
-		defer h.s.mu.Unlock()
-		if h.s.renewed[k] == op.Claim {
-			h.s.forgetLease(k, op.Claim)
-		}
 		return store.Reply{Status: store.OK}, nil
 	}
 	return h.slowly(ctx, b)
