@@ -528,7 +528,7 @@ func TestSQLiteHolds(t *testing.T) {
 	if r := apply(t, s, begin("b", "c2"), time.Second); r.Status != store.Claimed {
 		t.Fatalf("Begin: %+v", r)
 	}
-	if err := write(ctx, "b"); err == nil || tx.Used() {
+	if err := write(ctx, "b"); !errors.Is(err, store.ErrRolledBack) || tx.Used() {
 		t.Errorf("a transaction of a lost claim: %v, used %v", err, tx.Used())
 	}
 }

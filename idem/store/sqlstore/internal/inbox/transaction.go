@@ -141,7 +141,7 @@ func (h *Handler) beginTx(ctx context.Context) (Tx, error) {
 	}
 	n, err := h.s.exec(ctx, tx, statement, v)
 	if err == nil && n == 0 {
-		err = fmt.Errorf("the claim of token %q is not held any more: somebody took over", h.op.Token)
+		err = h.s.rolledBack("opening the handler's transaction", fmt.Errorf("the claim of token %q is not held any more: somebody took over", h.op.Token))
 	}
 	if err != nil {
 		tx.Rollback()
