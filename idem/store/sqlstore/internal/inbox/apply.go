@@ -255,11 +255,15 @@ func (x *execution) need(ctx context.Context) (*needs, error) {
 			if err != nil {
 				return nil, err
 			}
-			n.records[i] = key{gid, op.Token}
+			k := key{gid, op.Token}
+			if op.Kind == store.Renew && x.s.committing(lease{k, op.Claim}) {
+				continue // Lost, as after COMMIT: of a claim that it is ending a guard makes nothing of that
+			}
+			n.records[i] = k
 			if op.Kind == store.Inspect {
-				look[n.records[i]] = true
+				look[k] = true
 			} else {
-				lock[n.records[i]] = true
+				lock[k] = true
 			}
 		}
 		if issued {
@@ -644,6 +648,25 @@ func (s *Store) settled(x *execution) {
 			s.forgetLease(k, claim)
 		}
 	}
+}
+
+// commits notes that COMMIT of a claim's completion is under way, or is not any more.
+func (s *Store) commits(l lease, underWay bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if underWay {
+		s.sent[l] = struct{}{}
+	} else {
+		delete(s.sent, l)
+	}
+}
+
+// committing reports whether COMMIT of a claim's completion is under way in this process.
+func (s *Store) committing(l lease) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, is := s.sent[l]
+	return is
 }
 
 // over is called where COMMIT is known to have ended the claim: one that fails leaves it

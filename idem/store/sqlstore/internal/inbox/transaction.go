@@ -396,6 +396,8 @@ func (h *Handler) send(ctx context.Context) error {
 	const doing = "committing the handler's transaction"
 	tx := h.tx
 	h.tx, h.err = nil, errEnded
+	h.s.commits(h.ends, true)
+	defer h.s.commits(h.ends, false)
 	err := tx.Commit(ctx)
 	tx.Rollback() // gives the connection back, whatever state it is in
 	if err == nil {
