@@ -48,10 +48,10 @@ func newDatabase(pool *pgxpool.Pool, opts pgx.TxOptions) inbox.DB {
 	}{conn{pool}, &database{pool: pool, opts: opts}}
 }
 
-// Begin tries connections that died in the pool one after the other: nothing has happened
-// when the first statement fails.
+// Begin tries connections that died in the pool one after the other, as many as there can be
+// and a new one: nothing has happened when the first statement fails.
 func (d *database) Begin(ctx context.Context, statements []string) (inbox.Tx, error) {
-	for {
+	for n := int32(0); ; n++ {
 		c, err := d.pool.Acquire(ctx)
 		if err != nil {
 			return nil, err
@@ -67,7 +67,7 @@ func (d *database) Begin(ctx context.Context, statements []string) (inbox.Tx, er
 		}
 		died := c.Conn().IsClosed()
 		t.Rollback()
-		if !died || ctx.Err() != nil {
+		if !died || n >= d.pool.Stat().MaxConns() || ctx.Err() != nil {
 			return nil, err
 		}
 	}

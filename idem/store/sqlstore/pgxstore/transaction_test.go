@@ -135,6 +135,50 @@ func TestTxEndsWithContext(t *testing.T) {
 	tx.Rollback()
 }
 
+// Connections that died in the pool are passed over; where each one dies, new ones too, it is
+// an outage, and soon.
+func TestConnectionsThatDie(t *testing.T) {
+	t.Parallel()
+	config, err := pgxpool.ParseConfig(sqltest.StartPostgres(t, "").DSN())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var left, died atomic.Int32 // connections that are to die, and did
+	config.MaxConns = 3
+	config.PrepareConn = func(_ context.Context, c *pgx.Conn) (bool, error) {
+		if left.Add(-1) < 0 {
+			return true, nil
+		}
+		if died.Add(1) == 100 {
+			cancel()
+		}
+		return true, c.PgConn().Conn().Close()
+	}
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	s := pgxstore.New(pool, pgxstore.WithCreate())
+	begin := func(token string, dying int32) error {
+		b := &store.Batch{Prefix: "p", Lease: time.Second, Retention: time.Hour, Ops: []store.Op{{Kind: store.Begin, Token: token, Claim: "c"}}}
+		left.Store(dying)
+		died.Store(0)
+		return s.Apply(ctx, b)
+	}
+	if err := begin("none", 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := begin("all that can be in the pool", 3); err != nil || died.Load() != 3 {
+		t.Errorf("%d connections died: %v", died.Load(), err)
+	}
+	if err := begin("each", 1<<20); !errors.Is(err, store.ErrUnavailable) || died.Load() != 4 {
+		t.Errorf("%d connections died: %v", died.Load(), err)
+	}
+}
+
 // Two stores of both kinds, on one database, give each token to one claim.
 func TestBesideSQLStore(t *testing.T) {
 	t.Parallel()
