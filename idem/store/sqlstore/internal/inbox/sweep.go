@@ -17,11 +17,12 @@ type schedule struct {
 }
 
 const (
-	sweepLimit = 1000             // rows a transaction
-	sweepDebt  = 1000             // operations after which it is time: of a message, two at least
-	sweepEvery = 20 * time.Second // or else
-	sweepFor   = time.Second      // at most, in somebody's Apply
-	sweepAll   = 50               // times after which it is all tables' turn, not the records' only
+	sweepLimit = 1000                   // rows a transaction
+	sweepDebt  = 1000                   // operations after which it is time: of a message, two at least
+	sweepEvery = 20 * time.Second       // or else
+	sweepFor   = time.Second            // at most, in somebody's Apply, or a tenth of the lease
+	sweepLeast = 100 * time.Millisecond // of that: a sweep that is cut off deletes nothing
+	sweepAll   = 50                     // times after which it is all tables' turn, not the records' only
 	// A later incarnation is above the clock anyhow.
 	oldInstances = 24 * time.Hour
 )
@@ -43,7 +44,7 @@ func (s *Store) sweepSometimes(ctx context.Context, b *store.Batch) {
 	if !due {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, sweepFor)
+	ctx, cancel := context.WithTimeout(ctx, min(sweepFor, max(sweepLeast, b.Lease/10)))
 	defer cancel()
 	n, _ := s.sweepOnce(ctx, b.Now.UnixMicro(), sweepLimit, all)
 	s.mu.Lock()
