@@ -3,6 +3,7 @@ package inbox
 import (
 	"context"
 	"errors"
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -43,6 +44,19 @@ func (*one) Scan(dest ...any) error {
 
 func (*one) Err() error { return nil }
 func (*one) Close()     {}
+
+// However many groups there are, the numbers of some are kept in mind.
+func TestGroupsInMind(t *testing.T) {
+	s := New(&answers{}, Config{Package: "inbox", Dialect: SQLite})
+	for i := range maxGroups + 100 {
+		if id, err := s.gid(t.Context(), ofGroup, "p", strconv.Itoa(i), true); id != 7 || err != nil {
+			t.Fatal(id, err)
+		}
+	}
+	if n := len(s.gids); n > maxGroups {
+		t.Errorf("%d groups are kept in mind", n)
+	}
+}
 
 // A sweep holds a batch's replies up: for a part of the lease only, and long enough to get
 // somewhere.

@@ -150,6 +150,9 @@ func groupID(hash []byte, n int) int64 {
 	return max(1, int64(word&math.MaxInt32))
 }
 
+// maxGroups bounds the numbers that are kept in mind.
+const maxGroups = 10_000
+
 // gid is the number of a prefix's group, or of its issued tokens. It is zero where there is
 // none, and none is to be made.
 func (s *Store) gid(ctx context.Context, kind byte, prefix, group string, create bool) (int64, error) {
@@ -185,9 +188,16 @@ func (s *Store) gid(ctx context.Context, kind byte, prefix, group string, create
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.epoch == epoch {
-		s.gids[string(h)] = id
+	if s.epoch != epoch {
+		return id, nil
 	}
+	if len(s.gids) >= maxGroups {
+		for other := range s.gids {
+			delete(s.gids, other)
+			break
+		}
+	}
+	s.gids[string(h)] = id
 	return id, nil
 }
 
