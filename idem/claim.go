@@ -35,6 +35,7 @@ type claim struct {
 	lost      bool
 	ended     bool
 	ending    bool // Commit, Release or Bury is under way
+	abandoned bool // meanwhile: it ends with that, whatever comes of it
 	entered   bool // holds the token in this guard
 	result    []byte
 	parent    context.Context
@@ -177,12 +178,22 @@ func (c *Claim) Bury(ctx context.Context) error {
 
 // Abandon ends the claim in this process only: it is neither committed nor released,
 // and its lease runs out. It is for whoever could not end it, and has the handler back.
+// What is under way to end it, a CommitWith of the handler's, say, goes on, and this guard
+// does not claim the token again before that is over.
 func (c *Claim) Abandon() {
-	if c.lock() != nil {
-		return // it has ended, or is being ended, which goes on
+	if c.borrowed {
+		return
 	}
-	c.Rollback()
-	c.finish(true, true)
+	c.mu.Lock()
+	c.abandoned = c.ending
+	free := !c.ending && !c.ended
+	c.ending = c.ending || free
+	c.mu.Unlock()
+	c.StopRenewing()
+	if free {
+		c.Rollback()
+		c.finish(true, true)
+	}
 }
 
 // StopRenewing leaves the claim to its lease, for a handler that does not return. The
@@ -197,6 +208,7 @@ func (c *Claim) StopRenewing() {
 // attempt. Counted, it spends budget. Whatever the answer, this claim has ended.
 func (c *Claim) Retry(ctx context.Context, counted bool, req Request) (*Claim, error) {
 	if err := c.lock(); err != nil {
+		c.Abandon()
 		return nil, err
 	}
 	g := c.guard
@@ -296,13 +308,14 @@ func (c *Claim) lock() error {
 	if c.borrowed {
 		return fmt.Errorf("idem: token %q: %w", c.token, ErrClaimBorrowed)
 	}
-	return c.claim.lock()
+	return c.claim.lock(false)
 }
 
-func (c *claim) lock() error {
+// lock is refused once the claim has ended; by CommitWith, once it was committed.
+func (c *claim) lock(commits bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.ended || c.ending {
+	if c.ended || c.ending || commits && c.committed {
 		return fmt.Errorf("idem: token %q: attempt %d: %w", c.token, c.attempt, ErrClaimEnded)
 	}
 	c.ending = true
@@ -355,10 +368,9 @@ func (c *Claim) endedBy(answered *call) error {
 // finish undoes lock. An ended claim is not renewed, its context is over, and,
 // unless another claim follows it, its token may be claimed here again.
 func (c *Claim) finish(ended, leave bool) {
-	if ended {
-		c.guard.core.leases.remove(c.claim)
-	}
 	c.mu.Lock()
+	over := c.abandoned && !ended
+	ended, leave = ended || over, leave || over
 	c.ending, c.ended = false, ended
 	if ended && c.cancel != nil {
 		c.cancel(nil)
@@ -369,6 +381,12 @@ func (c *Claim) finish(ended, leave bool) {
 		c.entered = false
 	}
 	c.mu.Unlock()
+	if ended {
+		c.guard.core.leases.remove(c.claim)
+	}
+	if over {
+		c.rollback()
+	}
 	if ended && stop != nil {
 		stop()
 	}

@@ -53,6 +53,12 @@ func (c *claim) usesTx() bool {
 // Committed reports whether the handler has committed the claim itself, by CommitWith.
 func (c *Claim) Committed() bool { return c.isCommitted() }
 
+func (c *claim) isAbandoned() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.abandoned
+}
+
 func (c *claim) isCommitted() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -120,10 +126,7 @@ func (c *Claim) RolledBack(err error) bool {
 // After an error the claim is still held, and Commit and CommitWith go on with the same
 // function: the completion is not recorded without the effect.
 func (c *Claim) CommitWith(ctx context.Context, commit func(ctx context.Context, s store.Store, b *store.Batch) error) error {
-	if c.isCommitted() {
-		return fmt.Errorf("idem: token %q: attempt %d: %w", c.token, c.attempt, ErrClaimEnded)
-	}
-	if err := c.claim.lock(); err != nil {
+	if err := c.claim.lock(true); err != nil {
 		return err
 	}
 	s := c.guard.core.opts.store
@@ -175,7 +178,7 @@ func (c *Claim) commitBy(ctx context.Context, commit func(context.Context, *stor
 			c.lose()
 			c.finish(!c.borrowed, !c.borrowed)
 			return fmt.Errorf("idem: commit token %q: attempt %d: %w", c.token, c.attempt, ErrLeaseLost)
-		case c.oneTrip, !errors.Is(err, store.ErrUnavailable):
+		case c.oneTrip, !errors.Is(err, store.ErrUnavailable), c.isAbandoned():
 			c.finish(false, false)
 			return fmt.Errorf("idem: commit token %q: attempt %d: %w", c.token, c.attempt, err)
 		}
@@ -222,12 +225,13 @@ func (c *Claim) tryCommit(ctx context.Context, within time.Duration, b *store.Ba
 func (c *Claim) done() {
 	c.mu.Lock()
 	c.with = nil
-	c.mu.Unlock()
-	if c.borrowed {
-		c.hold()
-		c.mu.Lock()
+	goesOn := c.borrowed && !c.abandoned
+	if goesOn {
 		c.committed, c.ending = true, false
-		c.mu.Unlock()
+	}
+	c.mu.Unlock()
+	if goesOn {
+		c.hold()
 	} else {
 		c.finish(true, true)
 	}

@@ -452,3 +452,66 @@ func TestCommitWithPanics(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A handler that returns while its CommitWith is still under way leaves no claim behind: what
+// comes of that decides, or the lease does.
+func TestCommitWithOutlivesItsHandler(t *testing.T) {
+	do := func(returns error) func(context.Context, *idem.Guard, func(context.Context)) error {
+		return func(ctx context.Context, g *idem.Guard, handle func(context.Context)) error {
+			return g.Do(ctx, "a", func(ctx context.Context) error { handle(ctx); return returns })
+		}
+	}
+	retry := func(ctx context.Context, g *idem.Guard, handle func(context.Context)) error {
+		c := g.BeginAll(ctx, []idem.Request{{Token: "a", Patient: true}})[0].Claim
+		run, err := c.Start(ctx)
+		if err != nil {
+			return err
+		}
+		handle(run)
+		_, err = c.Retry(ctx, true, idem.Request{Patient: true})
+		return err
+	}
+	for ending, handled := range map[string]func(context.Context, *idem.Guard, func(context.Context)) error{
+		"nil": do(nil), "error": do(errBoom), "retry": retry,
+	} {
+		for commits, outcome := range map[string]func(apply func() error) error{
+			"committed":     func(apply func() error) error { return apply() },
+			"not committed": func(func() error) error { return errBoom },
+			"not known":     func(func() error) error { return store.ErrUnavailable },
+			"panics":        func(func() error) error { panic("driver") },
+		} {
+			t.Run(ending+", "+commits, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					g, _ := newDatabase()
+					returned := make(chan struct{})
+					err := handled(t.Context(), g, func(ctx context.Context) {
+						c, _ := idem.FromContext(ctx)
+						go func() {
+							defer func() { _ = recover() }()
+							_ = c.CommitWith(ctx, func(ctx context.Context, s store.Store, b *store.Batch) error {
+								<-returned
+								return outcome(func() error { return s.Apply(ctx, b) })
+							})
+						}()
+						synctest.Wait()
+					})
+					if err == nil {
+						t.Error("what may not be committed is taken for done")
+					}
+					if _, err := g.Begin(t.Context(), "a"); !errors.Is(err, idem.ErrInProgress) {
+						t.Errorf("Begin while it commits: %v", err)
+					}
+					close(returned)
+					time.Sleep(2 * txLease)
+					c, err := g.Begin(t.Context(), "a")
+					switch done := errors.Is(err, idem.ErrDuplicate); {
+					case done != (commits == "committed"), !done && err != nil:
+						t.Errorf("Begin a lease later: %v", err)
+					case !done:
+						c.Abandon()
+					}
+				})
+			})
+		}
+	}
+}
