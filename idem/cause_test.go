@@ -25,6 +25,7 @@ func TestCauseIsNoAnswer(t *testing.T) {
 		"conflict":         fmt.Errorf("idem: token: %w", idem.ErrConflict),
 		"lease lost":       fmt.Errorf("idem: token: %w", idem.ErrLeaseLost),
 		"rolled back":      idem.ErrRolledBack,
+		"unreadable":       fmt.Errorf("idem: claim token: %w", store.ErrUnreadable),
 		"permanent":        idem.Permanent(errors.New("broken")),
 		"later":            idem.RetryAfter(errors.New("away"), time.Second),
 		"the caller's own": own,
@@ -53,7 +54,7 @@ func TestCauseIsNoAnswer(t *testing.T) {
 						err := call(ctx)
 						timer.Stop()
 						_, delays := idem.RetryDelay(err)
-						for _, answer := range []error{idem.ErrDuplicate, idem.ErrInProgress, idem.ErrUnknownToken, idem.ErrConflict, idem.ErrLeaseLost, idem.ErrRolledBack} {
+						for _, answer := range []error{idem.ErrDuplicate, idem.ErrInProgress, idem.ErrUnknownToken, idem.ErrConflict, idem.ErrLeaseLost, idem.ErrRolledBack, store.ErrUnreadable} {
 							if errors.Is(err, answer) {
 								t.Errorf("%s, ended %s: %v is taken for %v", what, when, err, answer)
 							}

@@ -14,8 +14,8 @@ import (
 // RetryAfter, or one after the end of ctx, spends none.
 //
 // Without calling fn, Do returns the errors of Begin; ErrDuplicate says that the
-// message may be acked. An error of fn that is itself a guard's ErrDuplicate or
-// ErrInProgress does not match these.
+// message may be acked. An error of fn that is itself what a guard says of a token or a
+// claim (ErrDuplicate, ErrConflict, ErrLeaseLost and the like) does not match these.
 //
 // If fn returned nil and the completion cannot be recorded within one more lease,
 // the error says so: the effect happened, and a redelivery runs fn again. With

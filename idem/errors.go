@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/idemq/idemq/idem/store"
@@ -162,6 +163,16 @@ func (e *retryAfterError) Error() string {
 }
 func (e *retryAfterError) Unwrap() error { return e.err }
 
+// answers are what is said of one token or claim, and of no other.
+var answers = [...]error{
+	ErrDuplicate, ErrInProgress, ErrUnknownToken, ErrUnsigned, ErrConflict, ErrInvalidToken, ErrLeaseLost, ErrRolledBack, ErrNeedAlone,
+	ErrClaimEnded, ErrClaimBorrowed, store.ErrUnreadable, store.ErrNewer,
+}
+
+func isAnswer(err error) bool {
+	return slices.ContainsFunc(answers[:], func(answer error) bool { return errors.Is(err, answer) })
+}
+
 // handlerError hides, from errors.Is and errors.As, that a handler's error is
 // itself an answer of a guard: only the outer claim's own answer may settle a
 // message.
@@ -170,10 +181,7 @@ type handlerError struct{ err error }
 func (e *handlerError) Error() string { return e.err.Error() }
 
 func (e *handlerError) Is(target error) bool {
-	if target == ErrDuplicate || target == ErrInProgress {
-		return false
-	}
-	return errors.Is(e.err, target)
+	return !slices.Contains(answers[:], target) && errors.Is(e.err, target)
 }
 
 func (e *handlerError) As(target any) bool {
@@ -184,6 +192,13 @@ func (e *handlerError) As(target any) bool {
 	return errors.As(e.err, target)
 }
 
+func ofHandler(err error) error {
+	if isAnswer(err) {
+		return &handlerError{err}
+	}
+	return err
+}
+
 // causeOf is why ctx ended; nil if it did not. A cause may be what was said of another token:
 // an errgroup's context ends with the first error of its functions. That is only told, so
 // that nobody takes it for what is said of this one.
@@ -192,23 +207,8 @@ func causeOf(ctx context.Context) error {
 	if cause == nil {
 		return nil
 	}
-	_, delays := RetryDelay(cause)
-	of := delays || IsPermanent(cause)
-	for _, answer := range [...]error{
-		ErrDuplicate, ErrInProgress, ErrUnknownToken, ErrConflict, ErrInvalidToken, ErrLeaseLost, ErrRolledBack, ErrNeedAlone,
-		ErrClaimEnded, ErrClaimBorrowed,
-	} {
-		of = of || errors.Is(cause, answer)
-	}
-	if of {
+	if _, delays := RetryDelay(cause); delays || IsPermanent(cause) || isAnswer(cause) {
 		return fmt.Errorf("%w: %v", ctx.Err(), cause) //nolint:errorlint // see above
 	}
 	return cause
-}
-
-func ofHandler(err error) error {
-	if errors.Is(err, ErrDuplicate) || errors.Is(err, ErrInProgress) {
-		return &handlerError{err}
-	}
-	return err
 }

@@ -1,0 +1,38 @@
+package idem_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+
+	"github.com/idemq/idemq/idem"
+	"github.com/idemq/idemq/idem/store"
+)
+
+// What a handler returns of another token, or of another claim, is no answer about this one.
+func TestHandlersErrorIsNoAnswer(t *testing.T) {
+	for _, answer := range []error{
+		idem.ErrDuplicate, idem.ErrInProgress, idem.ErrUnknownToken, idem.ErrUnsigned, idem.ErrConflict, idem.ErrInvalidToken,
+		idem.ErrLeaseLost, idem.ErrNeedAlone, store.ErrUnreadable, store.ErrNewer,
+	} {
+		t.Run(answer.Error(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g, _ := newGuard()
+				err := g.Do(t.Context(), "outer", func(context.Context) error {
+					return errors.Join(errBoom, fmt.Errorf("idem: token %q: %w", "inner", answer))
+				})
+				if errors.Is(err, answer) || idem.Done(err) {
+					t.Errorf("%v is taken for an answer about its own token", err)
+				}
+				if !errors.Is(err, errBoom) {
+					t.Errorf("%v has lost the rest", err)
+				}
+				if r := inspect(t, g, "outer"); r.State != store.Released || r.Spent != 1 {
+					t.Errorf("the record is %+v", r)
+				}
+			})
+		})
+	}
+}
