@@ -164,3 +164,35 @@ func TestEachGuardIsTold(t *testing.T) {
 		}
 	})
 }
+
+// What a full memory store forgets for one guard may be what another has completed: that one is
+// told, and nobody whose records are all there.
+func TestMemoryForgetsForAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := memstore.New(memstore.WithMaxRecords(1))
+		told := make(map[string]int)
+		guard := func(prefix string) *idem.Guard {
+			return idem.New(idem.WithStore(s), idem.WithPrefix(prefix), idem.WithHaltOnDataLoss(), idem.WithObserver(idem.ObserverFunc(func(e idem.Event) {
+				if e.Kind == idem.EventStoreNotice {
+					told[prefix]++
+				}
+			}))).Group("g")
+		}
+		loses, forgets := guard("loses"), guard("forgets")
+		handle := func(context.Context) error { return nil }
+		if err := loses.Do(t.Context(), "a", handle); err != nil {
+			t.Fatal(err)
+		}
+		if err := forgets.Do(t.Context(), "b", handle); err != nil {
+			t.Errorf("told of what is another's: %v", err)
+		}
+		for range 2 {
+			if err := loses.Do(t.Context(), "a", handle); !errors.Is(err, idem.ErrDataLoss) {
+				t.Errorf("what was handled and forgotten: %v, want ErrDataLoss", err)
+			}
+		}
+		if told["loses"] != 1 {
+			t.Errorf("told %v", told)
+		}
+	})
+}

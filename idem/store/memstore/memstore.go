@@ -30,6 +30,13 @@ type Store struct {
 	mu          sync.Mutex
 	table       table
 	incarnation uint64 // the last one drawn, for any name
+	losses      map[string]losses
+}
+
+// losses is what is to be told to those who use a prefix.
+type losses struct {
+	batches int // that made the store forget some of its records
+	notice  string
 }
 
 var _ store.Store = (*Store)(nil)
@@ -44,7 +51,7 @@ type Option func(*Store)
 // A full store drops what has expired; then it forgets the record that is
 // closest to its expiry among done, dead, forgotten and issued ones: a completed
 // token that it forgets is handled again when it is redelivered. Each is told to
-// [OnForget] and counted in [store.Batch.Notice]. Records in progress or released
+// [OnForget], and all who use its prefix by [store.Batch.Notice]. Records in progress or released
 // are not forgotten before their time; when nothing else is left, an operation
 // that needs a new record is answered with [store.ErrFull].
 func WithMaxRecords(n int) Option {
@@ -84,7 +91,7 @@ type Forgotten struct {
 
 // New returns an empty store.
 func New(opts ...Option) *Store {
-	s := &Store{clock: time.Now, table: newTable(DefaultMaxRecords)}
+	s := &Store{clock: time.Now, table: newTable(DefaultMaxRecords), losses: make(map[string]losses)}
 	for _, o := range opts {
 		o(s)
 	}
@@ -110,7 +117,6 @@ func (s *Store) Apply(ctx context.Context, b *store.Batch) error {
 	b.Replies = b.Replies[:len(b.Ops)]
 
 	lost := s.execute(b)
-	b.Notice = notice(s.table.max, lost)
 	if s.onForget != nil {
 		for _, f := range lost {
 			s.onForget(f)
@@ -131,20 +137,30 @@ func (s *Store) execute(b *store.Batch) (lost []Forgotten) {
 	for i := range b.Ops {
 		b.Replies[i] = x.do(&b.Ops[i])
 	}
+	s.count(x.lost)
+	told := s.losses[b.Prefix]
+	b.Notice, b.Losses = told.notice, told.batches
 	return x.lost
 }
 
-func notice(limit int, lost []Forgotten) string {
+// count takes in what one batch made the store forget; mu is held.
+func (s *Store) count(lost []Forgotten) {
 	if len(lost) == 0 {
-		return ""
+		return
 	}
-	var early time.Duration
+	records, early := make(map[string]int), make(map[string]time.Duration)
 	for _, f := range lost {
-		early = max(early, f.Early)
+		records[f.Prefix]++
+		early[f.Prefix] = max(early[f.Prefix], f.Early)
 	}
-	return fmt.Sprintf("The memory store is full at %d records and forgot %d of them, up to %v before their time: "+
-		"completed tokens among them can be handled again, and issued ones are no longer known; "+
-		"raise WithMaxRecords, or shorten the retention.", limit, len(lost), early.Round(time.Millisecond))
+	for prefix, n := range records {
+		s.losses[prefix] = losses{
+			batches: s.losses[prefix].batches + 1,
+			notice: fmt.Sprintf("The memory store is full at %d records and forgot %d of them, up to %v before their time: "+
+				"completed tokens among them can be handled again, and issued ones are no longer known; "+
+				"raise WithMaxRecords, or shorten the retention.", s.table.max, n, early[prefix].Round(time.Millisecond)),
+		}
+	}
 }
 
 // Incarnation implements [store.Store]. It never fails.
