@@ -782,6 +782,9 @@ func TestOptionsAreValidatedAllAtOnce(t *testing.T) {
 		idem.WithObserver(nil),
 		idem.WithLogger(nil),
 	)
+	if err := idem.New(idem.WithRetention(50*365*24*time.Hour), idem.WithLease(20*365*24*time.Hour)).Err(); err == nil || !strings.Contains(err.Error(), "WithLease") {
+		t.Errorf("a lease of 20 years: %v", err)
+	}
 	for _, long := range []time.Duration{1<<63 - 1, 200 * 365 * 24 * time.Hour} {
 		if err := idem.New(idem.WithRetention(long)).Err(); err == nil {
 			t.Errorf("a retention of %v is accepted", long)

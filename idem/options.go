@@ -24,6 +24,7 @@ const (
 
 const (
 	minLease      = 10 * time.Millisecond // below it a garbage collection loses leases
+	maxLease      = 365 * 24 * time.Hour  // what a dead process held waits for the rest of it
 	maxRetention  = 100 * 365 * 24 * time.Hour
 	maxNameLength = 255
 )
@@ -125,7 +126,7 @@ func WithRetention(d time.Duration) Option {
 // seconds. Claims are renewed at least each third of it, all of a guard in one
 // trip. A message of a process that was killed waits for the rest of its lease; a
 // pause of the process, or a network cut, that lasts longer lets a second handler
-// start beside the first. At least 10 milliseconds.
+// start beside the first. From 10 milliseconds to a year.
 func WithLease(d time.Duration) Option {
 	return func(o *Options) { o.lease = d }
 }
@@ -206,6 +207,9 @@ func newOptions(opts []Option) (*Options, error) {
 	}
 	if o.lease < minLease {
 		fault("WithLease: %v is too short, at least %v", o.lease, minLease)
+	}
+	if o.lease > maxLease {
+		fault("WithLease: %v is too long, at most a year", o.lease)
 	}
 	if o.retention > maxRetention {
 		fault("WithRetention: %v is too long, at most 100 years", o.retention)
