@@ -189,8 +189,9 @@ func (g *Guard) prepare(kind store.Kind, r Request, c *call) (err error) {
 		}
 	}
 	if !g.core.enter(g.run(r.Token)) {
-		g.Emit(Event{Kind: EventInProgress, Token: r.Token, Wait: g.core.opts.lease / 3})
-		return &InProgressError{Token: r.Token, RetryAfter: g.core.opts.lease / 3}
+		busy := inProgress(r.Token, g.core.opts.lease/3)
+		g.Emit(Event{Kind: EventInProgress, Token: r.Token, Wait: busy.RetryAfter})
+		return busy
 	}
 	g.claimCall(kind, r, c)
 	return nil
@@ -232,8 +233,9 @@ func (g *Guard) begun(ctx context.Context, c *call) Begun {
 		g.Emit(Event{Kind: EventDuplicate, Token: token, Attempt: r.Attempt})
 		return Begun{Err: &DuplicateError{Token: token, At: r.At, Attempt: r.Attempt, Dead: r.Dead, Redrive: r.Redrive, Result: r.Result}}
 	case store.InProgress, store.Lost: // Lost: this very claim was given back meanwhile, or completed and forgotten
-		g.Emit(Event{Kind: EventInProgress, Token: token, Wait: r.RetryAfter})
-		return Begun{Err: &InProgressError{Token: token, RetryAfter: r.RetryAfter}}
+		busy := inProgress(token, r.RetryAfter)
+		g.Emit(Event{Kind: EventInProgress, Token: token, Wait: busy.RetryAfter})
+		return Begun{Err: busy}
 	case store.NeedAlone:
 		return Begun{Err: fmt.Errorf("idem: token %q: %w", token, ErrNeedAlone)}
 	}
@@ -246,7 +248,7 @@ func (g *Guard) begun(ctx context.Context, c *call) Begun {
 	case store.Conflict:
 		err = fmt.Errorf("idem: token %q: %w", token, ErrConflict)
 	default:
-		err = fmt.Errorf("idem: token %q: the store gave an answer that makes no sense: status %d", token, r.Status)
+		err = fmt.Errorf("idem: claim token %q: %w", token, g.core.senseless(r))
 	}
 	g.Emit(Event{Kind: EventRefused, Token: token, Err: err})
 	return Begun{Err: err}

@@ -219,7 +219,7 @@ func (c *Claim) Retry(ctx context.Context, counted bool, req Request) (*Claim, e
 	c.mu.Unlock()
 	if !entered && !g.core.enter(g.run(c.token)) { // Begin's context ended long ago
 		c.finish(true, false)
-		return nil, &InProgressError{Token: c.token, RetryAfter: g.core.opts.lease / 3}
+		return nil, inProgress(c.token, g.core.opts.lease/3)
 	}
 	req.Token = c.token
 	next := new(call)
@@ -351,7 +351,7 @@ func (c *Claim) endedBy(answered *call) error {
 		return fmt.Errorf("idem: %s token %q: attempt %d: %w", how.verb, c.token, c.attempt, answered.err)
 	case answered.reply.Status != store.OK && answered.reply.Status != store.Lost:
 		c.finish(false, false)
-		return fmt.Errorf("idem: %s token %q: the store gave an answer that makes no sense: status %d", how.verb, c.token, answered.reply.Status)
+		return fmt.Errorf("idem: %s token %q: %w", how.verb, c.token, c.guard.core.senseless(answered.reply))
 	case answered.reply.Status == store.Lost:
 		c.lose()
 		c.finish(true, true)

@@ -100,7 +100,11 @@ func (e *DuplicateError) Is(target error) bool { return target == ErrDuplicate }
 // known now: the holder may finish sooner, or renew.
 type InProgressError struct {
 	Token      string
-	RetryAfter time.Duration
+	RetryAfter time.Duration // at least a millisecond
+}
+
+func inProgress(token string, after time.Duration) *InProgressError {
+	return &InProgressError{Token: token, RetryAfter: max(after, time.Millisecond)}
 }
 
 // Error implements error.

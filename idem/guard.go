@@ -238,6 +238,11 @@ func (c *core) apply(ctx context.Context, b *store.Batch) error {
 	return nil
 }
 
+// senseless is the error for an answer that no operation of its kind has.
+func (c *core) senseless(r store.Reply) error {
+	return fmt.Errorf("the driver %T gave an answer that makes no sense: status %d", c.opts.store, r.Status)
+}
+
 // terms fills in what all batches have in common.
 func (c *core) terms(b *store.Batch) {
 	o := c.opts

@@ -39,6 +39,9 @@ func (g *Guard) Issue(ctx context.Context, tokens ...string) error {
 		if c.err != nil {
 			return fmt.Errorf("idem: issue token %q: %w", c.op.Token, c.err)
 		}
+		if c.reply.Status != store.OK {
+			return fmt.Errorf("idem: issue token %q: %w", c.op.Token, g.core.senseless(c.reply))
+		}
 	}
 	return nil
 }
@@ -66,5 +69,11 @@ func (g *Guard) Check(ctx context.Context, token string) (bool, error) {
 	if c.err != nil {
 		return false, fmt.Errorf("idem: check token %q: %w", token, c.err)
 	}
-	return c.reply.Status == store.Claimed, nil
+	switch c.reply.Status {
+	case store.Claimed:
+		return true, nil
+	case store.Lost:
+		return false, nil
+	}
+	return false, fmt.Errorf("idem: check token %q: %w", token, g.core.senseless(c.reply))
 }

@@ -18,6 +18,9 @@ func (g *Guard) Inspect(ctx context.Context, token string) (Record, error) {
 	if err != nil {
 		return Record{}, err
 	}
+	if reply.Record == nil {
+		return Record{}, fmt.Errorf("idem: inspect token %q: the driver %T gave no record", token, g.core.opts.store)
+	}
 	return *reply.Record, nil
 }
 
@@ -32,10 +35,13 @@ func (g *Guard) Forget(ctx context.Context, token string) error {
 	if err != nil {
 		return err
 	}
-	if reply.Status == store.InProgress {
-		return &InProgressError{Token: token, RetryAfter: reply.RetryAfter}
+	switch reply.Status {
+	case store.OK:
+		return nil
+	case store.InProgress:
+		return inProgress(token, reply.RetryAfter)
 	}
-	return nil
+	return fmt.Errorf("idem: forget token %q: %w", token, g.core.senseless(reply))
 }
 
 func (g *Guard) single(ctx context.Context, verb string, op store.Op) (store.Reply, error) {

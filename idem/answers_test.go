@@ -1,0 +1,63 @@
+package idem_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/idemq/idemq/idem"
+	"github.com/idemq/idemq/idem/store"
+	"github.com/idemq/idemq/idem/store/memstore"
+)
+
+// answering is a driver that answers everything alike.
+type answering struct {
+	store.Store
+	reply store.Reply
+}
+
+func (a *answering) Apply(_ context.Context, b *store.Batch) error {
+	b.Replies = b.Replies[:0]
+	for range b.Ops {
+		b.Replies = append(b.Replies, a.reply)
+	}
+	return nil
+}
+
+// A driver's mistake is an error that names it: no panic, and nothing is taken for done.
+func TestSenselessAnswers(t *testing.T) {
+	for _, reply := range []store.Reply{{}, {Status: 99}, {Status: store.OK}} {
+		g := idem.New(idem.WithStore(&answering{memstore.New(), reply})).Group("g")
+		for call, ask := range map[string]func() error{
+			"Begin":   func() error { _, err := g.Begin(t.Context(), "a"); return err },
+			"Spend":   func() error { _, err := g.Spend(t.Context(), "a"); return err },
+			"Inspect": func() error { _, err := g.Inspect(t.Context(), "a"); return err },
+			"Check":   func() error { _, err := g.Check(t.Context(), "a"); return err },
+			"Forget":  func() error { return g.Forget(t.Context(), "a") },
+			"Issue":   func() error { return g.Issue(t.Context(), "a") },
+		} {
+			if reply.Status == store.OK && (call == "Forget" || call == "Issue") {
+				continue
+			}
+			if err := ask(); err == nil || !strings.Contains(err.Error(), "answering") || idem.Done(err) {
+				t.Errorf("%s is answered %+v: %v, want an error that names the driver", call, reply, err)
+			}
+		}
+	}
+}
+
+// Who waits for RetryAfter and asks again does not do so without a pause.
+func TestInProgressForAWhile(t *testing.T) {
+	for _, reply := range []store.Reply{{Status: store.InProgress}, {Status: store.InProgress, RetryAfter: 1}, {Status: store.Lost}} {
+		g := idem.New(idem.WithStore(&answering{memstore.New(), reply})).Group("g")
+		_, begin := g.Begin(t.Context(), "a")
+		for _, err := range []error{begin, g.Forget(t.Context(), "a")} {
+			var busy *idem.InProgressError
+			if errors.As(err, &busy) && busy.RetryAfter < time.Millisecond || busy == nil && reply.Status == store.InProgress {
+				t.Errorf("%+v: %v", reply, err)
+			}
+		}
+	}
+}
