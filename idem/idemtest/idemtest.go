@@ -14,8 +14,8 @@ const Group = "idemtest"
 
 // Context returns a context as a handler gets it, with a claim on token in it that
 // idem.FromContext finds. The claim is real, and kept in memory: what the handler
-// does with it (SetResult, Derive) works as in a consumer. It is given back when the
-// test ends.
+// does with it (SetResult, Derive) works as in a consumer, which ends it, and not the
+// handler. It is given back when the test ends.
 func Context(tb testing.TB, token string) context.Context {
 	tb.Helper()
 	return ContextAt(tb, token, 1)
@@ -35,6 +35,10 @@ func ContextAt(tb testing.TB, token string, attempt int) context.Context {
 	if err != nil {
 		tb.Fatalf("idemtest: %v", err)
 	}
-	tb.Cleanup(func() { _ = claim.GiveBack(ctx) }) // the handler may have ended it
-	return claim.Context()
+	tb.Cleanup(func() { _ = claim.GiveBack(ctx) })
+	run, err := claim.Start(ctx)
+	if err != nil {
+		tb.Fatalf("idemtest: %v", err)
+	}
+	return run
 }

@@ -2,6 +2,7 @@ package idemtest_test
 
 import (
 	"context"
+	"errors"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -42,5 +43,17 @@ func TestContextIsLiveUntilTheTestEnds(t *testing.T) {
 	})
 	if ctx.Err() == nil {
 		t.Error("the claim outlives its test")
+	}
+}
+
+// A handler that ends its claim itself fails here as it does in a consumer.
+func TestClaimIsBorrowed(t *testing.T) {
+	ctx := idemtest.Context(t, "a")
+	c, _ := idem.FromContext(ctx)
+	if err := c.Commit(ctx); !errors.Is(err, idem.ErrClaimBorrowed) {
+		t.Errorf("Commit: %v, want ErrClaimBorrowed", err)
+	}
+	if ctx.Err() != nil {
+		t.Errorf("the claim has ended: %v", context.Cause(ctx))
 	}
 }
