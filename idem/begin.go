@@ -175,12 +175,8 @@ func (g *Guard) prepare(kind store.Kind, r Request, c *call) (err error) {
 		}
 		return err
 	}
-	if int64(r.Redrive) > store.MaxRedrive {
-		return fmt.Errorf("idem: claim token %q: redrive number %d is more than 2^53, which no store keeps: count the redrives of a message, from one",
-			r.Token, r.Redrive)
-	}
-	if r.Payload != nil && g.core.opts.store.Capabilities().NoFingerprints {
-		return fmt.Errorf("idem: claim token %q: %w", r.Token, ErrNoFingerprints)
+	if err = g.check(&r); err != nil {
+		return err
 	}
 	if kind == store.Begin {
 		if dup := g.core.near.known(g.run(r.Token), &r); dup != nil {
@@ -194,6 +190,18 @@ func (g *Guard) prepare(kind store.Kind, r Request, c *call) (err error) {
 		return busy
 	}
 	g.claimCall(kind, r, c)
+	return nil
+}
+
+// check returns what no store can be asked for.
+func (g *Guard) check(r *Request) error {
+	if int64(r.Redrive) > store.MaxRedrive {
+		return fmt.Errorf("idem: claim token %q: redrive number %d is more than 2^53, which no store keeps: count the redrives of a message, from one",
+			r.Token, r.Redrive)
+	}
+	if r.Payload != nil && g.core.opts.store.Capabilities().NoFingerprints {
+		return fmt.Errorf("idem: claim token %q: %w", r.Token, ErrNoFingerprints)
+	}
 	return nil
 }
 

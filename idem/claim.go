@@ -207,11 +207,16 @@ func (c *Claim) StopRenewing() {
 // Retry gives the claim back and claims the token anew, in one trip: the next
 // attempt. Counted, it spends budget. Whatever the answer, this claim has ended.
 func (c *Claim) Retry(ctx context.Context, counted bool, req Request) (*Claim, error) {
-	if err := c.lock(); err != nil {
+	g := c.guard
+	req.Token = c.token
+	err := g.check(&req)
+	if err == nil {
+		err = c.lock()
+	}
+	if err != nil {
 		c.Abandon()
 		return nil, err
 	}
-	g := c.guard
 	c.Rollback()
 	c.mu.Lock()
 	entered := c.entered
@@ -221,7 +226,6 @@ func (c *Claim) Retry(ctx context.Context, counted bool, req Request) (*Claim, e
 		c.finish(true, false)
 		return nil, inProgress(c.token, g.core.opts.lease/3)
 	}
-	req.Token = c.token
 	next := new(call)
 	g.claimCall(store.Begin, req, next)
 	release := c.op(store.Release, counted)
@@ -283,6 +287,10 @@ func (g *Guard) endAll(ctx context.Context, claims []*Claim, kind store.Kind, co
 	l := newCalls(len(claims))
 	patient := true
 	for i, c := range claims {
+		if c.guard.core != g.core {
+			errs[i] = fmt.Errorf("idem: token %q: the claim is another guard's, and is ended there", c.token)
+			continue
+		}
 		var sends bool
 		if sends, errs[i] = c.ends(ctx, kind, counted, &l.made[i]); !sends {
 			continue
