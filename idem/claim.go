@@ -205,7 +205,8 @@ func (c *Claim) StopRenewing() {
 }
 
 // Retry gives the claim back and claims the token anew, in one trip: the next
-// attempt. Counted, it spends budget. Whatever the answer, this claim has ended.
+// attempt. Counted, it spends budget. Whatever the answer, this claim has ended. The next one
+// is renewed until it is ended, whatever becomes of ctx.
 func (c *Claim) Retry(ctx context.Context, counted bool, req Request) (*Claim, error) {
 	g := c.guard
 	req.Token = c.token

@@ -35,14 +35,19 @@ func (g *Guard) Do(ctx context.Context, token string, fn func(context.Context) e
 		_ = c.giveBackWithin(ctx)
 		return err
 	}
-	returned := false
+	ended := false
 	defer func() {
-		if !returned {
+		if !ended {
 			_ = c.endWithin(ctx, c.Release)
 		}
 	}()
-	err = fn(run)
-	returned = true
+	err = c.endBy(ctx, run, fn(run))
+	ended = true
+	return err
+}
+
+// endBy ends the claim by what fn returned, under the context run.
+func (c *Claim) endBy(ctx, run context.Context, err error) error {
 	if c.isCommitted() { // by CommitWith
 		_ = c.Commit(ctx)
 		return ofHandler(err)

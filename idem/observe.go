@@ -71,8 +71,9 @@ type Event struct {
 }
 
 // Observer is told of events. Observe is called on the way of the message, from
-// many goroutines at once: it must be quick and must not call the guard. Its panic is logged
-// by slog.Default, and what it was told of goes on.
+// many goroutines at once: it must be quick and must not call the guard, nor end its goroutine
+// (as t.FailNow does), which others wait for. Its panic is logged by slog.Default, and what it
+// was told of goes on.
 type Observer interface {
 	Observe(Event)
 }

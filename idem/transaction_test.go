@@ -453,6 +453,37 @@ func TestCommitWithPanics(t *testing.T) {
 	}
 }
 
+// So does one that comes after the handler, when Do commits by the same function.
+func TestCommitPanicsAfterTheHandler(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, _ := newDatabase()
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("the panic was swallowed")
+				}
+			}()
+			_ = g.Do(t.Context(), "a", func(ctx context.Context) error {
+				c, _ := idem.FromContext(ctx)
+				returned := false
+				_ = c.CommitWith(ctx, func(context.Context, store.Store, *store.Batch) error {
+					if returned {
+						panic("driver")
+					}
+					return errBoom
+				})
+				returned = true
+				return nil
+			})
+		}()
+		c, err := g.Begin(t.Context(), "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Abandon()
+	})
+}
+
 // A handler that returns while its CommitWith is still under way leaves no claim behind: what
 // comes of that decides, or the lease does.
 func TestCommitWithOutlivesItsHandler(t *testing.T) {
