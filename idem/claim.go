@@ -426,6 +426,12 @@ func (c *claim) isEnding() bool {
 	return c.ending
 }
 
+func (c *claim) isLost() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lost
+}
+
 func (c *claim) leaseEnd() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()

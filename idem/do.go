@@ -41,13 +41,13 @@ func (g *Guard) Do(ctx context.Context, token string, fn func(context.Context) e
 			_ = c.endWithin(ctx, c.Release)
 		}
 	}()
-	err = c.endBy(ctx, run, fn(run))
+	err = c.endBy(ctx, fn(run))
 	ended = true
 	return err
 }
 
-// endBy ends the claim by what fn returned, under the context run.
-func (c *Claim) endBy(ctx, run context.Context, err error) error {
+// endBy ends the claim by what fn returned.
+func (c *Claim) endBy(ctx context.Context, err error) error {
 	if c.isCommitted() { // by CommitWith
 		_ = c.Commit(ctx)
 		return ofHandler(err)
@@ -56,7 +56,7 @@ func (c *Claim) endBy(ctx, run context.Context, err error) error {
 		return c.complete(ctx)
 	}
 	switch {
-	case errors.Is(context.Cause(run), ErrLeaseLost):
+	case c.isLost(): // the context may have ended with the lease of a handler around this one
 		_ = c.giveBackWithin(ctx)
 		return fmt.Errorf("%w (%w)", ofHandler(err), ErrLeaseLost)
 	case c.RolledBack(err):

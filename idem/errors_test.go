@@ -9,6 +9,8 @@ import (
 
 	"github.com/idemq/idemq/idem"
 	"github.com/idemq/idemq/idem/store"
+	"github.com/idemq/idemq/idem/store/memstore"
+	"github.com/idemq/idemq/internal/storefault"
 )
 
 // What a handler returns of another token, or of another claim, is no answer about this one.
@@ -35,4 +37,29 @@ func TestHandlersErrorIsNoAnswer(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The lease of a handler around this one is lost: that is said of its token, not of this one.
+func TestLeaseOfTheHandlerAround(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, s := newGuard()
+		within := idem.New(idem.WithStore(memstore.New())).Group("within")
+		err := g.Do(t.Context(), "around", func(ctx context.Context) error {
+			s.Set(storefault.Away)
+			err := within.Do(ctx, "within", func(ctx context.Context) error {
+				<-ctx.Done()
+				return context.Cause(ctx)
+			})
+			if errors.Is(err, idem.ErrLeaseLost) {
+				t.Errorf("%v is taken for the lease of the token within", err)
+			}
+			return err
+		})
+		if !errors.Is(err, idem.ErrLeaseLost) {
+			t.Errorf("Do around it: %v", err)
+		}
+		if r := inspect(t, within, "within"); r.State != store.Released || r.Spent != 0 {
+			t.Errorf("the record within is %+v, want given back", r)
+		}
+	})
 }
