@@ -121,7 +121,7 @@ func (c *Claim) RolledBack(err error) bool {
 // for drivers, whose CommitTx it is (sqlstore.CommitTx). The function answers as
 // store.Tx's Commit does, and is called again while the outcome is not known. It may be
 // called in a handler: what the handler returns afterwards changes nothing for its
-// message, which is done.
+// message, which is done. A handler that does not wait for it has failed.
 //
 // After an error the claim is still held, and Commit and CommitWith go on with the same
 // function: the completion is not recorded without the effect.
