@@ -49,9 +49,9 @@ type Consumer struct {
 // is left out, unless messages of the partition still come. What the other member commits
 // between that question and the commit can be moved back still (a commit that comes during
 // a rebalance waits for its end), and so can all where the Reader names no brokers, or when
-// the question was not answered, and for up to 20 seconds after. Nothing is lost by that;
-// after the next rebalance what is done is fetched again, and dropped. NewGroupConsumer has
-// neither.
+// the question was not answered (idem.EventWaiting, once an outage), and for up to 20 seconds
+// after. Nothing is lost by that; after the next rebalance what is done is fetched again, and
+// dropped. NewGroupConsumer has neither.
 //
 // With CommitInterval what lies between question and commit is the interval, and a commit
 // that fails is kafka-go's to know: its offset is committed with the next message's. Set
@@ -198,7 +198,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 		}
 		return err
 	case c.source != nil:
-		return c.source.run(ctx, c.s, e, newStanding(c.ask, c.topics))
+		return c.source.run(ctx, c.s, e, newStanding(c.s.guard, c.ask, c.topics))
 	}
 	return c.join(ctx, e)
 }

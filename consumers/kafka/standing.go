@@ -2,14 +2,22 @@ package idemkafka
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"time"
 
 	"github.com/segmentio/kafka-go"
+
+	"github.com/idemq/idemq/idem"
 )
 
 const (
 	// standingWithin bounds the question before a commit.
 	standingWithin = 2 * time.Second
+
+	// standingTries is how often it is asked within that: a connection that was closed while
+	// it was idle costs a try, and there are those to a broker, the coordinator and leaders.
+	standingTries = 3
 
 	// standingShare bounds what questions that fail cost: after one nothing is asked for so
 	// many times as long as it took.
@@ -24,15 +32,17 @@ const (
 // commits whatever it is given, in its newest generation: also for a partition that has
 // gone to another member, which may have committed further.
 type standing struct {
-	client *kafka.Client // nil: there are no brokers to ask
-	close  func()
-	group  string
-	quiet  time.Time       // nothing is asked before
-	own    map[place]int64 // the furthest that this consumer was about to commit
+	client  *kafka.Client // nil: there are no brokers to ask
+	close   func()
+	guard   *idem.Guard
+	group   string
+	failing bool            // the last question was not answered
+	quiet   time.Time       // nothing is asked before
+	own     map[place]int64 // the furthest that this consumer was about to commit
 }
 
-func newStanding(b brokers, topics []string) *standing {
-	s := &standing{group: b.group, close: func() {}, own: make(map[place]int64)}
+func newStanding(g *idem.Guard, b brokers, topics []string) *standing {
+	s := &standing{guard: g, group: b.group, close: func() {}, own: make(map[place]int64)}
 	if len(b.addrs) > 0 {
 		s.client, s.close = b.client(topics...)
 	}
@@ -52,13 +62,7 @@ func (s *standing) leaveOut(ctx context.Context, batch map[*partition]prefix) ma
 		fetched[p] = p.track.fetched()
 	}
 	if s.client != nil && !time.Now().Before(s.quiet) {
-		within, cancel := context.WithTimeout(ctx, standingWithin)
-		defer cancel()
-		asked := time.Now()
-		reached, err := s.ask(within, batch)
-		if err != nil && ctx.Err() == nil {
-			s.quiet = time.Now().Add(standingShare * time.Since(asked))
-		}
+		reached := s.reached(ctx, batch)
 		for p, c := range batch {
 			at, found := reached[p.place()]
 			switch {
@@ -79,6 +83,36 @@ func (s *standing) leaveOut(ctx context.Context, batch map[*partition]prefix) ma
 	return out
 }
 
+// reached is what ask returns, if it is answered within some tries. An outage is told once.
+func (s *standing) reached(ctx context.Context, batch map[*partition]prefix) map[place]int64 {
+	within, cancel := context.WithTimeout(ctx, standingWithin)
+	defer cancel()
+	begun := time.Now()
+	for try := 1; ; try++ {
+		reached, err := s.ask(within, batch)
+		switch {
+		case err == nil:
+			s.failing = false
+			return reached
+		case ctx.Err() != nil:
+			return nil
+		case try == standingTries || within.Err() != nil:
+			s.unanswered(standingShare*time.Since(begun), err)
+			return nil
+		}
+	}
+}
+
+// unanswered asks nothing for a while.
+func (s *standing) unanswered(quiet time.Duration, err error) {
+	s.quiet = time.Now().Add(quiet)
+	if !s.failing {
+		s.guard.Emit(idem.Event{Kind: idem.EventWaiting, Wait: quiet, Err: fmt.Errorf(
+			"asking how far the group has committed (until that is answered, commits may move its offsets back): %w", err)})
+	}
+	s.failing = true
+}
+
 // ask returns what the group has committed for the partitions of batch, where that is as
 // far as their prefix, and no trace of a topic of the same name. Kafka forgets the offsets
 // of a topic that is deleted; but once it is made again it takes the old one's, from a
@@ -96,7 +130,10 @@ func (s *standing) ask(ctx context.Context, batch map[*partition]prefix) (map[pl
 	if err == nil {
 		err = committed.Error
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, kafka.GroupIdNotFound): // it is new
+		return nil, nil
+	case err != nil:
 		return nil, err
 	}
 	reached := make(map[place]int64)

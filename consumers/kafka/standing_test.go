@@ -2,7 +2,9 @@ package idemkafka_test
 
 import (
 	"context"
+	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -23,12 +25,14 @@ type standing struct {
 	offset         int64 // -1: none
 	partition, all *kerr.Error
 	silent         bool
+	closes         int // connections that are closed, instead of an answer
 }
 
 // asked is a fake broker with a topic of twenty messages, which is asked for a group's
 // offset.
 type asked struct {
-	addrs []string
+	addrs  []string
+	events *events
 
 	mu     sync.Mutex
 	answer standing
@@ -42,7 +46,7 @@ func newAsked(t *testing.T) *asked {
 		t.Fatal(err)
 	}
 	t.Cleanup(fake.Close)
-	a := &asked{addrs: fake.ListenAddrs(), answer: standing{offset: -1}}
+	a := &asked{addrs: fake.ListenAddrs(), events: &events{}, answer: standing{offset: -1}}
 	transport := &kafka.Transport{}
 	w := &kafka.Writer{Addr: kafka.TCP(a.addrs...), Topic: "orders", RequiredAcks: kafka.RequireAll, BatchTimeout: time.Millisecond, Transport: transport}
 	defer func() { _ = w.Close(); transport.CloseIdleConnections() }()
@@ -57,6 +61,10 @@ func newAsked(t *testing.T) *asked {
 		resp, ok := req.ResponseKind().(*kmsg.OffsetFetchResponse)
 		if !ok || a.answer.silent {
 			return nil, nil, ok
+		}
+		if a.answer.closes > 0 {
+			a.answer.closes--
+			return nil, errTest, true
 		}
 		p := kmsg.NewOffsetFetchResponseTopicPartition()
 		p.Offset = a.answer.offset
@@ -88,12 +96,12 @@ func (a *asked) times() int {
 
 // asks runs a consumer over a scripted Reader that names a's brokers. Run fetches when it
 // returns.
-func (a *asked) asks(t *testing.T) (s *script, stop func()) {
+func (a *asked) asks(t *testing.T, h idemkafka.Handler) (s *script, stop func()) {
 	t.Helper()
 	s = newScript()
 	s.config.Brokers = a.addrs
-	g := idem.New(idem.WithStore(memstore.New()))
-	c, err := idemkafka.NewConsumer(s, g, (&journal{}).handle, idemkafka.CommitEvery(1000, 20*time.Millisecond))
+	g := idem.New(idem.WithStore(memstore.New()), idem.WithObserver(a.events))
+	c, err := idemkafka.NewConsumer(s, g, h, idemkafka.CommitEvery(1000, 20*time.Millisecond))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,12 +146,13 @@ func TestCommitsBehindTheGroup(t *testing.T) {
 		{name: "beyond the end: of a topic of the same name", answer: standing{offset: 21}, fetch: []int64{4, 5}, want: []int64{5, 6}},
 		{name: "its own, of an earlier assignment", answer: standing{offset: 5}, fetch: []int64{5, 2}, want: []int64{6, 3}},
 		{name: "an error of the partition", answer: standing{offset: 10, partition: kerr.UnknownTopicOrPartition}, fetch: []int64{4}, want: []int64{5}},
+		{name: "further, over connections that were closed", answer: standing{offset: 10, closes: 2}, fetch: []int64{4}},
 		{name: "an error", answer: standing{offset: 10, all: kerr.NotCoordinator}, fetch: []int64{4}, want: []int64{5}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			a := newAsked(t)
-			s, stop := a.asks(t)
+			s, stop := a.asks(t, (&journal{}).handle)
 			for i, offset := range c.fetch {
 				a.is(c.answer)
 				s.msgs <- at(0, offset, series("m", len(c.fetch))[i])
@@ -158,20 +167,67 @@ func TestCommitsBehindTheGroup(t *testing.T) {
 	}
 }
 
-// Brokers that do not answer hold up one commit, for two seconds, and not each.
+// Brokers that do not answer hold up one commit, for two seconds, and not each; that is
+// told once, and again after an answer.
 func TestSilentBrokers(t *testing.T) {
 	t.Parallel()
 	a := newAsked(t)
-	s, stop := a.asks(t)
+	s, stop := a.asks(t, (&journal{}).handle)
 	a.is(standing{silent: true})
+	begun := time.Now()
 	for i := range int64(10) {
 		s.msgs <- at(0, i, series("m", 10)[i])
 		testenv.Await(t, "the commit", func() bool { return s.offsets()[0] == i+1 })
+	}
+	if took := time.Since(begun); took > 8*time.Second {
+		t.Errorf("10 commits took %v", took)
 	}
 	stop()
 	if n := a.times(); n != 1 {
 		t.Errorf("%d questions for 10 commits, the first of which was not answered", n)
 	}
+	if told := a.unanswered(); told != 1 {
+		t.Errorf("told %d times, want once: %v", told, a.events.of(idem.EventWaiting))
+	}
+}
+
+// unanswered is how often it was told that a question got no answer.
+func (a *asked) unanswered() (n int) {
+	for _, ev := range a.events.of(idem.EventWaiting) {
+		if strings.Contains(ev.Err.Error(), "how far the group has committed") {
+			n++
+		}
+	}
+	return n
+}
+
+// That questions are not answered is told once an outage.
+func TestUnansweredIsTold(t *testing.T) {
+	t.Parallel()
+	a := newAsked(t)
+	s, stop := a.asks(t, (&journal{}).handle)
+	next := int64(0)
+	until := func(what string, done func() bool) {
+		testenv.Await(t, what, func() bool {
+			if done() {
+				return true
+			}
+			s.msgs <- at(0, next, fmt.Sprint("m-", next)) // each gives a reason to ask
+			next++
+			return false
+		})
+	}
+	for outages := range 2 {
+		a.is(standing{offset: -1, closes: 1 << 30})
+		until("several failures", func() bool { return a.times() > 10 })
+		if told := a.unanswered(); told != outages+1 {
+			t.Errorf("told %d times of %d outages", told, outages+1)
+		}
+		a.is(standing{offset: -1})
+		until("an answer", func() bool { return a.times() > 0 })
+	}
+	testenv.Await(t, "the commit", func() bool { return s.offsets()[0] == next })
+	stop()
 }
 
 // unsure is a Reader whose first commits fail, once they may.
