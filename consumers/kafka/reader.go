@@ -119,6 +119,7 @@ func (r *reading) commit(ctx context.Context, s *settler) (committed bool) {
 	within, cancel := context.WithTimeout(ctx, commitTimeout)
 	defer cancel()
 	noteCommitted(r.standing.leaveOut(within, batch))
+	r.dropOver(batch) // the question takes a while
 	switch {
 	case within.Err() != nil:
 		return false // what was answered is old: the next one, or the last, makes up for it
@@ -137,6 +138,14 @@ func (r *reading) commit(ctx context.Context, s *settler) (committed bool) {
 	}
 	noteCommitted(batch)
 	return true
+}
+
+// dropOver takes out of batch what is of an assignment whose partition has begun anew: what
+// lies before its prefix now may have been handled by nobody, where a topic was made again.
+func (r *reading) dropOver(batch map[*partition]prefix) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	maps.DeleteFunc(batch, func(p *partition, _ prefix) bool { return r.partitions[p.place()] != p })
 }
 
 // prefixes is what there is to commit.

@@ -230,6 +230,34 @@ func TestUnansweredIsTold(t *testing.T) {
 	stop()
 }
 
+// What was to be committed of an assignment that ended during the question is not: its
+// partition is read from a lower offset by now, in a topic that was made again perhaps.
+func TestRewindDuringTheQuestion(t *testing.T) {
+	t.Parallel()
+	a := newAsked(t)
+	held := make(chan struct{})
+	release := sync.OnceFunc(func() { close(held) })
+	t.Cleanup(release)
+	s, stop := a.asks(t, func(_ context.Context, msg kafka.Message) error {
+		if msg.Offset == 3 {
+			<-held
+		}
+		return nil
+	})
+	a.is(standing{silent: true})
+	s.msgs <- at(0, 10, "old")
+	testenv.Await(t, "the question", func() bool { return a.times() > 0 })
+	s.msgs <- at(0, 2, "new")
+	s.msgs <- at(0, 3, "new, at work")
+	testenv.Await(t, "a commit", func() bool { return len(s.commits()) > 0 })
+	if got := s.commits(); !slices.Equal(got, []int64{3}) {
+		t.Errorf("committed %v while offset 3 is at work", got)
+	}
+	release()
+	testenv.Await(t, "the commit of what was at work", func() bool { return s.offsets()[0] == 4 })
+	stop()
+}
+
 // unsure is a Reader whose first commits fail, once they may.
 type unsure struct {
 	*kafka.Reader
