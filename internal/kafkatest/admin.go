@@ -12,6 +12,7 @@ import (
 
 	"github.com/segmentio/kafka-go"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/idemq/idemq/internal/testenv"
 )
@@ -173,6 +174,29 @@ func (s *Server) Committed(tb testing.TB, group, topic string) map[int]int64 {
 		}
 	}
 	return offsets
+}
+
+// Furthest returns the furthest offsets that a group has ever committed, by partition: what
+// Committed returns may lie before, where a commit came late. A broker compacts its log of
+// commits, but not in the time of a test; the fake has none.
+func (s *Server) Furthest(tb testing.TB, group, topic string) map[int]int64 {
+	tb.Helper()
+	furthest := map[int]int64{}
+	for _, m := range s.All(tb, "__consumer_offsets") {
+		if len(m.Key) < 2 || m.Key[0] != 0 || m.Key[1] > 1 || m.Value == nil { // not a commit
+			continue
+		}
+		var key kmsg.OffsetCommitKey
+		var value kmsg.OffsetCommitValue
+		if err := errors.Join(key.ReadFrom(m.Key), value.ReadFrom(m.Value)); err != nil {
+			tb.Fatalf("reading a commit: %v", err)
+		}
+		if key.Group == group && key.Topic == topic {
+			p := int(key.Partition)
+			furthest[p] = max(furthest[p], value.Offset)
+		}
+	}
+	return furthest
 }
 
 // Ends returns the offset of the next message of each partition.

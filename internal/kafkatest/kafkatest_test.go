@@ -210,6 +210,25 @@ func TestRestart(t *testing.T) {
 	wantOffsets(t, "ends", s.Ends(t, "orders"), map[int]int64{0: 3, 1: 1})
 }
 
+// A commit that goes back is not all that a group ever committed.
+func TestFurthest(t *testing.T) {
+	t.Parallel()
+	s := Start(t)
+	s.CreateTopic(t, "orders", 2)
+	write(t, s, "orders", 2, "a", "b", "c")
+	read(t, s, "billing", "orders", 3)
+	read(t, s, "other", "orders", 1)
+	c, done := client(s.Addr())
+	defer done()
+	resp, err := c.OffsetCommit(t.Context(), &kafka.OffsetCommitRequest{GroupID: "billing", GenerationID: -1, Topics: map[string][]kafka.OffsetCommit{"orders": {{Partition: 0, Offset: 1}}}})
+	if err != nil || resp.Topics["orders"][0].Error != nil {
+		t.Fatal(resp, err)
+	}
+	wantOffsets(t, "committed", s.Committed(t, "billing", "orders"), map[int]int64{0: 1, 1: 1})
+	wantOffsets(t, "furthest", s.Furthest(t, "billing", "orders"), map[int]int64{0: 2, 1: 1})
+	wantOffsets(t, "furthest of nobody", s.Furthest(t, "nobody", "orders"), map[int]int64{})
+}
+
 func TestPause(t *testing.T) {
 	t.Parallel()
 	s := Start(t)
