@@ -198,7 +198,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 		}
 		return err
 	case c.source != nil:
-		return c.source.run(ctx, c.s, e, newStanding(c.s.guard, c.ask, c.topics))
+		return c.source.run(ctx, c, e, newStanding(c.s.guard, c.ask, c.topics))
 	}
 	return c.join(ctx, e)
 }
@@ -207,8 +207,15 @@ func (c *Consumer) Run(ctx context.Context) error {
 func (c *Consumer) begin(ctx context.Context) (*consumers.Engine, error) {
 	err := consumers.AwaitPreflight(ctx, c.s.guard, c.policy, func(ctx context.Context, pass func([]idem.Finding) error) error {
 		found, err := c.examine(ctx)
+		var lost []idem.Finding
+		if err == nil && c.source != nil { // a membership of its own looks in each generation
+			lost, err = c.checkOffsets(ctx)
+		}
 		if err != nil {
 			return err
+		}
+		for _, f := range lost {
+			consumers.EmitFinding(c.s.guard, f)
 		}
 		return pass(found)
 	}, isFinal)

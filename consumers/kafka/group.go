@@ -258,7 +258,7 @@ func (m *membership) reader(p *partition, start int64) *kafka.Reader {
 // returns is out of range.
 func (m *membership) readFrom(ctx context.Context, r *kafka.Reader, p *partition, next int64) (int64, error) {
 	var wait consumers.Pause
-	var asked time.Time
+	p.last = next - 1
 	for {
 		msg, err := r.FetchMessage(ctx)
 		switch {
@@ -271,12 +271,7 @@ func (m *membership) readFrom(ctx context.Context, r *kafka.Reader, p *partition
 			continue
 		}
 		wait.Reset()
-		if msg.Offset > next && time.Since(asked) > askAboutGap { // compaction, a marker, or a loss
-			asked = time.Now()
-			if first, _, err := m.c.ask.ends(ctx, p.topic, p.id); err == nil && first > next {
-				m.c.tellDeleted(p, next, first)
-			}
-		}
+		m.c.lookIntoGap(ctx, p, msg.Offset)
 		if err := p.push(ctx, msg); err != nil {
 			return next, err
 		}
@@ -301,7 +296,7 @@ func (m *membership) start(ctx context.Context, p *partition, offset int64) (int
 			return 0, beyondEnd(p.topic, p.id, offset, last)
 		case offset < first:
 			if offset >= 0 {
-				m.c.tellDeleted(p, offset, first)
+				consumers.EmitFinding(m.c.s.guard, deleted(p.topic, p.id, offset, first))
 			}
 			return first, nil
 		default:
@@ -310,15 +305,28 @@ func (m *membership) start(ctx context.Context, p *partition, offset int64) (int
 	}
 }
 
-// tellDeleted tells of messages that the topic's retention deleted unhandled.
-func (c *Consumer) tellDeleted(p *partition, next, first int64) {
-	consumers.EmitFinding(c.s.guard, idem.Finding{
+// lookIntoGap is for the message after p.last: offsets between them are missing for
+// compaction, a marker, or because they were deleted, which kafka-go tells nobody.
+func (c *Consumer) lookIntoGap(ctx context.Context, p *partition, offset int64) {
+	next := p.last + 1
+	if offset <= next || time.Since(p.asked) < askAboutGap {
+		return
+	}
+	p.asked = time.Now()
+	if first, _, err := c.ask.ends(ctx, p.topic, p.id); err == nil && first > next {
+		consumers.EmitFinding(c.s.guard, deleted(p.topic, p.id, next, min(first, offset)))
+	}
+}
+
+// deleted is that the topic's retention deleted messages unhandled, up to first.
+func deleted(topic string, partition int, next, first int64) idem.Finding {
+	return idem.Finding{
 		ID:          "kafka-deleted",
-		What:        fmt.Sprintf("%s: offsets %d to %d were deleted by the topic's retention before this group had handled them.", p, next, first-1),
+		What:        fmt.Sprintf("Partition %d of topic %s: offsets %d to %d were deleted by the topic's retention before this group had handled them.", partition, topic, next, first-1),
 		Consequence: "These messages are lost.",
 		Cure:        "Raise the topic's retention.ms, or add consumers.",
 		Lost:        true,
-	})
+	}
 }
 
 // errBeyondEnd: whoever went on reading would pass over what the topic has now, up to

@@ -340,23 +340,28 @@ func TestLastOffset(t *testing.T) {
 	j.wantEach(t, "new", "first")
 }
 
-// deleteBefore deletes the messages of partition 0 before an offset, as a topic's
-// retention does. kafka-go cannot.
 func (v *env) deleteBefore(offset int64) {
 	v.t.Helper()
-	c, err := kgo.NewClient(kgo.SeedBrokers(v.srv.Addr()))
+	deleteBefore(v.t, v.srv.Addr(), v.topic, offset)
+}
+
+// deleteBefore deletes the messages of partition 0 before an offset, as a topic's
+// retention does. kafka-go cannot.
+func deleteBefore(t *testing.T, addr, name string, offset int64) {
+	t.Helper()
+	c, err := kgo.NewClient(kgo.SeedBrokers(addr))
 	if err != nil {
-		v.t.Fatal(err)
+		t.Fatal(err)
 	}
 	defer c.Close()
 	req := kmsg.NewDeleteRecordsRequest()
 	topic := kmsg.NewDeleteRecordsRequestTopic()
-	topic.Topic = v.topic
+	topic.Topic = name
 	topic.Partitions = []kmsg.DeleteRecordsRequestTopicPartition{{Partition: 0, Offset: offset}}
 	req.Topics, req.TimeoutMillis = append(req.Topics, topic), 5000
-	resp, err := req.RequestWith(v.t.Context(), c)
+	resp, err := req.RequestWith(t.Context(), c)
 	if err != nil || resp.Topics[0].Partitions[0].ErrorCode != 0 {
-		v.t.Fatalf("deleting records: %+v, %v", resp, err)
+		t.Fatalf("deleting records: %+v, %v", resp, err)
 	}
 }
 
@@ -389,20 +394,45 @@ func (v *env) commit(offset int64) {
 	}
 }
 
-// What the topic's retention deleted before it was handled is said.
+// What the topic's retention deleted before it was handled is said, and holds up nobody:
+// Strict could not bring it back.
 func TestDeletedByRetention(t *testing.T) {
 	t.Parallel()
-	v := setup(t, 1)
-	v.to(0, series("m", 10)...)
-	var j journal
-	v.commit(0)
-	v.deleteBefore(4)
-	r := v.run("group", j.handle)
-	v.settled()
-	r.mustStop()
-	j.want(t, series("m", 10)[4:]...)
-	if !v.events.has(idem.EventFinding, "offsets 0 to 3 were deleted") {
-		t.Errorf("findings %v", v.events.of(idem.EventFinding))
+	for _, way := range ways {
+		v := setup(t, 1)
+		v.to(0, series("m", 10)...)
+		v.commit(0)
+		v.deleteBefore(4)
+		strict := consumers.Strict("memory-forgets", "kafka-out-of-range", "kafka-retention")
+		found, err := v.preflight(way, v.config(), strict)
+		if err != nil || len(found) == 0 || !strings.Contains(found[len(found)-1].What, "offsets 0 to 3 were deleted") {
+			t.Errorf("%s: Preflight: %v, %v", way, found, err)
+		}
+		var j journal
+		r := v.run(way, j.handle, strict)
+		v.settled()
+		r.mustStop()
+		j.want(t, series("m", 10)[4:]...)
+		if !v.events.has(idem.EventFinding, "offsets 0 to 3 were deleted") {
+			t.Errorf("%s: findings %v", way, v.events.of(idem.EventFinding))
+		}
+	}
+}
+
+// And so is what was deleted while Run was at work: kafka-go's reader goes on behind it, and
+// tells nobody.
+func TestDeletedWhileReading(t *testing.T) {
+	t.Parallel()
+	a := newAsked(t)
+	deleteBefore(t, a.addrs[0], "orders", 8)
+	s, stop := a.asks(t, (&journal{}).handle)
+	for _, offset := range []int64{4, 5, 9, 11} { // 10 is there, and compacted
+		s.msgs <- at(0, offset, fmt.Sprint("m-", offset))
+	}
+	testenv.Await(t, "the commit", func() bool { return s.offsets()[0] == 12 })
+	stop()
+	if deleted := a.events.of(idem.EventFinding); !a.events.has(idem.EventFinding, "offsets 6 to 7 were deleted") || a.events.has(idem.EventFinding, "offsets 10") {
+		t.Errorf("findings %v", deleted)
 	}
 }
 

@@ -38,9 +38,10 @@ type partition struct {
 	shelf  *shelf
 	ctx    context.Context // ends with the assignment
 	end    context.CancelCauseFunc
-	last   int64  // offset that was fetched last
-	passed uint64 // messages fetched when the group was first found further; zero: it is not; see standing
-	stored int    // messages on the shelf; guarded by the shelf
+	last   int64     // offset that was fetched last
+	asked  time.Time // about a gap before a message
+	passed uint64    // messages fetched when the group was first found further; zero: it is not; see standing
+	stored int       // messages on the shelf; guarded by the shelf
 	feeds  sync.WaitGroup
 }
 

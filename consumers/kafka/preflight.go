@@ -84,7 +84,7 @@ var errMissing = errors.New("it does not exist: create it first")
 
 // Preflight asks the store and the brokers, and returns what weakens the promise:
 // topics that keep messages for longer than the guard remembers them, or delete them
-// before they are handled (compaction); a dead-letter topic that is less safe than the
+// before they are handled (compaction), or have done so; a dead-letter topic that is less safe than the
 // topics; settings of the reader; and what the store finds (Guard.Preflight). The error is
 // what would end Run: a topic that is missing, a committed offset beyond the end of its
 // partition, what consumers.Strict does not let pass; or that a server did not answer.
@@ -94,13 +94,15 @@ var errMissing = errors.New("it does not exist: create it first")
 // Reading the topics' settings needs the right to describe their configs. With a Reader
 // that is none of kafka-go's, and names no brokers, these are not asked.
 func (c *Consumer) Preflight(ctx context.Context) ([]idem.Finding, error) {
+	var lost []idem.Finding
 	found, err := consumers.Preflight(ctx, c.s.guard, c.policy, func(ctx context.Context) ([]idem.Finding, error) {
 		found, err := c.examine(ctx)
-		if err == nil && c.source == nil { // Run leaves it to each generation
-			err = c.checkOffsets(ctx)
+		if err == nil {
+			lost, err = c.checkOffsets(ctx)
 		}
 		return found, err
 	})
+	found = append(found, lost...) // Strict refuses none of them: no delay brings them back
 	if err != nil {
 		return found, fmt.Errorf("idemkafka: preflight: %w", err)
 	}
@@ -127,9 +129,6 @@ func (c *Consumer) examine(ctx context.Context) ([]idem.Finding, error) {
 		replicas = max(replicas, n)
 	}
 	letters, err := c.letterFindings(ctx, replicas)
-	if err == nil && c.source != nil { // a membership of its own asks in each generation
-		err = c.checkOffsets(ctx)
-	}
 	if err != nil {
 		return found, err
 	}
@@ -199,22 +198,26 @@ func (c *Consumer) letterFindings(ctx context.Context, replicas int) (found []id
 	return found, nil
 }
 
-// checkOffsets looks for offsets of the group beyond the end of their partition.
-func (c *Consumer) checkOffsets(ctx context.Context) error {
+// checkOffsets looks for offsets of the group beyond the end of their partition, which is an
+// error, and for those before its beginning.
+func (c *Consumer) checkOffsets(ctx context.Context) (lost []idem.Finding, err error) {
+	if len(c.ask.addrs) == 0 {
+		return nil, nil
+	}
 	client, closeIt := c.ask.client()
 	defer closeIt()
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	meta, err := client.Metadata(ctx, &kafka.MetadataRequest{Topics: c.topics})
 	if err != nil {
-		return fmt.Errorf("asking %s: %w", client.Addr, err)
+		return nil, fmt.Errorf("asking %s: %w", client.Addr, err)
 	}
 	partitions := make(map[string][]int)
-	ends := make(map[string][]kafka.OffsetRequest)
+	bounds := make(map[string][]kafka.OffsetRequest)
 	for _, t := range meta.Topics {
 		for _, p := range t.Partitions {
 			partitions[t.Name] = append(partitions[t.Name], p.ID)
-			ends[t.Name] = append(ends[t.Name], kafka.LastOffsetOf(p.ID))
+			bounds[t.Name] = append(bounds[t.Name], kafka.FirstOffsetOf(p.ID), kafka.LastOffsetOf(p.ID))
 		}
 	}
 	committed, err := client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: c.ask.group, Topics: partitions})
@@ -222,25 +225,29 @@ func (c *Consumer) checkOffsets(ctx context.Context) error {
 		err = committed.Error
 	}
 	if errors.Is(err, kafka.GroupIdNotFound) {
-		return nil // a group that is new
+		return nil, nil // a group that is new
 	}
 	if err != nil {
-		return fmt.Errorf("asking for the group's offsets: %w", err)
+		return nil, fmt.Errorf("asking for the group's offsets: %w", err)
 	}
-	last, err := client.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: ends})
+	there, err := client.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: bounds})
 	if err != nil {
-		return fmt.Errorf("asking for the topics' ends: %w", err)
+		return nil, fmt.Errorf("asking for the topics' ends: %w", err)
 	}
 	for topic, all := range committed.Topics {
 		for _, p := range all {
-			for _, end := range last.Topics[topic] {
-				if end.Partition == p.Partition && end.Error == nil && p.Error == nil && p.CommittedOffset > end.LastOffset {
-					return beyondEnd(topic, p.Partition, p.CommittedOffset, end.LastOffset)
+			for _, has := range there.Topics[topic] {
+				switch at := p.CommittedOffset; {
+				case has.Partition != p.Partition || has.Error != nil || p.Error != nil:
+				case at > has.LastOffset:
+					return nil, beyondEnd(topic, p.Partition, at, has.LastOffset)
+				case at >= 0 && at < has.FirstOffset:
+					lost = append(lost, deleted(topic, p.Partition, at, has.FirstOffset))
 				}
 			}
 		}
 	}
-	return nil
+	return lost, nil
 }
 
 // replicasOf asks for a topic, creating none, and returns how many replicas each of its

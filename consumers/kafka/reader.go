@@ -34,14 +34,15 @@ type place struct {
 func (p *partition) place() place { return place{p.topic, p.id} }
 
 // run is Run over a Reader.
-func (r *reading) run(ctx context.Context, s *settler, e *consumers.Engine, standing *standing) error {
+func (r *reading) run(ctx context.Context, c *Consumer, e *consumers.Engine, standing *standing) error {
+	s := c.s
 	r.partitions, r.standing = make(map[place]*partition), standing
 	defer standing.close()
 	base := context.WithoutCancel(ctx)
 	committing, stop := context.WithCancel(base) // through the drain
 	var wg sync.WaitGroup
 	wg.Go(func() { s.commitUntil(committing, func() bool { return r.commit(committing, s) }) })
-	err := e.Run(ctx, func(ctx context.Context) error { return r.fetch(ctx, s, e) })
+	err := e.Run(ctx, func(ctx context.Context) error { return r.fetch(ctx, c, e) })
 	stop()
 	wg.Wait()
 	r.commit(base, s)
@@ -49,7 +50,8 @@ func (r *reading) run(ctx context.Context, s *settler, e *consumers.Engine, stan
 }
 
 // fetch hands messages to their partitions, until ctx ends or the Reader is closed.
-func (r *reading) fetch(ctx context.Context, s *settler, e *consumers.Engine) error {
+func (r *reading) fetch(ctx context.Context, c *Consumer, e *consumers.Engine) error {
+	s := c.s
 	sh := newShelf(s.conf.bufferMessages, s.conf.bufferBytes)
 	var p consumers.Pause
 	eof := false // was the last answer
@@ -72,7 +74,9 @@ func (r *reading) fetch(ctx context.Context, s *settler, e *consumers.Engine) er
 			continue
 		}
 		p.Reset()
-		if err := r.partition(ctx, s, e, sh, msg).push(ctx, msg); err != nil {
+		at := r.partition(ctx, s, e, sh, msg)
+		c.lookIntoGap(ctx, at, msg.Offset)
+		if err := at.push(ctx, msg); err != nil {
 			return err
 		}
 	}
@@ -94,6 +98,7 @@ func (r *reading) partition(ctx context.Context, s *settler, e *consumers.Engine
 	}
 	// Not ctx: at the end of Run what has started is finished.
 	p = s.newPartition(context.WithoutCancel(ctx), ctx, e, sh, msg.Topic, msg.Partition)
+	p.last = msg.Offset - 1
 	if r.Config().StartOffset == kafka.LastOffset {
 		// Nothing may be committed yet: whoever got the partition then would begin at the
 		// end, behind this message.
