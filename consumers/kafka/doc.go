@@ -47,7 +47,9 @@
 // GroupID is required. StartOffset has to be FirstOffset, the default, if the group is to
 // handle what was there before it; with LastOffset NewGroupConsumer commits where each
 // partition ends as soon as it has it, NewConsumer only when its first message arrives.
-// MaxBytes has to be larger than the largest message.
+// MaxBytes has to be larger than the largest message. Partitions that are added to a topic are
+// read from the group's next rebalance on: WatchPartitionChanges, which is off by default, has
+// there be one soon.
 //
 // Of transactions kafka-go v0.4.51 knows little: with IsolationLevel ReadCommitted the
 // messages of open ones do not come, but those of aborted ones do, and so do the markers,
@@ -66,7 +68,8 @@
 //
 // # Dead letters
 //
-// A copy keeps key, value and headers. It has the token, the reason
+// A copy keeps key, value and headers; one that is empty is null in it, for kafka-go does not
+// tell these apart. It has the token, the reason
 // (consumers.HeaderReason and its neighbours), where the message was (HeaderTopic,
 // HeaderPartition, HeaderOffset), and idem.RedriveHeader. To have it handled again, write
 // it to its topic with key, value and headers, by whatever means. It has a budget of its

@@ -345,6 +345,31 @@ func (v *env) deleteBefore(offset int64) {
 	deleteBefore(v.t, v.srv.Addr(), v.topic, offset)
 }
 
+// Partitions that are added while Run is at work are read, if that is watched for.
+func TestPartitionsAreAdded(t *testing.T) {
+	t.Parallel()
+	for _, way := range ways {
+		v := setup(t, 1)
+		config := v.config()
+		config.WatchPartitionChanges, config.PartitionWatchInterval = true, 100*time.Millisecond
+		var j journal
+		r := v.runWith(way, config, j.handle)
+		v.to(0, "a")
+		v.settled()
+		c := &kafka.Client{Addr: kafka.TCP(v.srv.Addr()), Transport: v.w.Transport}
+		resp, err := c.CreatePartitions(t.Context(), &kafka.CreatePartitionsRequest{Topics: []kafka.TopicPartitionsConfig{{Name: v.topic, Count: 2}}})
+		if err != nil || resp.Errors[v.topic] != nil {
+			t.Fatal(resp, err)
+		}
+		testenv.Await(t, "the partition's leader", func() bool { return len(v.srv.Ends(t, v.topic)) == 2 })
+		v.to(1, "b")
+		testenv.Await(t, "the message in the new partition", func() bool { return j.len() == 2 })
+		v.settled()
+		r.mustStop()
+		j.want(t, "a", "b")
+	}
+}
+
 // deleteBefore deletes the messages of partition 0 before an offset, as a topic's
 // retention does. kafka-go cannot.
 func deleteBefore(t *testing.T, addr, name string, offset int64) {
