@@ -24,7 +24,7 @@ func (en *entry) deadLetter(reason string, cause error) (again bool) {
 	}
 	en.leaveGate() // nothing is started any more that could end the process
 	l := Letter{Token: en.token, Reason: reason, Err: cause, Attempt: c.Attempt(), Redrive: c.Redrive() + 1}
-	if !en.post(en.waits, l) {
+	if !en.post(en.waits, en.l.ph.final, l) {
 		en.giveBack(false)
 		return true
 	}
@@ -55,7 +55,7 @@ func (en *entry) failedOnce(cause error) (again bool) {
 		}
 		return true
 	}
-	if !en.post(en.l.ph.final, Letter{Token: en.token, Reason: ReasonFailed, Err: cause, Attempt: c.Attempt(), Redrive: redrive}) {
+	if !en.post(en.l.ph.final, en.l.ph.final, Letter{Token: en.token, Reason: ReasonFailed, Err: cause, Attempt: c.Attempt(), Redrive: redrive}) {
 		// The next delivery is a duplicate of what is recorded as dead.
 		e.emit(en, idem.Event{Kind: idem.EventDropped, Attempt: c.Attempt(), Err: cause})
 		return true
@@ -88,31 +88,32 @@ func (en *entry) refuse(reason string, cause error) (again bool) {
 		en.halt(noDestination(en, reason, cause))
 		return false
 	}
-	return !en.sendAway(en.waits, reason, cause)
+	return !en.sendAway(en.waits, en.l.ph.final, reason, cause)
 }
 
-// sendAway dead-letters a message without a claim; false if ctx ends before.
-func (en *entry) sendAway(ctx context.Context, reason string, cause error) bool {
+// sendAway dead-letters a message without a claim. It is false as post is.
+func (en *entry) sendAway(waits, final context.Context, reason string, cause error) bool {
 	l := Letter{Token: en.token, Reason: reason, Err: cause}
 	if en.invalid == nil {
 		l.Redrive = en.redrive + 1
 	}
-	if !en.post(ctx, l) {
+	if !en.post(waits, final, l) {
 		return false
 	}
 	en.settle(en.d.Terminate, settled)
 	return true
 }
 
-// post publishes the copy until the destination confirms it; false if ctx ends before.
-func (en *entry) post(ctx context.Context, l Letter) bool {
+// post publishes the copy until the destination confirms it; false if waits ends before, or
+// what is published by then, which final bounds, is not confirmed.
+func (en *entry) post(waits, final context.Context, l Letter) bool {
 	e := en.l.e
 	l.Group = en.l.guard.Settings().Group
 	if l.Token != "" {
 		l.borne = en.borne
 	}
 	for n := 1; ; n++ {
-		err := en.d.DeadLetter(en.l.ph.final, l)
+		err := en.d.DeadLetter(final, l)
 		if err == nil {
 			e.emit(en, idem.Event{Kind: idem.EventDeadLetter, Attempt: l.Attempt, Err: l.Err, Text: l.Reason})
 			return true
@@ -127,8 +128,8 @@ func (en *entry) post(ctx context.Context, l Letter) bool {
 		}
 		wait := max(e.policy.backoff(n), firstPause) // the destination's, which is dialled perhaps
 		e.emit(en, idem.Event{Kind: idem.EventWaiting, Err: fmt.Errorf("dead-letter destination: %w", err), Wait: wait})
-		sleep(ctx, wait)
-		if ctx.Err() != nil {
+		sleep(waits, wait)
+		if waits.Err() != nil {
 			return false
 		}
 	}

@@ -227,7 +227,9 @@ func (e *Engine) drain(ph *phases) error {
 		}
 	}
 	// The phases may be over; a broker that has gone must not hold Run up.
-	back, cancel := context.WithTimeout(context.WithoutCancel(ph.final), drainGrace)
+	letters, cancelLetters := context.WithTimeout(context.WithoutCancel(ph.final), drainGrace)
+	defer cancelLetters()
+	back, cancel := context.WithTimeout(context.WithoutCancel(ph.final), 2*drainGrace)
 	defer cancel()
 	var stuck []string
 	var goBack []*entry
@@ -248,7 +250,7 @@ func (e *Engine) drain(ph *phases) error {
 		defer close(sent)
 		for _, en := range goBack {
 			if back.Err() == nil {
-				_ = en.d.Redeliver(back, 0)
+				en.goBack(letters, back)
 			}
 		}
 	}()

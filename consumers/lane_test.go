@@ -300,6 +300,53 @@ func TestHoldLimitOfTheLastDelivery(t *testing.T) {
 	})
 }
 
+// The drain gives back what the broker will deliver again. A last delivery is dead-lettered,
+// in its place among the others; where no copy is taken that is told, and it goes back all
+// the same: it is for the broker to say what becomes of it.
+func TestDrainOfTheLastDelivery(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		dlqErr  error
+		want    []string
+		letters int
+	}{
+		{"dead-lettered", nil, []string{"term 1", "redeliver 2", "term 3"}, 2},
+		{"no copy is taken", errBoom, []string{"redeliver 1", "redeliver 2", "redeliver 3"}, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, consumers.Broker{DeadLetters: true})
+				if _, err := r.newGuard().Begin(t.Context(), "a"); err != nil {
+					t.Fatal(err)
+				}
+				r.b.dlqErr = c.dlqErr
+				for _, token := range []string{"a", "b", "c"} {
+					r.b.add(&message{headers: map[string][]string{idem.Header: {token}}, final: token != "b"})
+				}
+				stop := r.start(fine)
+				time.Sleep(100 * time.Millisecond) // the first waits for whoever has its token
+				if err := stop(); err != nil {
+					t.Error(err)
+				}
+				if got := r.b.settlements(); !slices.Equal(got, c.want) {
+					t.Errorf("settlements %q, want %q", got, c.want)
+				}
+				for _, l := range r.b.posted() {
+					if l.Reason != consumers.ReasonFinal || l.Redrive != 1 {
+						t.Errorf("letter %+v", l)
+					}
+				}
+				if n := len(r.b.posted()); n != c.letters {
+					t.Errorf("%d letters, want %d", n, c.letters)
+				}
+				if n := r.count(idem.EventDropped); n != 2-c.letters {
+					t.Errorf("%d messages were told of as dropped, want %d", n, 2-c.letters)
+				}
+			})
+		})
+	}
+}
+
 // What waits behind a message that is given back is too, each in its turn: also where its
 // claim was asked for, or made, ahead.
 func TestHoldLimitOfTheQueue(t *testing.T) {

@@ -51,14 +51,30 @@ func (en *entry) process() {
 // then the copy is a duplicate.
 func (en *entry) sendBack() {
 	e := en.l.e
-	if en.d.Final() && e.broker.DeadLetters {
-		if !en.sendAway(en.l.ph.final, ReasonFinal, fmt.Errorf("%w: %w", errHeldLong, errFinal)) {
+	if en.isLast() {
+		if !en.sendAway(en.l.ph.final, en.l.ph.final, ReasonFinal, fmt.Errorf("%w: %w", errHeldLong, errFinal)) {
 			en.leave()
 		}
 		return
 	}
 	e.emit(en, idem.Event{Kind: idem.EventWaiting, Wait: e.broker.HoldLimit, Err: fmt.Errorf("%s goes back to the broker: %w", en.d, errHeldLong)})
 	en.settle(func(ctx context.Context) error { return en.d.Redeliver(ctx, 0) }, settled)
+}
+
+// isLast reports whether the message, given back, is lost to a dead-letter destination that
+// would have it.
+func (en *entry) isLast() bool { return en.d.Final() && en.l.e.broker.DeadLetters }
+
+// goBack is sendBack at the end of the drain, while letters and back last.
+func (en *entry) goBack(letters, back context.Context) {
+	if en.isLast() {
+		err := fmt.Errorf("%w: %w", ErrDraining, errFinal)
+		if en.sendAway(letters, letters, ReasonFinal, err) {
+			return
+		}
+		en.l.e.emit(en, idem.Event{Kind: idem.EventDropped, Err: fmt.Errorf("%s goes back to the broker, and no dead-letter copy was taken: %w", en.d, err)})
+	}
+	_ = en.d.Redeliver(back, 0)
 }
 
 // next is one try: a claim, a handler, an outcome. It reports whether there is to be

@@ -130,6 +130,26 @@ func TestLastDelivery(t *testing.T) {
 	})
 }
 
+// A consumer that stops does not return a last delivery: the broker would drop it.
+func TestStopWithLastDelivery(t *testing.T) {
+	v := setup(t, quorum)
+	v.publish("a")
+	v.returned(limit)
+	if _, err := v.guard.Begin(t.Context(), "a"); err != nil { // so that it is held
+		t.Fatal(err)
+	}
+	r := v.run((&journal{}).handle, idemamqp.DeliveryLimit(limit), v.deadLetter())
+	testenv.Await(t, "the consumer to hold it", func() bool { return len(v.events.of(idem.EventInProgress)) > 0 })
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	letters := v.deadLetters()
+	if len(letters) != 1 || letters[0].Headers[consumers.HeaderReason] != consumers.ReasonFinal {
+		t.Errorf("dead letters %v", letters)
+	}
+	v.settled()
+}
+
 // Failures are tried again in memory: they spend none of the queue's deliveries.
 func TestRetriesSpendNoDeliveries(t *testing.T) {
 	v := setup(t, quorum)

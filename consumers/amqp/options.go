@@ -294,9 +294,10 @@ func HoldLimit(d time.Duration) Option {
 //
 // With this option a message's last delivery is not started: it is acked if it is a
 // duplicate, held while it is in progress elsewhere or the store is away, else, and after
-// HoldLimit, dead-lettered. Where the limit is within consumers.Budget, no message is held
-// before it can be started, which costs throughput. A queue without a limit (-1) loses
-// nothing, and needs none of this.
+// HoldLimit, and when Run ends, dead-lettered. (Wrap leaves it when its context ends, and
+// what closes the channel spends it.) Where the limit is within consumers.Budget, no message
+// is held before it can be started, which costs throughput. A queue without a limit (-1)
+// loses nothing, and needs none of this.
 func DeliveryLimit(n int) Option {
 	return option("DeliveryLimit", func(c *config) {
 		if n <= 0 {
