@@ -152,7 +152,12 @@ func (d *delivery) Terminate(ctx context.Context) error {
 	return d.Ack(ctx)
 }
 
+// Redeliver requeues. Once the consumer ends, it sees to it that the broker does not deliver
+// to this session again what would only be returned, and counted, once more.
 func (d *delivery) Redeliver(context.Context, time.Duration) error {
+	if d.session.leaving.Load() {
+		d.session.unsubscribe()
+	}
 	return d.settle("requeue", func(tag uint64) error { return d.session.ch.Nack(tag, false, true) })
 }
 

@@ -150,6 +150,51 @@ func TestStopWithLastDelivery(t *testing.T) {
 	v.settled()
 }
 
+// A stop returns what waits once, be it one that handles in order: what is given back does
+// not come to the same consumer again.
+func TestStopCountsOneReturn(t *testing.T) {
+	for _, n := range []int{1, 2} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			v := setup(t, amqp.Table{"x-queue-type": "quorum", "x-delivery-limit": int32(20)})
+			started, finish := make(chan struct{}, n), make(chan struct{})
+			var tokens []string
+			for i := range 8 {
+				tokens = append(tokens, fmt.Sprint(i))
+			}
+			v.publish(tokens...)
+			r := v.run(func(context.Context, amqp.Delivery) error {
+				started <- struct{}{}
+				<-finish
+				return nil
+			}, idemamqp.Concurrency(n))
+			for range n {
+				<-started
+			}
+			testenv.Await(t, "all to be delivered", func() bool {
+				q, err := v.ch.QueueDeclarePassive(v.queue, false, false, false, false, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return q.Messages == 0
+			})
+			r.cancel()
+			close(finish)
+			if err := r.result(); err != nil {
+				t.Fatal(err)
+			}
+			left := peek(t, v.conn, v.queue)
+			if len(left) != len(tokens)-n {
+				t.Errorf("%d messages are left", len(left))
+			}
+			for _, d := range left {
+				if count := d.Headers["x-delivery-count"]; count != int64(1) {
+					t.Errorf("%s was returned %v times", d.Body, count)
+				}
+			}
+		})
+	}
+}
+
 // Failures are tried again in memory: they spend none of the queue's deliveries.
 func TestRetriesSpendNoDeliveries(t *testing.T) {
 	v := setup(t, quorum)

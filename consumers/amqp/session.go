@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -43,6 +44,8 @@ type session struct {
 	deliveries <-chan amqp.Delivery
 	prefetch   int
 	rest       sync.WaitGroup
+	leaving    atomic.Bool // its consumer ends
+	cancelled  sync.Once   // of unsubscribe
 
 	mu          sync.Mutex
 	noticed     chan *amqp.Error // for those who settle
@@ -215,6 +218,12 @@ func (s *session) sendBack() {
 			}
 		}
 	})
+}
+
+// unsubscribe ends the subscription without a wait for the answer. What is on its way goes
+// back when the session is closed.
+func (s *session) unsubscribe() {
+	s.cancelled.Do(func() { _ = s.ch.Cancel(s.tag, true) }) // it fails where the session is over
 }
 
 // close ends a session of the consumer's own. What is unsettled goes back to the queue.

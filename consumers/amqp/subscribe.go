@@ -32,8 +32,9 @@ func (c *Consumer) subscribe(ctx context.Context, e *consumers.Engine, s *sessio
 				}
 			})
 			if ctx.Err() != nil {
+				s.leaving.Store(true)
 				if c.conf.concurrency > 1 {
-					s.sendBack() // one handler at a time, in order: what waits goes back when the session is closed
+					s.sendBack() // one handler at a time, in order: nobody else gets what waits before it has returned
 				}
 				return context.Cause(ctx)
 			}
