@@ -3,6 +3,7 @@ package idemamqp_test
 import (
 	"context"
 	"errors"
+	"net"
 	"reflect"
 	"strings"
 	"sync"
@@ -326,6 +327,93 @@ func TestPublishOnClosed(t *testing.T) {
 		t.Errorf("Run returned %v", err)
 	}
 	v.wantOwed(1)
+}
+
+// heldUp is a connection whose writes can be made to wait, as those to a broker that is short
+// of memory do.
+type heldUp struct {
+	net.Conn
+	waits   atomic.Bool
+	waiting chan struct{}
+	release chan struct{}
+}
+
+func (c *heldUp) Write(b []byte) (int, error) {
+	if c.waits.Load() {
+		select {
+		case c.waiting <- struct{}{}:
+		default:
+		}
+		<-c.release
+	}
+	return c.Conn.Write(b)
+}
+
+// A broker that holds up the caller's publishing does not hold up the end of a context; what
+// is published later is not mixed up with what was under way.
+func TestPublishOnHeldUp(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		before int // dead letters
+	}{{"at the first use", 0}, {"later", 1}} {
+		t.Run(c.name, func(t *testing.T) {
+			v := setup(t)
+			v.publish("a", "b")
+			socket := &heldUp{waiting: make(chan struct{}, 1), release: make(chan struct{})}
+			release := sync.OnceFunc(func() {
+				socket.waits.Store(false)
+				close(socket.release)
+			})
+			conn, err := amqp.DialConfig(v.srv.URL(), amqp.Config{Dial: func(network, addr string) (net.Conn, error) {
+				var err error
+				socket.Conn, err = amqp.DefaultDial(10*time.Second)(network, addr)
+				return socket, err
+			}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				release()
+				_ = conn.CloseDeadline(time.Now().Add(time.Second))
+			})
+			f, err := idemamqp.Wrap(v.guard, bury, v.deadLetter(), idemamqp.PublishOn(v.channel(conn)), consumers.DrainTimeout(100*time.Millisecond))
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := v.source()
+			for range c.before {
+				if err := f(t.Context(), <-s.deliveries); err != nil {
+					t.Fatal(err)
+				}
+			}
+			socket.waits.Store(true)
+			d := <-s.deliveries
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan error, 1)
+			go func() { ended <- f(ctx, d) }()
+			<-socket.waiting
+			cancel()
+			select {
+			case err := <-ended:
+				if !errors.Is(err, context.Canceled) {
+					t.Errorf("the end: %v", err)
+				}
+			case <-time.After(20 * time.Second):
+				t.Fatal("the function does not return")
+			}
+			release()
+			if err := f(t.Context(), d); err != nil {
+				t.Errorf("once the broker reads again: %v", err)
+			}
+			copies := map[any]bool{}
+			for _, d := range v.deadLetters() {
+				copies[d.Headers[idem.Header]] = true
+			}
+			if len(copies) != c.before+1 {
+				t.Errorf("dead letters of %v", copies)
+			}
+		})
+	}
 }
 
 // slowDial is a Dial that does not heed its context: from the nth call on it returns after

@@ -24,12 +24,13 @@ type letters struct {
 	users         *amqp.Channel // the caller's; nil: dial
 
 	over atomic.Bool   // closed
+	busy chan struct{} // held by a call on the caller's channel
 	turn chan struct{} // held by whoever uses what follows
 	conn *amqp.Connection
 	out  *outlet
 }
 
-// outlet is a channel in confirm mode.
+// outlet is a channel that is put into confirm mode.
 type outlet struct {
 	ch      *amqp.Channel
 	returns chan amqp.Return
@@ -37,7 +38,7 @@ type outlet struct {
 }
 
 func newLetters(exchange, key string) *letters {
-	return &letters{exchange: exchange, key: key, turn: make(chan struct{}, 1)}
+	return &letters{exchange: exchange, key: key, busy: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
 }
 
 func (l *letters) String() string {
@@ -108,7 +109,7 @@ func (l *letters) try(ctx context.Context, msg amqp.Publishing) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, confirmTimeout, fmt.Errorf("no confirmation within %v", confirmTimeout))
+	ctx, cancel := confirming(ctx)
 	defer cancel()
 	for len(out.returns) > 0 {
 		<-out.returns // of a copy whose confirmation nobody waits for any more
@@ -117,7 +118,7 @@ func (l *letters) try(ctx context.Context, msg amqp.Publishing) error {
 		// A broker that is short of memory reads nothing: then the write waits.
 		defer context.AfterFunc(ctx, func() { _ = conn.CloseDeadline(time.Now()) })()
 	}
-	confirm, err := out.ch.PublishWithDeferredConfirm(l.exchange, l.key, true, false, msg)
+	confirm, err := l.send(ctx, out.ch, msg)
 	switch {
 	case err != nil:
 		return out.because(ctx, err)
@@ -152,6 +153,48 @@ func (l *letters) try(ctx context.Context, msg amqp.Publishing) error {
 	return fmt.Errorf("%w: the broker refused the copy (basic.nack): is the queue full?", errNotTaken)
 }
 
+// confirming bounds a wait for the broker.
+func confirming(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, confirmTimeout, fmt.Errorf("no confirmation within %v", confirmTimeout))
+}
+
+// send publishes; on the caller's channel it ends with ctx, whether the broker reads or not.
+func (l *letters) send(ctx context.Context, ch *amqp.Channel, msg amqp.Publishing) (*amqp.DeferredConfirmation, error) {
+	publish := func() (*amqp.DeferredConfirmation, error) {
+		return ch.PublishWithDeferredConfirm(l.exchange, l.key, true, false, msg)
+	}
+	if l.users == nil {
+		return publish()
+	}
+	return call(ctx, l.busy, publish)
+}
+
+// call calls f, which knows no context, on what is the caller's, and so not to be closed.
+// An f that does not end with ctx goes on, and the next call waits for that.
+func call[T any](ctx context.Context, busy chan struct{}, f func() (T, error)) (got T, err error) {
+	select {
+	case busy <- struct{}{}:
+	case <-ctx.Done():
+		return got, context.Cause(ctx)
+	}
+	type answer struct {
+		got T
+		err error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		got, err := f()
+		<-busy
+		answers <- answer{got, err}
+	}()
+	select {
+	case a := <-answers:
+		return a.got, a.err
+	case <-ctx.Done():
+		return got, context.Cause(ctx)
+	}
+}
+
 // because prefers the broker's reason for closing the channel.
 func (o *outlet) because(ctx context.Context, err error) error {
 	select {
@@ -176,8 +219,13 @@ func (l *letters) open(ctx context.Context) (out *outlet, err error) {
 		if l.users.IsClosed() {
 			return nil, errGone
 		}
-		l.out, err = newOutlet(l.users)
-		return l.out, err
+		ctx, cancel := confirming(ctx)
+		defer cancel()
+		if _, err := call(ctx, l.busy, func() (struct{}, error) { return struct{}{}, l.users.Confirm(false) }); err != nil {
+			return nil, err
+		}
+		l.out = newOutlet(l.users)
+		return l.out, nil
 	}
 	l.discard()
 	conn, err := l.dial(ctx)
@@ -187,10 +235,11 @@ func (l *letters) open(ctx context.Context) (out *outlet, err error) {
 	l.conn = conn
 	err = within(ctx, conn, func() error {
 		ch, err := conn.Channel()
-		if err == nil {
-			l.out, err = newOutlet(ch)
+		if err != nil {
+			return err
 		}
-		return err
+		l.out = newOutlet(ch)
+		return ch.Confirm(false)
 	})
 	if err != nil {
 		l.discard()
@@ -199,15 +248,12 @@ func (l *letters) open(ctx context.Context) (out *outlet, err error) {
 	return l.out, nil
 }
 
-func newOutlet(ch *amqp.Channel) (*outlet, error) {
-	if err := ch.Confirm(false); err != nil {
-		return nil, err
-	}
+func newOutlet(ch *amqp.Channel) *outlet {
 	return &outlet{
 		ch:      ch,
 		returns: ch.NotifyReturn(make(chan amqp.Return, 16)),
 		closed:  ch.NotifyClose(make(chan *amqp.Error, 1)),
-	}, nil
+	}
 }
 
 // discard closes the connection, if it is the consumer's own.

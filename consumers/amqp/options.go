@@ -245,9 +245,10 @@ func DeadLetter(exchange, key string) Option {
 
 // PublishOn gives NewConsumer and Wrap the channel to publish dead letters on: one of
 // another connection than the deliveries', without Config.Recovery, so that a broker that
-// holds publishers up does not hold up acks. It is put into confirm mode, has to be used for nothing else from then on, and is the caller's to
-// close, after Run. The next dead letter ends Run when it is closed before. Not for
-// NewQueueConsumer.
+// holds publishers up does not hold up acks. It is put into confirm mode, has to be used for
+// nothing else from then on, and is the caller's to close, after Run. While the broker holds
+// it up one write of the consumer's may wait in it, Close too: Connection.CloseDeadline ends
+// both. The next dead letter ends Run when it is closed before. Not for NewQueueConsumer.
 func PublishOn(ch *amqp.Channel) Option {
 	return option("PublishOn", func(c *config) {
 		if ch == nil {
