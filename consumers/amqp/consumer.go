@@ -56,7 +56,8 @@ func NewQueueConsumer(url, queue string, g *idem.Guard, h Handler, opts ...Optio
 // idem.ErrNoGroup. The error names all faults.
 //
 // The connection and the channel stay the caller's. Close the channel when Run has
-// returned: what was given back, or not taken from the deliveries, waits in it. Run ends
+// returned: what was given back, or not taken from the deliveries, waits in it, and a quorum
+// queue counts a second return, unless the subscription was cancelled before. Run ends
 // with an error when the channel is closed before, and another channel needs another
 // consumer. NewQueueConsumer comes back by itself.
 func NewConsumer(deliveries <-chan amqp.Delivery, g *idem.Guard, h Handler, opts ...Option) (*Consumer, error) {

@@ -49,9 +49,11 @@
 // it.
 //
 // A delivery limit (quorum queues; RabbitMQ 4 sets 20 by itself) without a dead-letter
-// exchange loses messages after that many crashes, whatever we do: each process that
-// dies, and each connection that is lost, counts for every message that was delivered; so
-// does each Run that ends with an error, which a supervisor starts again and again. So
+// exchange loses messages after that many returns, whatever we do. Each process that dies,
+// and each connection that is lost, counts for every message that was delivered. Up to
+// RabbitMQ 4.2 so does each that goes back: what waits when Run ends, with an error, which a
+// supervisor starts again and again, or without; and what was held for HoldLimit, so that
+// a store that is away for five hours spends 20 returns of each message in the prefetch. So
 // switch it off (the policy delivery-limit, -1 on RabbitMQ 4), or give the queue a
 // dead-letter exchange and tell of the limit with DeliveryLimit. Failed attempts do not
 // count: they are made in memory. How often a message is tried is consumers.Budget's to

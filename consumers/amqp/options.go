@@ -323,8 +323,8 @@ func Dial(dial func(ctx context.Context) (*amqp.Connection, error)) Option {
 }
 
 // Config sets what a consumer of NewQueueConsumer dials its url with: TLS, SASL,
-// heartbeats. Recovery must be nil: the consumer recovers by itself, and knows then which
-// deliveries are still its own.
+// heartbeats. Run waits for its Dial, which knows no context. Recovery must be nil: the
+// consumer recovers by itself, and knows then which deliveries are still its own.
 func Config(client amqp.Config) Option {
 	return option("Config", func(c *config) {
 		if client.Recovery != nil {

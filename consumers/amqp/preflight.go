@@ -123,7 +123,7 @@ func (c *Consumer) tellCounting(s *session) {
 	consumers.EmitFinding(c.guard, idem.Finding{
 		ID:          "amqp-quorum-limit",
 		What:        fmt.Sprintf("Queue %q is a quorum queue, and RabbitMQ %s gives these a delivery limit of 20 unless they are told otherwise.", c.queue, version),
-		Consequence: "After that many crashes or lost connections it drops a message, unless the queue has a dead-letter exchange.",
+		Consequence: "After that many crashes, lost connections and, up to RabbitMQ 4.2, stops and returns after HoldLimit it drops a message, unless the queue has a dead-letter exchange.",
 		Cure:        "Switch the limit off (-1), or give the queue a dead-letter exchange and name the limit with DeliveryLimit.",
 	})
 }
