@@ -32,6 +32,7 @@ type broker struct {
 	dlqErr  error
 	extends int
 	ackErr  error
+	ackRTT  time.Duration // how long an ack takes to be confirmed
 }
 
 type message struct {
@@ -158,8 +159,9 @@ func (d *delivery) Handle(ctx context.Context) error { return d.h(ctx, d) }
 
 func (d *delivery) Ack(context.Context) error {
 	d.b.mu.Lock()
-	err := d.b.ackErr
+	err, rtt := d.b.ackErr, d.b.ackRTT
 	d.b.mu.Unlock()
+	time.Sleep(rtt)
 	if err != nil {
 		return err
 	}

@@ -138,19 +138,19 @@ func (l *Lane) newEntry(d Delivery) *entry {
 // rejected), and may not have arrived: it is repeated as it was.
 func (en *entry) settleDuplicate(dup *idem.DuplicateError) {
 	if dup.Dead {
-		en.settle(en.d.Terminate, outcomeOf(dup))
+		en.settle(en.d.Terminate, settled) // it may be redriven: the next of its token asks the store
 		return
 	}
-	en.settle(en.d.Ack, outcomeOf(dup))
+	en.ack()
 }
 
-// outcomeOf tells later deliveries of the token whether they have to ask the store:
-// done stays done; a dead token may be redriven.
-func outcomeOf(dup *idem.DuplicateError) outcome {
-	if dup.Dead {
-		return settled
+// ack settles what is done. In a lane of Run nothing waits for the broker's answer.
+func (en *entry) ack() {
+	if en.l.e.broker.ConfirmsAcks && en.l.cond != nil {
+		en.l.wg.Go(func() { en.settle(en.d.Ack, completed) })
+		return
 	}
-	return completed
+	en.settle(en.d.Ack, completed)
 }
 
 func (en *entry) request() idem.Request {

@@ -155,10 +155,8 @@ func (en *entry) recorded(err error) (again bool) {
 	en.setClaim(nil)
 	en.leaveGate()
 	switch {
-	case err == nil && e.broker.ConfirmsAcks && en.l.cond != nil:
-		en.l.wg.Go(func() { en.settle(en.d.Ack, completed) })
 	case err == nil:
-		en.settle(en.d.Ack, completed)
+		en.ack()
 	case errors.Is(err, idem.ErrLeaseLost):
 		return true
 	default:

@@ -69,7 +69,7 @@ func (l *Lane) isCompleted(en *entry) bool {
 
 func (en *entry) settleRepeat() {
 	en.l.e.emit(en, idem.Event{Kind: idem.EventDuplicate})
-	en.settle(en.d.Ack, completed)
+	en.ack()
 }
 
 // duplicatesOf takes what is parked behind entries that are recorded as done.

@@ -102,3 +102,46 @@ func TestRepeatsOfARefusedCompletion(t *testing.T) {
 		r.mustStop(stop)
 	})
 }
+
+// Where the broker confirms acks, those of duplicates, of repeats and of what was handled
+// travel side by side.
+func TestConfirmedAcksOfDuplicates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{ConfirmsAcks: true})
+		r.b.ackRTT = time.Second
+		for _, token := range tokens(20) {
+			c, err := r.guard.Begin(t.Context(), token)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.b.publish(tokens(20)...)
+		r.b.publish("new", "new", "new", "new", "newer")
+		stop := r.start(fine, consumers.WorkAhead(32))
+		time.Sleep(2500 * time.Millisecond) // a repeat's ack goes out when that of the one before is through
+		if n := len(r.b.settlements()); n != 25 {
+			t.Errorf("%d of 25 messages are acked after two round trips", n)
+		}
+		r.wantHandled("new", "newer")
+		r.mustStop(stop)
+	})
+}
+
+// The drain waits for the acks of duplicates that are on their way.
+func TestDrainWaitsForTheAcksOfDuplicates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{ConfirmsAcks: true})
+		r.b.ackRTT = time.Second
+		r.b.publish("a", "a", "a")
+		stop := r.start(fine)
+		time.Sleep(1500 * time.Millisecond) // the repeats' acks are under way
+		r.mustStop(stop)
+		all := r.b.settlements()
+		if slices.Sort(all); !slices.Equal(all, []string{"ack 1", "ack 2", "ack 3"}) {
+			t.Errorf("settlements %q, want three acks", all)
+		}
+	})
+}
