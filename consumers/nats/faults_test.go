@@ -138,7 +138,7 @@ func TestStuck(t *testing.T) {
 	}
 }
 
-// TestServerAway: the consumer waits, does not spin, and goes on.
+// TestServerAway: the consumer waits, does not spin, says so once, and goes on.
 func TestServerAway(t *testing.T) {
 	v := setup(t, ackWait(shortAckWait))
 	source := &spy{Consumer: v.source}
@@ -152,6 +152,20 @@ func TestServerAway(t *testing.T) {
 	testenv.Await(t, "three seconds", func() bool { return time.Since(began) > 3*time.Second })
 	if n := source.count() - before; n > 12 {
 		t.Errorf("%d pull requests in three seconds without a server", n)
+	}
+	unanswered := func() (n int) {
+		for _, e := range v.events.of(idem.EventWaiting) {
+			if strings.Contains(e.Err.Error(), "does not answer") {
+				n++
+			}
+		}
+		return n
+	}
+	testenv.Await(t, "the event", func() bool { return unanswered() > 0 })
+	before = source.count()
+	testenv.Await(t, "two more pull requests", func() bool { return source.count() > before+2 })
+	if n := unanswered(); n != 1 {
+		t.Errorf("told %d times of one outage", n)
 	}
 	v.srv.Restart()
 	testenv.Await(t, "the client to be back", func() bool {

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/idemq/idemq/consumers"
+	"github.com/idemq/idemq/idem"
 )
 
 const (
@@ -23,6 +24,9 @@ const (
 	// messagePause is the pause where a message broke its request, not the server: each
 	// such message costs one.
 	messagePause = 50 * time.Millisecond
+	// answerDelay is how much later than asked for the end of a pull request may come; nats.go
+	// gives it up after a second.
+	answerDelay = 500 * time.Millisecond
 )
 
 // fetch gives the engine messages until ctx ends or there will be no more.
@@ -41,6 +45,7 @@ func (c *Consumer) fetch(ctx, ours context.Context, lose context.CancelCauseFunc
 		wait = min(wait, limit)
 	}
 	var p consumers.Pause
+	silent := false
 	for {
 		n, err := e.Room(ctx)
 		if err != nil {
@@ -74,8 +79,15 @@ func (c *Consumer) fetch(ctx, ours context.Context, lose context.CancelCauseFunc
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
+		case errors.Is(err, errSilent):
+			if !silent { // told once an outage: each such request took its time
+				c.guard.Emit(idem.Event{Kind: idem.EventWaiting, Wait: wait + answerDelay, Err: err})
+			}
+			silent = true
+			continue
 		case got > 0 || err == nil:
 			p.Reset()
+			silent = false
 		}
 		if err == nil {
 			continue
@@ -115,11 +127,18 @@ func (c *Consumer) pull(n int, wait time.Duration, add func(jetstream.Msg) error
 	if err := batch.Error(); err != nil {
 		return got, err
 	}
-	if got == 0 && time.Since(began) < wait/2 {
+	switch took := time.Since(began); {
+	case got > 0:
+	case took < wait/2:
 		return 0, errNoMessage
+	case took > wait+answerDelay:
+		return 0, errSilent
 	}
 	return got, nil
 }
+
+// errSilent: nats.go keeps what it is given while it has no connection, and tells nobody.
+var errSilent = errors.New("the server does not answer pull requests: is the connection lost, or may this user not publish to $JS.API.CONSUMER.MSG.NEXT?")
 
 // errNoMessage is what a message looks like that nats.go takes for the server's own.
 var errNoMessage = errors.New("the request ended at once, without a message: is there an empty message with a Status header, just above the consumer's ack floor? Delete it from the stream")
