@@ -57,9 +57,10 @@ func (c *Consumer) fetch(ctx, ours context.Context, lose context.CancelCauseFunc
 		if p.Failing() {
 			n = 1 // a message that breaks its request must not take others with it each time
 		}
+		asked := false // in vain: what is behind is not to wait for that again
 		got, err := c.pull(n, wait, func(msg jetstream.Msg) error {
 			d := s.delivery(msg)
-			if !order.follows(d.meta) {
+			if !asked && !order.follows(d.meta) {
 				anew, err := c.anew(ctx, info)
 				switch {
 				case anew:
@@ -68,6 +69,8 @@ func (c *Consumer) fetch(ctx, ours context.Context, lose context.CancelCauseFunc
 					return err
 				case err == nil:
 					order.accept(d.meta)
+				default:
+					asked = true
 				}
 			}
 			add(d)

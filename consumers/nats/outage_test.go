@@ -2,12 +2,15 @@ package idemnats_test
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/idemq/idemq/consumers"
 	idemnats "github.com/idemq/idemq/consumers/nats"
 	"github.com/idemq/idemq/idem"
 	"github.com/idemq/idemq/idem/store/memstore"
@@ -17,7 +20,9 @@ import (
 type script struct {
 	jetstream.Consumer
 	fetch func(nth, n int) ([]jetstream.Msg, time.Duration)
+	mute  bool // Info gets no answer once fetching has begun
 	nth   int
+	asked int // since then
 }
 
 func (s *script) CachedInfo() *jetstream.ConsumerInfo {
@@ -27,7 +32,12 @@ func (s *script) CachedInfo() *jetstream.ConsumerInfo {
 	}
 }
 
-func (s *script) Info(context.Context) (*jetstream.ConsumerInfo, error) {
+func (s *script) Info(ctx context.Context) (*jetstream.ConsumerInfo, error) {
+	if s.nth > 0 && s.mute {
+		s.asked++
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	return s.CachedInfo(), nil
 }
 
@@ -43,10 +53,10 @@ func (s *script) Fetch(n int, _ ...jetstream.FetchOpt) (jetstream.MessageBatch, 
 }
 
 // runFor runs a consumer of s for d, and returns what it waited for.
-func (s *script) runFor(t *testing.T, d time.Duration) []idem.Event {
+func (s *script) runFor(t *testing.T, d time.Duration, opts ...idemnats.Option) []idem.Event {
 	t.Helper()
 	var told events
-	c, err := idemnats.NewConsumer(s, idem.New(idem.WithStore(memstore.New()), idem.WithObserver(&told)), noop)
+	c, err := idemnats.NewConsumer(s, idem.New(idem.WithStore(memstore.New()), idem.WithObserver(&told)), noop, opts...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,4 +109,53 @@ func TestSilence(t *testing.T) {
 			})
 		})
 	}
+}
+
+// scripted is a message of script, with a number that is the consumer's.
+type scripted struct {
+	jetstream.Msg
+	nth uint64
+	ack func()
+}
+
+func (m scripted) Metadata() (*jetstream.MsgMetadata, error) {
+	return &jetstream.MsgMetadata{Stream: "ORDERS", Consumer: "billing", Timestamp: time.Now(), NumDelivered: 1, Sequence: jetstream.SequencePair{Stream: m.nth, Consumer: m.nth}}, nil
+}
+func (scripted) Headers() nats.Header { return nil }
+func (scripted) Data() []byte         { return nil }
+func (scripted) Subject() string      { return "orders.x" }
+func (m scripted) Ack() error         { m.ack(); return nil }
+
+// TestNumbersGoBack: whether the JetStream consumer is another one is asked once a pull
+// while that gets no answer: the messages behind wait, and nobody extends them.
+func TestNumbersGoBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var acked atomic.Int32
+		var lastAck time.Time
+		ack := func() {
+			acked.Add(1)
+			lastAck = time.Now()
+		}
+		began := time.Now()
+		s := &script{mute: true}
+		s.fetch = func(nth, n int) (msgs []jetstream.Msg, after time.Duration) {
+			switch nth {
+			case 1:
+				return []jetstream.Msg{scripted{nth: 100, ack: ack}}, 0
+			case 2, 3:
+				for i := range 10 {
+					msgs = append(msgs, scripted{nth: uint64(10*(nth-2) + i + 1), ack: ack})
+				}
+				return msgs, 0
+			}
+			return nil, answered
+		}
+		s.runFor(t, time.Minute, consumers.WorkAhead(32))
+		if n := acked.Load(); n != 21 || lastAck.Sub(began) > 5*time.Second {
+			t.Errorf("%d messages of 21 are acked, the last one after %v", n, lastAck.Sub(began))
+		}
+		if s.asked != 2 {
+			t.Errorf("asked %d times, want once in each of two pulls", s.asked)
+		}
+	})
 }
