@@ -75,7 +75,12 @@ func (d *delivery) Redeliver(_ context.Context, after time.Duration) error {
 	return d.msg.NakWithDelay(after)
 }
 
-func (d *delivery) Extend(context.Context) error { return d.msg.InProgress() }
+func (d *delivery) Extend(context.Context) error {
+	if err := context.Cause(d.s.ours); err != nil {
+		return err
+	}
+	return d.msg.InProgress()
+}
 
 func (d *delivery) Final() bool {
 	return d.s.maxDeliver > 0 && d.meta != nil && d.meta.NumDelivered >= d.s.maxDeliver

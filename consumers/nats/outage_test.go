@@ -21,6 +21,7 @@ type script struct {
 	jetstream.Consumer
 	fetch func(nth, n int) ([]jetstream.Msg, time.Duration)
 	mute  bool // Info gets no answer once fetching has begun
+	anew  bool // Info says then that the consumer was created again
 	nth   int
 	asked int // since then
 }
@@ -38,7 +39,11 @@ func (s *script) Info(ctx context.Context) (*jetstream.ConsumerInfo, error) {
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}
-	return s.CachedInfo(), nil
+	info := s.CachedInfo()
+	if s.nth > 0 && s.anew {
+		info.Created = time.Now()
+	}
+	return info, nil
 }
 
 func (s *script) Fetch(n int, _ ...jetstream.FetchOpt) (jetstream.MessageBatch, error) {
@@ -114,8 +119,9 @@ func TestSilence(t *testing.T) {
 // scripted is a message of script, with a number that is the consumer's.
 type scripted struct {
 	jetstream.Msg
-	nth uint64
-	ack func()
+	nth      uint64
+	ack      func()
+	extended *atomic.Int32
 }
 
 func (m scripted) Metadata() (*jetstream.MsgMetadata, error) {
@@ -125,6 +131,8 @@ func (scripted) Headers() nats.Header { return nil }
 func (scripted) Data() []byte         { return nil }
 func (scripted) Subject() string      { return "orders.x" }
 func (m scripted) Ack() error         { m.ack(); return nil }
+func (scripted) Nak() error           { return nil }
+func (m scripted) InProgress() error  { m.extended.Add(1); return nil }
 
 // TestNumbersGoBack: whether the JetStream consumer is another one is asked once a pull
 // while that gets no answer: the messages behind wait, and nobody extends them.
@@ -156,6 +164,34 @@ func TestNumbersGoBack(t *testing.T) {
 		}
 		if s.asked != 2 {
 			t.Errorf("asked %d times, want once in each of two pulls", s.asked)
+		}
+	})
+}
+
+// TestExtendsNoOthers: once the JetStream consumer was created anew, what is in hand is not
+// extended any more: its number may be another message's.
+func TestExtendsNoOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var extended atomic.Int32
+		s := &script{anew: true}
+		s.fetch = func(nth, _ int) ([]jetstream.Msg, time.Duration) {
+			if nth == 1 {
+				return []jetstream.Msg{scripted{nth: 100, extended: &extended}}, 15 * time.Second
+			}
+			return []jetstream.Msg{scripted{nth: 1, extended: &extended}}, 0
+		}
+		c, err := idemnats.NewConsumer(s, idem.New(idem.WithStore(memstore.New())), func(context.Context, jetstream.Msg) error {
+			work(time.Minute)
+			return nil
+		}, consumers.DrainTimeout(2*time.Minute))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Run(t.Context()); err == nil {
+			t.Error("Run returned nil")
+		}
+		if n := extended.Load(); n != 1 {
+			t.Errorf("extended %d times, want once, before that", n)
 		}
 	})
 }
