@@ -116,8 +116,13 @@ func (c *Consumer) engine(cc jetstream.ConsumerConfig) (*consumers.Engine, error
 		b.Workers = 1
 		b.MaxHeld = max(heldPerLane, c.conf.maxBatch) * n
 	}
-	b.Redelivers = b.Workers > 1 && !b.FewDeliveries
+	b.Redelivers = c.conf.redelivers(cc)
 	return consumers.New(c.guard, b, c.policy)
+}
+
+// redelivers reports whether failed messages go back to the server for their backoff.
+func (c *config) redelivers(cc jetstream.ConsumerConfig) bool {
+	return c.concurrency > 1 && c.orderBy == nil && cc.MaxDeliver <= 0
 }
 
 // shortestWait is after how long without a sign the server delivers a message again.

@@ -24,7 +24,9 @@
 // It is a pull consumer with a durable name and AckPolicy explicit. AckWait is how
 // long the messages of a process that was killed wait for their next delivery; while
 // a message is held InProgress goes out each third of it, so handlers may take
-// longer. Some seconds serve well. Where BackOff is set, its shortest entry counts.
+// longer. Some seconds serve well. Where BackOff is set, its shortest entry counts, and
+// the server adds its later entries, less the first, to the delay of a message that is
+// given back again: leave it out.
 //
 // MaxDeliver has to be unlimited (-1): after that many deliveries the server gives a
 // message up, handled or not, and tells no consumer. How often a message is tried is

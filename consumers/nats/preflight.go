@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,8 +25,8 @@ type streams interface {
 
 // Preflight reads the settings of the JetStream consumer anew, asks the store, and
 // returns what weakens the promise: AckWait or BackOff shorter than the guard renews its
-// leases in, a finite MaxDeliver within the budget, a MaxAckPending below Concurrency; and
-// what the store finds (Guard.Preflight). Where DeadLetter was given a whole
+// leases in, a finite MaxDeliver within the budget, a MaxAckPending below Concurrency, what
+// has the server forget the consumer; and what the store finds (Guard.Preflight). Where DeadLetter was given a whole
 // jetstream.JetStream of the same server, it also looks at the stream: whether it keeps
 // messages for longer than the guard remembers them, and whether the dead-letter stream is
 // less safe than it. Without that the stream cannot be asked. docs/preflight.md lists all
@@ -99,6 +100,14 @@ func (c *Consumer) consumerFindings(info *jetstream.ConsumerInfo) (found []idem.
 			Cure:        "Set MaxDeliver to -1.",
 		})
 	}
+	if cc.MaxDeliver > 0 && c.conf.letters == nil && !c.conf.terminate {
+		found = append(found, idem.Finding{
+			ID:          "nats-max-deliver-letters",
+			What:        fmt.Sprintf("MaxDeliver of JetStream consumer %q is %d, and there is no dead-letter destination.", info.Name, cc.MaxDeliver),
+			Consequence: "The last delivery of a message ends Run, and the server does not deliver it again: it is lost to this consumer.",
+			Cure:        "Set MaxDeliver to -1, or give dead letters a destination with DeadLetter.",
+		})
+	}
 	if n := max(c.conf.concurrency, 1); cc.MaxAckPending > 0 && cc.MaxAckPending < n {
 		found = append(found, idem.Finding{
 			ID:          "nats-max-ack-pending",
@@ -115,8 +124,38 @@ func (c *Consumer) consumerFindings(info *jetstream.ConsumerInfo) (found []idem.
 			Cure:        "Raise AckWait, or shorten the lease with WithLease.",
 		})
 	}
+	if c.conf.redelivers(cc) && len(cc.BackOff) > 1 {
+		first, later, earlier := cc.BackOff[0], slices.Max(cc.BackOff)-cc.BackOff[0], cc.BackOff[0]-slices.Min(cc.BackOff)
+		if later > 0 || earlier > 0 {
+			found = append(found, idem.Finding{
+				ID:          "nats-backoff",
+				What:        fmt.Sprintf("JetStream consumer %q has a BackOff, and the server adds what its entry exceeds the first one of %v by to the delay of a message that is given back.", info.Name, first),
+				Consequence: fmt.Sprintf("One that fails again is tried up to %v later, or %v earlier, than consumers.Backoff or idem.RetryAfter say.", later, earlier),
+				Cure:        "Set AckWait, and no BackOff.",
+			})
+		}
+	}
+	if cc.InactiveThreshold > 0 {
+		found = append(found, idem.Finding{
+			ID:          "nats-inactive-threshold",
+			What:        fmt.Sprintf("The server deletes JetStream consumer %q when nobody has pulled from it for %v (InactiveThreshold).", info.Name, cc.InactiveThreshold),
+			Consequence: forgotten,
+			Cure:        "Set InactiveThreshold to zero, and that of the stream's ConsumerLimits.",
+		})
+	}
+	if cc.MemoryStorage {
+		found = append(found, idem.Finding{
+			ID:          "nats-consumer-memory",
+			What:        fmt.Sprintf("The state of JetStream consumer %q is kept in memory.", info.Name),
+			Consequence: "A restart of its servers deletes it. " + forgotten,
+			Cure:        "Create it with MemoryStorage false.",
+		})
+	}
 	return found
 }
+
+// forgotten is what becomes of a JetStream consumer that is deleted behind its users' backs.
+const forgotten = "Created anew it delivers all that the stream has again, or, by its DeliverPolicy, passes over what came meanwhile."
 
 // streamFindings looks at the dead-letter destination, and at the stream, where the
 // publisher can be asked. A mistake in the destination is an error.

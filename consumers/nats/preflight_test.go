@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -68,7 +69,9 @@ func TestFindings(t *testing.T) {
 	deliver := func(n int) func(*jetstream.ConsumerConfig) {
 		return func(cc *jetstream.ConsumerConfig) { cc.MaxDeliver = n }
 	}
-	backOff := func(cc *jetstream.ConsumerConfig) { cc.BackOff = []time.Duration{time.Second, time.Minute} }
+	backOffs := func(waits ...time.Duration) func(*jetstream.ConsumerConfig) {
+		return func(cc *jetstream.ConsumerConfig) { cc.BackOff = waits }
+	}
 	for _, c := range []struct {
 		name string
 		edit []func(*jetstream.ConsumerConfig)
@@ -82,7 +85,13 @@ func TestFindings(t *testing.T) {
 		{"MaxAckPending", []func(*jetstream.ConsumerConfig){func(cc *jetstream.ConsumerConfig) { cc.MaxAckPending = 2 }}, 0, 0, []idemnats.Option{idemnats.Concurrency(3)}, []string{"nats-max-ack-pending"}},
 		{"MaxAckPending that suffices", []func(*jetstream.ConsumerConfig){func(cc *jetstream.ConsumerConfig) { cc.MaxAckPending = 3 }}, 0, 0, []idemnats.Option{idemnats.Concurrency(3)}, nil},
 		{"AckWait", []func(*jetstream.ConsumerConfig){ackWait(3 * time.Second)}, 0, 0, nil, []string{"nats-ack-wait"}},
-		{"BackOff", []func(*jetstream.ConsumerConfig){backOff}, 0, 0, nil, []string{"nats-ack-wait"}},
+		{"BackOff", []func(*jetstream.ConsumerConfig){backOffs(time.Second, time.Minute)}, 0, 0, nil, []string{"nats-ack-wait"}},
+		{"BackOff that falls", []func(*jetstream.ConsumerConfig){backOffs(time.Minute, 5*time.Second)}, 0, 0, []idemnats.Option{idemnats.Concurrency(2)}, []string{"nats-backoff"}},
+		{"BackOff that rises", []func(*jetstream.ConsumerConfig){backOffs(5*time.Second, time.Minute)}, 0, 0, []idemnats.Option{idemnats.Concurrency(2)}, []string{"nats-backoff"}},
+		{"BackOff of one wait", []func(*jetstream.ConsumerConfig){backOffs(5*time.Second, 5*time.Second)}, 0, 0, []idemnats.Option{idemnats.Concurrency(2)}, nil},
+		{"BackOff in order", []func(*jetstream.ConsumerConfig){backOffs(5*time.Second, time.Minute)}, 0, 0, nil, nil},
+		{"InactiveThreshold", []func(*jetstream.ConsumerConfig){func(cc *jetstream.ConsumerConfig) { cc.InactiveThreshold = time.Hour }}, 0, 0, nil, []string{"nats-inactive-threshold"}},
+		{"a consumer in memory", []func(*jetstream.ConsumerConfig){func(cc *jetstream.ConsumerConfig) { cc.MemoryStorage = true }}, 0, 0, nil, []string{"nats-consumer-memory"}},
 		{"AckWait that suffices", []func(*jetstream.ConsumerConfig){ackWait(4 * time.Second)}, 0, 0, nil, nil},
 		{"MaxAge", nil, 25 * time.Hour, 0, nil, []string{"nats-retention"}},
 		{"MaxAge of the retention", nil, 24 * time.Hour, 0, nil, nil},
@@ -107,6 +116,43 @@ func TestFindings(t *testing.T) {
 			}
 			v.wantFound(v.consumer(noop, append(c.opts, v.deadLetter())...), c.want...)
 		})
+	}
+}
+
+// Without a destination the last delivery ends Run, and the server gives its message up.
+func TestMaxDeliverWithoutLetters(t *testing.T) {
+	v := setup(t, func(cc *jetstream.ConsumerConfig) { cc.MaxDeliver = 10 })
+	v.quiet()
+	opts := []idemnats.Option{idemnats.AllowMaxDeliver(), consumers.Budget(9)}
+	v.wantFound(v.consumer(noop, opts...), "nats-max-deliver-letters")
+	v.wantFound(v.consumer(noop, append(opts, idemnats.TerminateWithoutDeadLetter())...))
+}
+
+// What nats-backoff tells of is what the server does: the second time a message is given
+// back it comes as much later as the second BackOff is longer.
+func TestDelayUnderBackOff(t *testing.T) {
+	const longer = 2 * time.Second
+	v := setup(t, func(cc *jetstream.ConsumerConfig) {
+		cc.BackOff = []time.Duration{10 * time.Second, 10*time.Second + longer}
+	})
+	v.quiet()
+	v.publish("a")
+	var tried [3]time.Time
+	var n atomic.Int32
+	v.run(func(context.Context, jetstream.Msg) error {
+		i := n.Add(1) - 1
+		tried[i] = time.Now()
+		if i < 2 {
+			return errTest
+		}
+		return nil
+	}, idemnats.Concurrency(2))
+	v.settled()
+	if first, second := tried[1].Sub(tried[0]), tried[2].Sub(tried[1]); first > longer || second < longer {
+		t.Errorf("waited %v and %v", first, second)
+	}
+	if found := v.events.of(idem.EventFinding); len(found) != 1 || !strings.Contains(found[0].Text, "up to 2s later") {
+		t.Errorf("found %+v", found)
 	}
 }
 
