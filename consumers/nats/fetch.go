@@ -82,12 +82,6 @@ func (c *Consumer) fetch(ctx, ours context.Context, lose context.CancelCauseFunc
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case errors.Is(err, errSilent):
-			if !silent { // told once an outage: each such request took its time
-				c.guard.Emit(idem.Event{Kind: idem.EventWaiting, Wait: wait + answerDelay, Err: err})
-			}
-			silent = true
-			continue
 		case got > 0 || err == nil:
 			p.Reset()
 			silent = false
@@ -98,6 +92,13 @@ func (c *Consumer) fetch(ctx, ours context.Context, lose context.CancelCauseFunc
 		if gone := c.gone(ctx, err, info); gone != nil {
 			lose(gone)
 			return gone
+		}
+		if errors.Is(err, errSilent) { // which took its time: told once an outage
+			if !silent {
+				c.guard.Emit(idem.Event{Kind: idem.EventWaiting, Wait: wait + answerDelay, Err: err})
+			}
+			silent = true
+			continue
 		}
 		failure := fmt.Errorf("fetching from the JetStream consumer: %w", err)
 		if errors.Is(err, errNoMessage) {
@@ -215,7 +216,7 @@ func (c *Consumer) gone(ctx context.Context, err error, info *jetstream.Consumer
 	if isClosed(err) {
 		return fmt.Errorf("idemnats: %s: the connection was closed: connect anew, and make a new consumer: %w", name, err)
 	}
-	if !errors.Is(err, nats.ErrNoResponders) && !errors.Is(err, jetstream.ErrConsumerDeleted) {
+	if !errors.Is(err, nats.ErrNoResponders) && !errors.Is(err, jetstream.ErrConsumerDeleted) && !errors.Is(err, errSilent) {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)

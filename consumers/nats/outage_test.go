@@ -2,6 +2,8 @@ package idemnats_test
 
 import (
 	"context"
+	"errors"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -24,6 +26,8 @@ type script struct {
 	anew  bool // Info says then that the consumer was created again
 	nth   int
 	asked int // since then
+
+	missing bool // Info finds none then
 }
 
 func (s *script) CachedInfo() *jetstream.ConsumerInfo {
@@ -38,6 +42,9 @@ func (s *script) Info(ctx context.Context) (*jetstream.ConsumerInfo, error) {
 		s.asked++
 		<-ctx.Done()
 		return nil, ctx.Err()
+	}
+	if s.nth > 0 && s.missing {
+		return nil, jetstream.ErrConsumerNotFound
 	}
 	info := s.CachedInfo()
 	if s.nth > 0 && s.anew {
@@ -114,6 +121,23 @@ func TestSilence(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestSilenceOfADeleted: where the network between does not carry that nobody listens, the
+// silence is looked into: a JetStream consumer that was deleted ends Run.
+func TestSilenceOfADeleted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{missing: true, fetch: func(int, int) ([]jetstream.Msg, time.Duration) { return nil, silent }}
+		c, err := idemnats.NewConsumer(s, idem.New(idem.WithStore(memstore.New())), noop)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := c.Run(ctx); !errors.Is(err, jetstream.ErrConsumerNotFound) || !strings.Contains(err.Error(), "was deleted") {
+			t.Errorf("Run returned %v", err)
+		}
+	})
 }
 
 // scripted is a message of script, with a number that is the consumer's.
