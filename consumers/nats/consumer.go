@@ -141,8 +141,8 @@ func shortestWait(cc jetstream.ConsumerConfig) time.Duration {
 
 // Run handles messages until ctx ends. Then it fetches no more, gives handlers that
 // have started consumers.DrainTimeout, sends what it did not handle back to the
-// server, and returns nil. A pull request that is out is waited for, up to a second: what
-// is on its way would otherwise be stranded for AckWait. While the server is away it
+// server, and returns nil. A pull request that is out is waited for, up to a second, or two
+// where the server does not answer: what is on its way would otherwise be stranded for AckWait. While the server is away it
 // waits, and tells the guard's observers (idem.EventWaiting).
 //
 // Before it fetches it does what Preflight does, and tells of each finding
