@@ -27,13 +27,13 @@ const (
 	EventStoreNotice                       // the store lost records that it had acknowledged: Text
 	EventFinding                           // consumers, at their start: something weakens the promise: Finding, Text
 	EventRetry                             // consumers: a handler failed, its message is tried again: Attempt, Err, Wait
-	EventDeadLetter                        // consumers: a message was dead-lettered, confirmed: Attempt, Err
+	EventDeadLetter                        // consumers: a message was dead-lettered, confirmed: Attempt, Err, Text (the reason)
 	EventStale                             // consumers: a message older than the retention: Text
 	EventUnguarded                         // consumers: FailOpen handled a message without a claim: Err
 	EventUnrecorded                        // consumers: an effect could not be recorded as done: Attempt, Err
 	EventShadowed                          // consumers: shadow mode handled a message that it would have dropped or held: Err
 	EventSettleFailed                      // consumers: the broker did not take an ack; it will deliver again: Err
-	EventStuck                             // consumers: a handler did not return in time: Attempt, Wait
+	EventStuck                             // consumers: a handler did not return in time: Wait
 	EventDropped                           // consumers: a message is lost, or may be (at most once), or was terminated by option without a copy: Err
 	EventWaiting                           // something holds the consumer up: Err, Wait
 	EventLateError                         // consumers: a handler returned an error after its completion was committed: Attempt, Err

@@ -142,8 +142,11 @@ func shortestWait(cc jetstream.ConsumerConfig) time.Duration {
 // Run handles messages until ctx ends. Then it fetches no more, gives handlers that
 // have started consumers.DrainTimeout, sends what it did not handle back to the
 // server, and returns nil. A pull request that is out is waited for, up to a second, or two
-// where the server does not answer: what is on its way would otherwise be stranded for AckWait. While the server is away it
-// waits, and tells the guard's observers (idem.EventWaiting).
+// where the server does not answer: what is on its way would otherwise be stranded for
+// AckWait. While the server is away it waits, and tells the guard's observers
+// (idem.EventWaiting), for as long as the client reconnects: connect with
+// nats.MaxReconnects(-1), since the client's default is 60 attempts at each server, some two
+// minutes.
 //
 // Before it fetches it does what Preflight does, and tells of each finding
 // (idem.EventFinding). It waits for the server, but for the store about five seconds

@@ -18,6 +18,7 @@ import (
 // streams is what a dead-letter publisher can be asked if it is a whole
 // jetstream.JetStream.
 type streams interface {
+	Conn() *nats.Conn
 	StreamNameBySubject(ctx context.Context, subject string) (string, error)
 	Stream(ctx context.Context, name string) (jetstream.Stream, error)
 	Consumer(ctx context.Context, stream, name string) (jetstream.Consumer, error)
@@ -29,7 +30,8 @@ type streams interface {
 // has the server forget the consumer; and what the store finds (Guard.Preflight). Where DeadLetter was given a whole
 // jetstream.JetStream of the same server, it also looks at the stream: whether it keeps
 // messages for longer than the guard remembers them, and whether the dead-letter stream is
-// less safe than it. Without that the stream cannot be asked. docs/preflight.md lists all
+// less safe than it, and at the connection: whether it reconnects for ever. Without that
+// neither can be asked. docs/preflight.md lists all
 // findings.
 //
 // The error is what would end Run: a JetStream consumer that is not there, or that
@@ -201,12 +203,30 @@ func (c *Consumer) streamFindings(ctx context.Context, info *jetstream.ConsumerI
 	if err != nil {
 		return []idem.Finding{unknownStream(info.Stream, err)}, nil
 	}
-	found := c.ageFindings(source.CachedInfo().Config)
+	found := append(c.ageFindings(source.CachedInfo().Config), reconnectFindings(js.Conn().Opts)...)
 	dead, err := js.Stream(ctx, letters)
 	if err != nil {
 		return append(found, unknownStream(letters, err)), nil
 	}
 	return append(found, letterFindings(source.CachedInfo().Config, dead.CachedInfo().Config)...), nil
+}
+
+// reconnectFindings looks at the connection that DeadLetter was given, which is mostly that
+// of the JetStream consumer too.
+func reconnectFindings(o nats.Options) []idem.Finding {
+	if o.AllowReconnect && o.MaxReconnect < 0 {
+		return nil
+	}
+	what := fmt.Sprintf("The NATS client gives a server up after %d attempts to reconnect, and closes when none is left.", o.MaxReconnect)
+	if !o.AllowReconnect {
+		what = "The NATS client does not reconnect."
+	}
+	return []idem.Finding{{
+		ID:          "nats-reconnects",
+		What:        what,
+		Consequence: "After an outage that is longer Run ends, and nothing is handled until the process is started again.",
+		Cure:        "Connect with nats.MaxReconnects(-1).",
+	}}
 }
 
 func unknownStream(name string, err error) idem.Finding {

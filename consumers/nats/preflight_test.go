@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/idemq/idemq/consumers"
@@ -191,6 +192,25 @@ func TestFindingsWithoutAStream(t *testing.T) {
 		t.Fatal(err)
 	}
 	v.wantFound(v.consumer(noop, idemnats.DeadLetter(other, "dead.orders")))
+}
+
+// A client that gives up ends Run with it.
+func TestGivesUpReconnecting(t *testing.T) {
+	v := setup(t)
+	v.quiet()
+	for name, c := range map[string]struct {
+		opt  nats.Option
+		want []string
+	}{
+		"the client's default": {nats.MaxReconnects(nats.DefaultMaxReconnect), []string{"nats-reconnects"}},
+		"never":                {nats.NoReconnect(), []string{"nats-reconnects"}},
+		"for ever":             {nats.MaxReconnects(-1), nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			js := v.srv.JetStream(t, c.opt)
+			v.wantFound(v.consumer(noop, idemnats.DeadLetter(js, "dead.orders")), c.want...)
+		})
+	}
 }
 
 // A work queue deletes what was acked: its age says nothing.

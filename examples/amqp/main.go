@@ -51,10 +51,11 @@ func publish(ctx context.Context, ch *amqp.Channel, queue string, n int) error {
 			return err
 		}
 	}
+	returned := ch.NotifyReturn(make(chan amqp.Return, 1))
 	for range 2 {
 		for _, msg := range orders {
-			// The broker confirms when the message is on its disk. Mandatory: it returns
-			// one that it has no queue for.
+			// The broker confirms when the message is on its disk. Mandatory: one that it has
+			// no queue for it returns, and confirms then too.
 			confirm, err := ch.PublishWithDeferredConfirmWithContext(ctx, "", queue, true, false, msg)
 			if err != nil {
 				return fmt.Errorf("publish: %w", err)
@@ -64,6 +65,11 @@ func publish(ctx context.Context, ch *amqp.Channel, queue string, n int) error {
 				return fmt.Errorf("publish: no confirmation: %w", err)
 			case !ok:
 				return errors.New("publish: the broker refused an order")
+			}
+			select {
+			case r := <-returned:
+				return fmt.Errorf("publish: no queue took an order: %s", r.ReplyText)
+			default:
 			}
 		}
 	}

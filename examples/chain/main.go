@@ -33,7 +33,7 @@ import (
 // retention is how long the broker keeps a message; the records are kept longer.
 const retention = time.Hour
 
-// patience is after what a receipt that did not come counts as lost.
+// patience is how long a receipt may take before it counts as lost.
 const patience = time.Minute
 
 // chain is the two consumers, and what they counted.

@@ -36,7 +36,7 @@ func consume(ctx context.Context, s settings) error {
 		return err
 	}
 	defer b.db.Close()
-	conn, err := nats.Connect(s.nats)
+	conn, err := nats.Connect(s.nats, nats.MaxReconnects(-1))
 	if err != nil {
 		return fmt.Errorf("-nats: %w", err)
 	}

@@ -31,7 +31,7 @@ import (
 // retention is how long the broker keeps a message; the records are kept longer.
 const retention = time.Hour
 
-// patience is after what an order that did not come counts as lost.
+// patience is how long an order may take before it counts as lost.
 const patience = time.Minute
 
 func isUnreadable(order int) bool { return order%50 == 13 }

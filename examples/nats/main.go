@@ -256,7 +256,7 @@ func connectNATS(natsURL string) (*nats.Conn, jetstream.JetStream, error) {
 	if err != nil || u.Host == "" {
 		return nil, nil, errors.New("-nats: write it as nats://host:port")
 	}
-	conn, err := nats.Connect(natsURL, nats.Timeout(2*time.Second))
+	conn, err := nats.Connect(natsURL, nats.Timeout(2*time.Second), nats.MaxReconnects(-1))
 	if err != nil {
 		return nil, nil, fmt.Errorf("nats at %s does not answer: %w: start one there, or name another with -nats", u.Host, err)
 	}
