@@ -134,13 +134,18 @@ type Claim interface {
 
 // CommitTx commits a transaction that the user opened, in the store's database, and the
 // claim's completion with it, and answers as sqlstore.CommitTx does. tx is ended in any
-// case.
+// case. It must be the outermost one: the commit of one within another (tx.Begin) is a
+// savepoint's release, which the outer one may still undo. pgx's own are refused; one that
+// is wrapped is not recognized.
 func CommitTx(ctx context.Context, tx pgx.Tx, c Claim) error {
 	if tx == nil || c == nil {
 		return errors.New("pgxstore: CommitTx was given no transaction, or no claim: look at the error of Begin, and whether idem.FromContext found one")
 	}
 	t := newTransaction(tx)
 	defer t.Rollback()
+	if isNested(tx) {
+		return errors.New("pgxstore: CommitTx was given a transaction within another one, which may still be rolled back: give it the outer one")
+	}
 	parent := ctx
 	var h *inbox.Handler // the claim keeps the function, and with it what became of tx
 	return c.CommitWith(ctx, func(ctx context.Context, s store.Store, b *store.Batch) error {
@@ -154,3 +159,6 @@ func CommitTx(ctx context.Context, tx pgx.Tx, c Claim) error {
 		return h.Commit(ctx, b)
 	})
 }
+
+// isNested tells by the type, which pgx does not export.
+func isNested(tx pgx.Tx) bool { return fmt.Sprintf("%T", tx) == "*pgx.dbSimulatedNestedTx" }

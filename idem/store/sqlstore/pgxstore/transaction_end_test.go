@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/idemq/idemq/idem"
 	"github.com/idemq/idemq/idem/store"
 	"github.com/idemq/idemq/idem/store/sqlstore/pgxstore"
@@ -83,4 +85,68 @@ func TestEndedByHandler(t *testing.T) {
 	if n := pool.Stat().AcquiredConns(); n != 0 {
 		t.Errorf("%d connections were not given back", n)
 	}
+}
+
+// A transaction within another one is no transaction to commit a claim with: what its Commit
+// keeps, the outer one may still undo.
+func TestCommitTxNested(t *testing.T) {
+	t.Parallel()
+	pool := open(t, sqltest.StartPostgres(t, "").DSN())
+	if _, err := pool.Exec(t.Context(), "CREATE TABLE effects (name text)"); err != nil {
+		t.Fatal(err)
+	}
+	g := idem.New(idem.WithStore(pgxstore.New(pool, pgxstore.WithCreate())))
+	conn, err := pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	commitNested := func(ctx context.Context, outer pgx.Tx, c *idem.Claim) error {
+		tx, err := outer.Begin(ctx)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, "INSERT INTO effects VALUES ('nested')"); err != nil {
+			return err
+		}
+		return pgxstore.CommitTx(ctx, tx, c)
+	}
+	for name, begin := range map[string]func() (pgx.Tx, error){
+		"the pool's":     func() (pgx.Tx, error) { return pool.Begin(t.Context()) },
+		"a connection's": func() (pgx.Tx, error) { return conn.Begin(t.Context()) },
+		"a handler's":    nil,
+	} {
+		c, err := g.Begin(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if begin == nil {
+			err = g.Do(t.Context(), "outer", func(ctx context.Context) error {
+				tx, err := pgxstore.Tx(ctx)
+				if err != nil {
+					return err
+				}
+				if err = commitNested(ctx, tx, c); err == nil {
+					err = errors.New("committed")
+				}
+				return err
+			})
+		} else {
+			outer, oops := begin()
+			if oops != nil {
+				t.Fatal(oops)
+			}
+			err = commitNested(t.Context(), outer, c)
+			if err := outer.Rollback(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		if err == nil || !strings.Contains(err.Error(), "outer") {
+			t.Errorf("%s: CommitTx: %v", name, err)
+		}
+		if err := c.GiveBack(t.Context()); err != nil {
+			t.Errorf("%s: GiveBack: %v", name, err)
+		}
+	}
+	has(t, pool, "nested", 0)
 }
