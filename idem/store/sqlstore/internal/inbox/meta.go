@@ -175,7 +175,7 @@ func (s *Store) gid(ctx context.Context, kind byte, prefix, group string, create
 		}
 		v["id"] = groupID(h, tries)
 		tries++
-		if _, err = s.exec(ctx, s.db, "new_group", v); err != nil {
+		if _, err = s.exec(ctx, s.db, "new_group", v); err != nil && s.kind(err) != conflict {
 			return s.mark(err)
 		}
 		if id, ok, err = s.number(ctx, s.db, "group", v); err == nil && !ok {

@@ -13,8 +13,8 @@ SELECT version, epoch FROM {meta};
 SELECT id FROM {groups} WHERE hash = {hash};
 
 -- name: new_group
--- Nothing comes of it if the number is another group's.
-INSERT INTO {groups} (id, hash, prefix, grp) VALUES ({id}, {hash}, {prefix}, {group}) ON DUPLICATE KEY UPDATE id = id;
+-- A conflict is no error: the group is there, or the number is another one's.
+INSERT INTO {groups} (id, hash, prefix, grp) VALUES ({id}, {hash}, {prefix}, {group});
 
 -- name: largest
 SELECT @@max_allowed_packet;
