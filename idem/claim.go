@@ -34,9 +34,10 @@ type claim struct {
 	deadline  time.Time // of the lease, on this process's clock
 	lost      bool
 	ended     bool
-	ending    bool // Commit, Release or Bury is under way
-	abandoned bool // meanwhile: it ends with that, whatever comes of it
-	entered   bool // holds the token in this guard
+	ending    bool      // Commit, Release or Bury is under way
+	failed    time.Time // when the last of them failed
+	abandoned bool      // meanwhile: it ends with that, whatever comes of it
+	entered   bool      // holds the token in this guard
 	result    []byte
 	parent    context.Context
 	handling  context.Context // that the handler is given
@@ -380,7 +381,9 @@ func (c *Claim) finish(ended, leave bool) {
 	c.mu.Lock()
 	over := c.abandoned && !ended
 	ended, leave = ended || over, leave || over
-	c.ending, c.ended = false, ended
+	if c.ending, c.ended = false, ended; !ended {
+		c.failed = time.Now()
+	}
 	if ended && c.cancel != nil {
 		c.cancel(nil)
 	}
@@ -420,10 +423,11 @@ func (c *Claim) lapse() {
 	})
 }
 
-func (c *claim) isEnding() bool {
+// wasEnding reports whether the claim is being ended, or was at some time after since.
+func (c *claim) wasEnding(since time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.ending
+	return c.ending || !c.failed.Before(since)
 }
 
 func (c *claim) isLost() bool {

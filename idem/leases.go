@@ -125,7 +125,7 @@ func (c *claim) answered(answered *call) {
 		return
 	}
 	if answered.reply.Status != store.OK {
-		if !c.isEnding() { // else the renewal may have come just after the commit
+		if !c.wasEnding(answered.sent) { // else it may have come amid or just after the commit
 			c.lose()
 		}
 		return

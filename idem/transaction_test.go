@@ -546,3 +546,50 @@ func TestCommitWithOutlivesItsHandler(t *testing.T) {
 		}
 	}
 }
+
+// slowRenewals is a store that answers the first renewal when it may, and says that it is
+// lost, as one does that comes while the claim is being committed.
+type slowRenewals struct {
+	store.Store
+	may   chan struct{}
+	first sync.Once
+}
+
+func (s *slowRenewals) Apply(ctx context.Context, b *store.Batch) error {
+	err := s.Store.Apply(ctx, b)
+	if b.Ops[0].Kind == store.Renew {
+		s.first.Do(func() {
+			<-s.may
+			b.Replies[0] = store.Reply{Status: store.Lost}
+		})
+	}
+	return err
+}
+
+// What a renewal is answered that was sent before a COMMIT failed says nothing: the claim is
+// held, and renewed again.
+func TestRenewalDuringFailedCommit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &slowRenewals{Store: memstore.New(), may: make(chan struct{})}
+		g := idem.New(idem.WithStore(s), idem.WithLease(txLease)).Group("g")
+		c := begin(t, g, "a")
+		err := c.CommitWith(t.Context(), func(context.Context, store.Store, *store.Batch) error {
+			time.Sleep(txLease / 5) // a renewal is due
+			return errBoom
+		})
+		if !errors.Is(err, errBoom) {
+			t.Errorf("CommitWith: %v", err)
+		}
+		close(s.may)
+		time.Sleep(2 * txLease)
+		if cause := context.Cause(c.Context()); cause != nil {
+			t.Errorf("the claim's context: %v", cause)
+		}
+		if r, err := g.Inspect(t.Context(), "a"); err != nil || r.State != store.Running {
+			t.Errorf("the record is %v, %v", r.State, err)
+		}
+		if err := c.GiveBack(t.Context()); err != nil {
+			t.Errorf("GiveBack: %v", err)
+		}
+	})
+}
