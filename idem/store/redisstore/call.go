@@ -38,17 +38,22 @@ func claims(k store.Kind) bool {
 	return k == store.Begin || k == store.Spend || k == store.Issue
 }
 
-// completes tells whether an answer to an operation must outlive a failover.
-func completes(k store.Kind) bool {
-	return k == store.Commit || k == store.Bury || k == store.Spend || k == store.Check
+// mustSurvive tells whether what an operation did must not be undone by a failover. A claim may
+// be: its message is not acked yet.
+func mustSurvive(k store.Kind) bool {
+	switch k {
+	case store.Commit, store.Bury, store.Spend, store.Check, store.Forget, store.Issue:
+		return true
+	}
+	return false
 }
 
-func (c *call) completes() bool {
+func (c *call) mustSurvive() bool {
 	if c.confirms {
 		return true
 	}
 	for _, it := range c.items {
-		if completes(it.op.Kind) {
+		if mustSurvive(it.op.Kind) {
 			return true
 		}
 	}

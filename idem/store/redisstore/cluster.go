@@ -118,7 +118,7 @@ func (x *execution) scatter(ctx context.Context, cluster *redis.ClusterClient, c
 			for _, i := range indexes {
 				t.calls = append(t.calls, calls[i])
 			}
-			t.wait = x.s.replicas > 0 && slices.ContainsFunc(t.calls, (*call).completes)
+			t.wait = x.s.replicas > 0 && slices.ContainsFunc(t.calls, (*call).mustSurvive)
 			x.visit(ctx, cluster, primary, t)
 			for j, i := range indexes {
 				cmds[i] = t.cmds[j]
@@ -165,9 +165,9 @@ func (x *execution) visit(trip context.Context, cluster *redis.ClusterClient, pr
 }
 
 // follow sends the calls that a node has no slot for once more, through the cluster's client,
-// which goes where it is redirected to. Completions that wait for replicas are not sent:
-// the client keeps for itself which connection they took, and WAIT is about the writes
-// of its own. They are answered as an outage, and find their node when they come again,
+// which goes where it is redirected to. Those that wait for replicas are not sent: the
+// client keeps for itself which connection they took, and WAIT is about the writes of its
+// own. They are answered as an outage, and find their node when they come again,
 // if the slot has moved by then.
 func (x *execution) follow(ctx context.Context, cluster *redis.ClusterClient, t *trip) {
 	var wg sync.WaitGroup
@@ -180,7 +180,7 @@ func (x *execution) follow(ctx context.Context, cluster *redis.ClusterClient, t 
 				c.failed = fmt.Errorf("redisstore: %w: a node has left the cluster", store.ErrUnavailable)
 				t.cmds[i] = nil
 			}
-		case isRedirection(err) && c.failed == nil && (x.s.replicas == 0 || !c.completes()):
+		case isRedirection(err) && c.failed == nil && (x.s.replicas == 0 || !c.mustSurvive()):
 			wg.Go(func() { t.cmds[i] = x.queue(ctx, cluster, c) })
 		}
 	}

@@ -236,12 +236,12 @@ func (c *call) of(items []item) *call {
 
 // unconfirmed returns a call that asks again for what was answered as done, where replicas may
 // not have it: its completion may not have been confirmed, and whoever is told of it acks. Nil
-// if there is nothing of the kind. In a call that completes something all was waited for.
+// if there is nothing of the kind. In a call that must survive all was waited for.
 //
 // What is not confirmed then is refused: it is waited for, and nobody handles it again since
 // the store were out of reach.
 func (x *execution) unconfirmed(c *call) *call {
-	if x.s.replicas == 0 || c.completes() {
+	if x.s.replicas == 0 || c.mustSurvive() {
 		return nil
 	}
 	var told []item
@@ -281,7 +281,7 @@ type processor interface {
 
 // queue sends a call, or gives it to a pipeline. The error is the command's.
 func (x *execution) queue(ctx context.Context, to processor, c *call) *redis.Cmd {
-	cmd := c.command(ctx, x.p, x.terms, x.s.generation(), x.s.replicas > 0 && c.completes())
+	cmd := c.command(ctx, x.p, x.terms, x.s.generation(), x.s.replicas > 0 && c.mustSurvive())
 	_ = to.Process(ctx, cmd)
 	return cmd
 }
@@ -299,7 +299,7 @@ func (x *execution) send(ctx context.Context, calls []*call) []*redis.Cmd {
 		x.scatter(ctx, client, calls, cmds)
 		return cmds
 	case *redis.Client:
-		wait = x.s.replicas > 0 && slices.ContainsFunc(calls, (*call).completes)
+		wait = x.s.replicas > 0 && slices.ContainsFunc(calls, (*call).mustSurvive)
 	}
 	if len(calls) == 1 && !wait {
 		cmds[0] = x.queue(ctx, x.s.client, calls[0])
@@ -319,7 +319,7 @@ type trip struct {
 // pipeline sends calls in a pipeline and fills cmds. The errors of commands are theirs;
 // Exec only repeats the first.
 //
-// Where completions wait, the primary waits for its replicas in the same pipeline: WAIT is
+// Where calls must survive, the primary waits for its replicas in the same pipeline: WAIT is
 // about the writes of its own connection. The script writes the epoch key in such
 // calls, so that a repeat that finds everything done waits too. Where replicas do
 // not confirm, all calls are marked as failed, the claims among them too: what cannot be
@@ -353,8 +353,8 @@ func (x *execution) confirmed(ctx context.Context, wait *redis.IntCmd) error {
 		return x.s.failure(ctx, x.p, "waiting for replicas", err)
 	}
 	if int(n) < x.s.replicas {
-		return fmt.Errorf("redisstore: %w: the completions stand on the primary, and %d of %d replicas confirmed them within %v; "+
-			"they are not done until that many do: see to the replicas, or lower WithReplicas", store.ErrUnavailable, n, x.s.replicas, x.s.replicaTimeout)
+		return fmt.Errorf("redisstore: %w: what was written stands on the primary, and %d of %d replicas confirmed it within %v; "+
+			"it does not count until that many do: see to the replicas, or lower WithReplicas", store.ErrUnavailable, n, x.s.replicas, x.s.replicaTimeout)
 	}
 	return nil
 }

@@ -381,6 +381,48 @@ func TestReplicas(t *testing.T) {
 	}
 }
 
+// What a failover must not undo is answered when replicas have it, also where it is repeated.
+func TestReplicasConfirm(t *testing.T) {
+	t.Parallel()
+	primary := redistest.Start(t, "--repl-diskless-sync-delay", "0")
+	replica := primary.StartReplica(t)
+	s := redisstore.New(primary.Client(t), redisstore.WithReplicas(1, 100*time.Millisecond))
+	begin, commit := op(store.Begin, "t", "a"), op(store.Commit, "t", "a")
+	issue := op(store.Issue, "t", "")
+	cases := []struct {
+		name  string
+		setup []store.Op
+		op    store.Op
+		waits bool
+	}{
+		{"Begin", nil, begin, false},
+		{"Renew", []store.Op{begin}, op(store.Renew, "t", "a"), false},
+		{"Release", []store.Op{begin}, op(store.Release, "t", "a"), false},
+		{"Inspect", []store.Op{begin}, op(store.Inspect, "t", ""), false},
+		{"Commit", []store.Op{begin}, commit, true},
+		{"Bury", []store.Op{begin}, op(store.Bury, "t", "a"), true},
+		{"Spend", nil, op(store.Spend, "t", "a"), true},
+		{"Forget", []store.Op{begin, commit}, op(store.Forget, "t", "f"), true},
+		{"Issue", nil, issue, true},
+		{"Check", []store.Op{issue}, op(store.Check, "t", "a"), true},
+	}
+	for _, tt := range cases {
+		testenv.Await(t, "the replica to confirm "+tt.name+"'s setup", func() bool {
+			return s.Apply(t.Context(), batch(tt.name, tt.setup...)) == nil
+		})
+	}
+	replica.Pause()
+	defer replica.Resume()
+	for _, tt := range cases {
+		for range 2 {
+			err := s.Apply(t.Context(), batch(tt.name, tt.op))
+			if waits := errors.Is(err, store.ErrUnavailable); waits != tt.waits || !waits && err != nil {
+				t.Errorf("%s while the replica is away: %v", tt.name, err)
+			}
+		}
+	}
+}
+
 func TestReplicasOnACluster(t *testing.T) {
 	t.Parallel()
 	s := redisstore.New(redistest.StartCluster(t).Client(t), redisstore.WithReplicas(1, 10*time.Millisecond))

@@ -73,16 +73,16 @@ func WithTags(n int) Option {
 	return func(s *Store) { s.tags = n }
 }
 
-// WithReplicas has completions wait (Redis' WAIT) until n replicas have them, for at
-// most timeout, which should be well below the client's ReadTimeout. A failover to
-// such a replica forgets nothing that was answered as done, to whoever completed it or to
-// whoever was told that it is a duplicate; each batch with either costs the replicas' round
-// trip, and one with duplicates and no completion another trip before.
+// WithReplicas has completions, a Forget and an Issue wait (Redis' WAIT) until n replicas
+// have them, for at most timeout, which should be well below the client's ReadTimeout. A
+// failover to such a replica forgets nothing that was answered as done, to whoever completed
+// it or to whoever was told that it is a duplicate; each batch with either costs the replicas'
+// round trip, and one with duplicates and nothing else that waits another trip before.
 //
-// If fewer replicas confirm in time, the completions, and what travelled to the same
-// primary with them, are answered with store.ErrUnavailable: on a cluster in the replies
-// concerned, on a single server by Apply. They stand on the primary, are not answered as
-// done, and are waited for again when they are resent. A duplicate is answered with
+// If fewer replicas confirm in time, what waited, and what travelled to the same
+// primary with it, is answered with store.ErrUnavailable: on a cluster in the replies
+// concerned, on a single server by Apply. It stands on the primary, is not answered as
+// done, and is waited for again when it is resent. A duplicate is answered with
 // store.ErrRefused, in its reply on a single server too. With too few replicas connected
 // nothing completes, and no duplicate is dropped. It works with *redis.Client and
 // *redis.ClusterClient.
