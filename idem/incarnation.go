@@ -14,12 +14,13 @@ import (
 type incarnation struct {
 	number atomic.Uint64 // zero: not drawn yet
 	turn   chan struct{} // holds one: whoever draws
-	failed atomic.Int64  // when the store was out of reach last, in nanoseconds; zero: it was not
+	failed atomic.Int64  // when it could not be had last, and was done without, in nanoseconds; zero: never
 }
 
-// draw returns the number. Where what keeps it is out of reach, which may be one node of many,
-// it returns zero from then on, and has the store asked again beside the trips, lastRetry after
-// the last time: claims that bear no instance name are only taken over later.
+// draw returns the number. Where what keeps it is out of reach, or is a part of the store that
+// refuses, it returns zero from then on, and has the store asked again beside the trips,
+// lastRetry after the last time: claims that bear no instance name are only taken over later.
+// The refusal of a whole store is an error, but not to a guard that does without already.
 func (i *incarnation) draw(ctx context.Context, o *Options) (uint64, error) {
 	if n := i.number.Load(); n != 0 {
 		return n, nil
@@ -61,20 +62,20 @@ func (i *incarnation) drawAgain(o *Options) {
 		ctx, cancel := context.WithTimeout(context.Background(), lastRetry)
 		defer cancel()
 		if _, err := i.ask(ctx, o); err != nil {
-			i.failed.Store(0) // the next trip asks, and says why
+			i.failed.Store(time.Now().UnixNano())
 		}
 	}()
 }
 
-// ask is for whoever has the turn, which may have come after the number. That the store is out
-// of reach is noted, and no error.
+// ask is for whoever has the turn, which may have come after the number. What passes over one
+// part of a store is noted, and no error.
 func (i *incarnation) ask(ctx context.Context, o *Options) (uint64, error) {
 	if n := i.number.Load(); n != 0 {
 		return n, nil
 	}
 	n, err := o.store.Incarnation(ctx, o.prefix, o.instance)
 	switch {
-	case errors.Is(err, store.ErrUnavailable):
+	case errors.Is(err, store.ErrUnavailable), errors.Is(err, store.ErrRefused):
 		i.failed.Store(time.Now().UnixNano())
 		return 0, nil
 	case err != nil:

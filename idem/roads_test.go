@@ -200,33 +200,38 @@ func TestInstance(t *testing.T) {
 	})
 }
 
-// undrawn is a store whose numbers are on a node that is away, or hangs.
+// undrawn is a store whose numbers are on a node that does not give them at first.
 type undrawn struct {
 	store.Store
-	why   error // nil: it hangs
+	why   []error // of each draw; nil: it hangs
 	mu    sync.Mutex
 	draws int
 }
 
 func (u *undrawn) Incarnation(ctx context.Context, prefix, name string) (uint64, error) {
 	u.mu.Lock()
+	n := u.draws
 	u.draws++
-	back := u.draws > 2
 	u.mu.Unlock()
-	if back {
+	if n >= len(u.why) {
 		return u.Store.Incarnation(ctx, prefix, name)
 	}
-	if u.why != nil {
-		return 0, u.why
+	if u.why[n] != nil {
+		return 0, u.why[n]
 	}
 	<-ctx.Done()
 	return 0, fmt.Errorf("no answer: %w: %w", store.ErrUnavailable, ctx.Err())
 }
 
-// A process that starts while the node that numbers it is away works all the same, and has its
-// name as soon as that is back.
+// A process that starts while the node that numbers it is away, or refuses, works all the same,
+// and has its name as soon as that is back.
 func TestInstanceIsNumberedLate(t *testing.T) {
-	for name, why := range map[string]error{"away": store.ErrUnavailable, "hangs": nil} {
+	for name, why := range map[string][]error{
+		"away":                    {store.ErrUnavailable, store.ErrUnavailable},
+		"hangs":                   {nil, nil},
+		"refuses":                 {store.ErrRefused, store.ErrRefused},
+		"away, and refuses later": {store.ErrUnavailable, errBoom},
+	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := &undrawn{Store: memstore.New(), why: why}
@@ -259,7 +264,7 @@ func TestInstanceIsNumberedLate(t *testing.T) {
 			})
 		})
 	}
-	g := idem.New(idem.WithStore(&undrawn{Store: memstore.New(), why: errBoom}), idem.WithInstance("pod-0")).Group("g")
+	g := idem.New(idem.WithStore(&undrawn{Store: memstore.New(), why: []error{errBoom}}), idem.WithInstance("pod-0")).Group("g")
 	if _, err := g.Begin(t.Context(), "a"); !errors.Is(err, errBoom) {
 		t.Errorf("a store that refuses to number it: %v", err)
 	}

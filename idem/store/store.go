@@ -61,7 +61,8 @@ type Store interface {
 
 	// Incarnation draws a number for an instance name, higher than any drawn for
 	// the same prefix and name before, also after the store lost its data, as far
-	// as its clock did not go backwards.
+	// as its clock did not go backwards. What a part of the store refuses wraps
+	// [ErrRefused]: the guard does without a number until it has one.
 	Incarnation(ctx context.Context, prefix, name string) (uint64, error)
 
 	// Verify asks whether the store can be used as it is, for readiness probes and

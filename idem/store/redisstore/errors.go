@@ -97,6 +97,15 @@ func (s *Store) rerouted(ctx context.Context, err, failure error) error {
 	return failure
 }
 
+// partly marks a failure as that of a part of the store, where it is the refusal of one server of
+// several.
+func (s *Store) partly(failure error) error {
+	if s.several && isReply(failure) && !errors.Is(failure, store.ErrUnavailable) {
+		return fmt.Errorf("%w: %w", store.ErrRefused, failure)
+	}
+	return failure
+}
+
 // failoverAddr is what go-redis calls the address of a client that asks Sentinel.
 const failoverAddr = "FailoverClient"
 

@@ -192,7 +192,7 @@ func (x *execution) fail(c *call) error {
 	case errors.Is(c.failed, store.ErrUnavailable):
 		x.lose(c, c.failed)
 	case x.s.several && len(x.b.Ops) > 0 && isReply(c.failed):
-		x.lose(c, fmt.Errorf("%w: %w", store.ErrRefused, c.failed))
+		x.lose(c, x.s.partly(c.failed))
 	default:
 		return c.failed
 	}

@@ -205,7 +205,7 @@ func (s *Store) Incarnation(ctx context.Context, prefix, name string) (uint64, e
 	key := p.keys.incarnation(name)
 	v, err := s.eval(ctx, incarnationScript, key, time.Hour.Milliseconds()).Text()
 	if err != nil {
-		return 0, s.failure(ctx, p, fmt.Sprintf("drawing an incarnation from %q", key), err)
+		return 0, s.partly(s.failure(ctx, p, fmt.Sprintf("drawing an incarnation from %q", key), err))
 	}
 	n, err := strconv.ParseUint(v, 10, 64)
 	if err != nil {
