@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/idemq/idemq/idem/store"
 )
 
@@ -141,18 +143,19 @@ func (s *Store) descriptor(epoch string) descriptor {
 // describe returns what Redis says of a prefix, which is the descriptor of this store if
 // there was none, or one of records to take over.
 func (s *Store) describe(ctx context.Context, p *prefix) (descriptor, error) {
-	args := []any{s.descriptor(rand.Text()).String()}
-	for {
-		v, err := s.eval(ctx, descriptorScript, p.keys.descriptor(), args...).Text()
-		if err != nil {
-			return descriptor{}, s.failure(ctx, p, fmt.Sprintf("reading the descriptor %q", p.keys.descriptor()), err)
-		}
-		d, err := s.agree(p, v)
-		if err != nil || !s.takesOver(d) {
-			return d, err
-		}
-		args = []any{s.descriptor(d.epoch).String(), v}
+	key := p.keys.descriptor()
+	v, err := s.client.Get(ctx, key).Result() // not the script: a server that takes no writes answers too
+	if errors.Is(err, redis.Nil) {
+		v, err = s.eval(ctx, descriptorScript, key, s.descriptor(rand.Text()).String()).Text()
 	}
+	for err == nil {
+		d, differs := s.agree(p, v)
+		if differs != nil || !s.takesOver(d) {
+			return d, differs
+		}
+		v, err = s.eval(ctx, descriptorScript, key, s.descriptor(d.epoch).String(), v).Text()
+	}
+	return descriptor{}, s.partly(s.failure(ctx, p, fmt.Sprintf("reading the descriptor %q", key), err))
 }
 
 // known returns what is known of a prefix, without asking Redis.
@@ -169,7 +172,7 @@ func (s *Store) known(name string) *prefix {
 
 // prefix returns a prefix whose descriptor agrees with this store. The descriptor is
 // asked for, or made, at first use and after Redis lost data; then it is not waited for
-// if it cannot be had, because the node that keeps it may be away, and others are not.
+// if it cannot be had, because the node that keeps it may be away, or refuse, and others do not.
 func (s *Store) prefix(ctx context.Context, name string) (*prefix, error) {
 	if s.err != nil {
 		return nil, s.err
@@ -198,7 +201,7 @@ func (s *Store) prefix(ctx context.Context, name string) (*prefix, error) {
 	}
 	d, err := s.describe(ctx, p)
 	if err != nil {
-		if described && s.several && errors.Is(err, store.ErrUnavailable) {
+		if described && s.several && (errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrRefused)) {
 			p.putOff()
 			return p, nil
 		}

@@ -336,38 +336,99 @@ func TestClaimsOnANodeThatHungForAMoment(t *testing.T) {
 	}
 }
 
-// A node came back empty, and the one that keeps the descriptor is away: the others work on.
-func TestDescriptorOnASilentNode(t *testing.T) {
-	c := withoutFailover(t)
-	s := redisstore.New(clusterClient(t, c))
-	begins, commits := everywhere("x")
-	until(t, s, "claims", begins)
+// A node came back empty, and the one that keeps the descriptor is away, or refuses: the others
+// work on.
+func TestDescriptorOnALostNode(t *testing.T) {
+	for _, v := range []struct {
+		name string
+		lose func(*testing.T, *redistest.Cluster, *redistest.Server)
+	}{
+		{"away", func(t *testing.T, c *redistest.Cluster, node *redistest.Server) { c.Kill(t, node) }},
+		{"refuses", func(t *testing.T, _ *redistest.Cluster, node *redistest.Server) { refuse(t, node) }},
+		{"came back empty, and refuses", func(t *testing.T, _ *redistest.Cluster, node *redistest.Server) {
+			do(t, node.Client(t), "FLUSHALL")
+			refuse(t, node)
+		}},
+	} {
+		t.Run(v.name, func(t *testing.T) {
+			c := withoutFailover(t)
+			s := redisstore.New(clusterClient(t, c))
+			begins, commits := everywhere("x")
+			until(t, s, "claims", begins)
+			home := c.Owner(t, c.Slot(t, "p:{0}:%d"))
+			empty := c.Nodes[0]
+			if home == empty {
+				empty = c.Nodes[1]
+			}
+			do(t, empty.Client(t), "FLUSHALL")
+			until(t, s, "completions", commits)
+			if commits.Losses == 0 {
+				t.Fatal("the loss was not noticed")
+			}
+			v.lose(t, c, home)
+			const limit = time.Second
+			for try := range 4 {
+				ctx, cancel := context.WithTimeout(context.Background(), limit)
+				began := time.Now()
+				err := s.Apply(ctx, commits)
+				took := time.Since(began)
+				cancel()
+				n := 0
+				for _, r := range commits.Replies {
+					if r.Err == nil && r.Status != 0 {
+						n++
+					}
+				}
+				if err != nil || n < len(commits.Ops)/2 || try > 0 && took > limit/5 {
+					t.Errorf("try %d: %d of %d answered after %v, %v", try, n, len(commits.Ops), took, err)
+				}
+			}
+		})
+	}
+}
+
+// refuse has a node take no writes.
+func refuse(t *testing.T, node *redistest.Server) {
+	t.Helper()
+	set(t, node.Client(t), "min-replicas-to-write", "1")
+}
+
+// A program that starts while the node that keeps its prefix's descriptor, and its instance's
+// number, refuses writes: it works on the other nodes.
+func TestStartBesideARefusingNode(t *testing.T) {
+	c := redistest.StartCluster(t)
+	client := clusterClient(t, c)
+	apply(t, redisstore.New(client), batch("p"))
 	home := c.Owner(t, c.Slot(t, "p:{0}:%d"))
-	empty := c.Nodes[0]
-	if home == empty {
-		empty = c.Nodes[1]
+	instance := ""
+	for i := 0; instance == ""; i++ {
+		name := fmt.Sprint("pod-", i)
+		if _, err := redisstore.New(client).Incarnation(t.Context(), "p", name); err != nil {
+			t.Fatal(err)
+		}
+		if len(home.Client(t).Keys(t.Context(), "*:%o:"+name).Val()) > 0 {
+			instance = name
+		}
 	}
-	do(t, empty.Client(t), "FLUSHALL")
-	until(t, s, "completions", commits)
-	if commits.Losses == 0 {
-		t.Fatal("the loss was not noticed")
+	refuse(t, home)
+	s := redisstore.New(client)
+	if _, err := s.Incarnation(t.Context(), "p", instance); !errors.Is(err, store.ErrRefused) || errors.Is(err, store.ErrUnavailable) ||
+		!strings.Contains(err.Error(), "NOREPLICAS") {
+		t.Errorf("the number of an instance: %v", err)
 	}
-	c.Kill(t, home)
-	const limit = time.Second
-	for try := range 4 {
-		ctx, cancel := context.WithTimeout(context.Background(), limit)
-		began := time.Now()
-		err := s.Apply(ctx, commits)
-		took := time.Since(began)
-		cancel()
-		n := 0
-		for _, r := range commits.Replies {
-			if r.Err == nil && r.Status != 0 {
-				n++
+	begins, commits := everywhere("x")
+	for _, b := range []*store.Batch{begins, commits} {
+		answered, refused := 0, 0
+		for _, r := range apply(t, s, b) {
+			switch {
+			case r.Err == nil:
+				answered++
+			case errors.Is(r.Err, store.ErrRefused):
+				refused++
 			}
 		}
-		if err != nil || n < len(commits.Ops)/2 || try > 0 && took > limit/5 {
-			t.Errorf("try %d: %d of %d answered after %v, %v", try, n, len(commits.Ops), took, err)
+		if n := len(b.Ops); answered < n/2 || refused < n/5 || answered+refused != n {
+			t.Errorf("of %d operations %d were answered, and %d refused", n, answered, refused)
 		}
 	}
 }
