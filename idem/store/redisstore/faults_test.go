@@ -312,6 +312,41 @@ func TestClusterNodeCameBackEmpty(t *testing.T) {
 	}
 }
 
+// A process that asks an emptied server first, having seen nothing of what it lost, hides the loss
+// from nobody.
+func TestANewcomerHidesNoLoss(t *testing.T) {
+	server := redistest.Start(t, private...)
+	cluster := redistest.StartCluster(t)
+	for _, v := range []struct {
+		name          string
+		old, newcomer store.Store
+		lose          func()
+	}{
+		{"one server", redisstore.New(server.Client(t)), redisstore.New(server.Client(t)), func() { do(t, server.Client(t), "FLUSHALL") }},
+		{"a node beside the descriptor's", redisstore.New(cluster.Client(t)), redisstore.New(cluster.Client(t)), func() {
+			home := cluster.Owner(t, cluster.Slot(t, "p:{0}:%d"))
+			for _, node := range cluster.Nodes {
+				if node != home {
+					do(t, node.Client(t), "FLUSHALL")
+					return
+				}
+			}
+		}},
+	} {
+		begins, _ := everywhere("x")
+		if apply(t, v.old, begins); begins.Losses != 0 {
+			t.Fatalf("%s: at first: %s", v.name, begins.Notice)
+		}
+		v.lose()
+		if apply(t, v.newcomer, begins); begins.Losses != 0 {
+			t.Errorf("%s: the newcomer lost nothing: %s", v.name, begins.Notice)
+		}
+		if apply(t, v.old, begins); begins.Losses == 0 {
+			t.Errorf("%s: the loss was hidden", v.name)
+		}
+	}
+}
+
 func TestVerifyChangesNothing(t *testing.T) {
 	c := redistest.Start(t, private...).Client(t)
 	if _, err := redisstore.New(c).Verify(context.Background(), "p"); err != nil {

@@ -32,8 +32,8 @@ type prefix struct {
 	mu    sync.Mutex
 	ready bool           // the descriptor agrees
 	later time.Time      // it agreed before a loss, and what keeps it is away: when to ask again
-	first string         // the descriptor's epoch, for tags that have none yet
-	spare string         // the epoch that a tag gets which has lost its own
+	once  bool           // it has agreed
+	spare string         // the epoch that a tag gets which has none: nobody has seen it there
 	seen  map[int]string // each tag's epoch, as last seen
 	asked map[int]any    // each tag's epoch key, a string, made once
 	terms terms          // of the last batch
@@ -49,7 +49,8 @@ func newPrefix(name string, tags int) *prefix {
 }
 
 // descriptor says how the records of a prefix are laid out: version|layout|tags|epoch, and
-// behind that in the compact layout |retention in ms|buckets of a tag. It never expires.
+// behind that in the compact layout |retention in ms|buckets of a tag. It never expires. Its
+// epoch tells it from one made anew; each tag has an epoch of its own.
 type descriptor struct {
 	version int
 	layout  string
@@ -140,9 +141,9 @@ func (s *Store) descriptor(epoch string) descriptor {
 	return d
 }
 
-// describe returns what Redis says of a prefix, which is the descriptor of this store if
+// describe compares what Redis says of a prefix, which is the descriptor of this store if
 // there was none, or one of records to take over.
-func (s *Store) describe(ctx context.Context, p *prefix) (descriptor, error) {
+func (s *Store) describe(ctx context.Context, p *prefix) error {
 	key := p.keys.descriptor()
 	v, err := s.client.Get(ctx, key).Result() // not the script: a server that takes no writes answers too
 	if errors.Is(err, redis.Nil) {
@@ -151,11 +152,11 @@ func (s *Store) describe(ctx context.Context, p *prefix) (descriptor, error) {
 	for err == nil {
 		d, differs := s.agree(p, v)
 		if differs != nil || !s.takesOver(d) {
-			return d, differs
+			return differs
 		}
 		v, err = s.eval(ctx, descriptorScript, key, s.descriptor(d.epoch).String(), v).Text()
 	}
-	return descriptor{}, s.partly(s.failure(ctx, p, fmt.Sprintf("reading the descriptor %q", key), err))
+	return s.partly(s.failure(ctx, p, fmt.Sprintf("reading the descriptor %q", key), err))
 }
 
 // known returns what is known of a prefix, without asking Redis.
@@ -199,8 +200,7 @@ func (s *Store) prefix(ctx context.Context, name string) (*prefix, error) {
 	if ready, _ := p.isReady(); ready {
 		return p, nil
 	}
-	d, err := s.describe(ctx, p)
-	if err != nil {
+	if err := s.describe(ctx, p); err != nil {
 		if described && s.several && (errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrRefused)) {
 			p.putOff()
 			return p, nil
@@ -209,7 +209,7 @@ func (s *Store) prefix(ctx context.Context, name string) (*prefix, error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.ready, p.first = true, d.epoch
+	p.ready, p.once = true, true
 	return p, nil
 }
 
@@ -217,7 +217,7 @@ func (s *Store) prefix(ctx context.Context, name string) (*prefix, error) {
 func (p *prefix) isReady() (ready, described bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.ready || time.Now().Before(p.later), p.first != ""
+	return p.ready || time.Now().Before(p.later), p.once
 }
 
 // putOff has the descriptor be asked for later.
@@ -232,11 +232,7 @@ func (p *prefix) putOff() {
 func (p *prefix) epochs(tag int) (seen, fresh string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	seen = p.seen[tag]
-	if seen == "" {
-		return "", p.first
-	}
-	return seen, p.spare
+	return p.seen[tag], p.spare
 }
 
 // epochKey is keys.epoch, as an argument of a command.
