@@ -126,7 +126,7 @@ func decodeRecord(value []byte, at rules.Instant) (rules.Record, error) {
 			r.State = s
 		}
 	}
-	if r.State == store.Absent || min(v.Attempt, v.Spent, v.Expiries, v.Redrive, v.Fence, int(v.Lease), int(v.Keep)) < 0 ||
+	if r.State == store.Absent || min(v.Attempt, v.Spent, v.Expiries, v.Redrive, v.Fence) < 0 || min(v.Lease, v.Keep) < 0 ||
 		max(v.Attempt, v.Spent, v.Expiries) > maxCount {
 		return rules.Record{}, store.ErrUnreadable
 	}

@@ -22,7 +22,7 @@ const (
 	// chance, and for more tokens than were expected.
 	bucketTokens = 320
 
-	maxTokens    = 1_000_000_000_000
+	maxTokens    = int64(1_000_000_000_000)
 	maxRetention = 100 * 365 * 24 * time.Hour
 )
 
@@ -81,7 +81,7 @@ func (c Compact) Validate() error {
 	if c.Retention != 0 && (c.Retention < time.Millisecond || c.Retention > maxRetention) {
 		errs = append(errs, fmt.Errorf("WithCompact: a Retention of %v: must be 1ms to 100 years, or 0 for the default, %v", c.Retention, defaultRetention))
 	}
-	if c.Tokens < 0 || c.Tokens > maxTokens {
+	if c.Tokens < 0 || int64(c.Tokens) > maxTokens {
 		errs = append(errs, fmt.Errorf("WithCompact: %d Tokens: must be 1 to %d, or 0 for the default, %d", c.Tokens, maxTokens, defaultTokens))
 	}
 	return errors.Join(errs...)
@@ -92,7 +92,8 @@ func (c *compact) complete(tags int) {
 	c.Retention = cmp.Or(c.Retention, defaultRetention)
 	c.Tokens = cmp.Or(c.Tokens, defaultTokens)
 	c.tags = tags
-	c.buckets = uint64((c.Tokens + tags*bucketTokens - 1) / (tags * bucketTokens))
+	tokens := uint64(tags) * bucketTokens // in a bucket of each tag
+	c.buckets = (uint64(c.Tokens) + tokens - 1) / tokens
 	c.generation = uint64(ceilMilliseconds(c.Retention) + time.Second.Milliseconds())
 }
 
