@@ -262,6 +262,9 @@ func (c *call) unpack(v []any) (now time.Time, epoch string, err error) {
 		return now, "", fmt.Errorf("redisstore: a script's clock reads %q", clock)
 	}
 	now = time.UnixMicro(micros)
+	if n := strings.Count(rest, "\n") + 1; n != len(c.items) && len(c.items) > 0 {
+		return now, "", fmt.Errorf("redisstore: a script answered %d operations with %d lines", len(c.items), n)
+	}
 	for i := range c.items {
 		var line string
 		line, rest, _ = strings.Cut(rest, "\n")
