@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"sync"
 	"syscall"
@@ -75,6 +76,9 @@ func (s *silences) ask(addr string) (done func(hearing)) {
 			if s.nodes == nil {
 				s.nodes = make(map[string]*silence)
 			}
+			maps.DeleteFunc(s.nodes, func(_ string, n *silence) bool { // may have left the cluster
+				return n.asked == 0 && time.Since(n.since) > 20*silenceLasts
+			})
 			s.nodes[addr] = &silence{since: time.Now()}
 		}
 	}
