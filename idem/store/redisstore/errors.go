@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 
 	"github.com/redis/go-redis/v9"
 
@@ -53,9 +54,9 @@ var answers = []struct {
 // them, but not for ever, and not on the connection of one node.
 var redirections = []string{"MOVED", "ASK", "READONLY"}
 
-// failure says what went wrong while doing what. It wraps store.ErrUnavailable
+// explain says what went wrong while doing what. It wraps store.ErrUnavailable
 // unless Redis answered and will answer the same again, or the client was closed.
-func failure(doing string, err error) error {
+func explain(doing string, err error) error {
 	if errors.Is(err, redis.ErrClosed) {
 		return fmt.Errorf("redisstore: %s: %w (it was closed by this program: close it after its last use)", doing, err)
 	}
@@ -72,6 +73,30 @@ func failure(doing string, err error) error {
 		return fmt.Errorf("redisstore: %s: %w (%s)", doing, err, a.cure)
 	}
 	return fmt.Errorf("redisstore: %s: %w", doing, err)
+}
+
+// failure says what went wrong while doing what: as explain does, but that it
+// names the rights that are missing, and that what a failover passes by is an outage.
+func (s *Store) failure(ctx context.Context, p *prefix, doing string, err error) error {
+	if !isDenied(err) {
+		return s.rerouted(ctx, err, explain(doing, err))
+	}
+	var mu sync.Mutex
+	var lacks []string
+	_ = s.eachPrimary(ctx, func(ctx context.Context, c *redis.Client) error {
+		a, err := s.askRights(ctx, c, p)
+		if err != nil {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		lacks = append(lacks, a.denied...)
+		return nil
+	})
+	if m := deniedCommand.FindStringSubmatch(err.Error()); len(lacks) == 0 && m != nil {
+		lacks = []string{"+" + m[1]}
+	}
+	return lacking(doing, lacks, err)
 }
 
 // rerouted returns failure, which was made of err, or the better one if err is a

@@ -47,7 +47,7 @@ func TestFailure(t *testing.T) {
 		{reply("MOVED 3999 127.0.0.1:6381"), false, "NewClusterClient"},
 		{reply("ERR something new"), false, "something new"},
 	} {
-		err := failure("doing it", tt.err)
+		err := explain("doing it", tt.err)
 		if errors.Is(err, store.ErrUnavailable) != tt.unavailable {
 			t.Errorf("%v: unavailable is %v", err, !tt.unavailable)
 		}

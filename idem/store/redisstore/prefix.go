@@ -195,7 +195,7 @@ func (s *Store) prefix(ctx context.Context, name string) (*prefix, error) {
 		if described && s.several {
 			return p, nil
 		}
-		return nil, failure(fmt.Sprintf("waiting for the descriptor %q", p.keys.descriptor()), ctx.Err())
+		return nil, explain(fmt.Sprintf("waiting for the descriptor %q", p.keys.descriptor()), ctx.Err())
 	}
 	if ready, _ := p.isReady(); ready {
 		return p, nil

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -110,34 +109,10 @@ func isDenied(err error) bool {
 
 var deniedCommand = regexp.MustCompile(`permissions to run the '([^']+)' command`)
 
-// failure says what went wrong while doing what: as the function failure does, but that it
-// names the rights that are missing, and that what a failover passes by is an outage.
-func (s *Store) failure(ctx context.Context, p *prefix, doing string, err error) error {
-	if !isDenied(err) {
-		return s.rerouted(ctx, err, failure(doing, err))
-	}
-	var mu sync.Mutex
-	var lacks []string
-	_ = s.eachPrimary(ctx, func(ctx context.Context, c *redis.Client) error {
-		a, err := s.askRights(ctx, c, p)
-		if err != nil {
-			return err
-		}
-		mu.Lock()
-		defer mu.Unlock()
-		lacks = append(lacks, a.denied...)
-		return nil
-	})
-	if m := deniedCommand.FindStringSubmatch(err.Error()); len(lacks) == 0 && m != nil {
-		lacks = []string{"+" + m[1]}
-	}
-	return lacking(doing, lacks, err)
-}
-
 // lacking is the error for missing rights; none: they are not known.
 func lacking(doing string, lacks []string, err error) error {
 	if len(lacks) == 0 {
-		return failure(doing, err)
+		return explain(doing, err)
 	}
 	slices.Sort(lacks)
 	lacks = slices.Compact(lacks)
