@@ -537,7 +537,9 @@ func (b *batcher) abandon(calls []*call, err error) {
 
 // giveBack releases, uncounted, claims that may have been made for callers that
 // no longer wait for them, and carries out what was to be done before. It tries for
-// one lease; after that they have run out.
+// one lease; after that they have run out. A Begin that the store executes later than its
+// Release, since it lay in a connection that hung, is a claim that nobody holds, and costs its
+// token one lease and one expiry.
 func (b *batcher) giveBack(calls []*call) {
 	var releases []*call
 	for _, c := range calls {
