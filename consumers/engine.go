@@ -291,10 +291,10 @@ func (e *Engine) Room(ctx context.Context) (int, error) {
 // that belong to the user. Nil says that the message may be passed over: it is done, or
 // dead-lettered (should the broker not have taken the ack, it comes again and is
 // dropped), or was sent back (Broker.HoldLimit). The error says why it may not: ctx ended, or something happened that no
-// message may be skipped for.
+// message may be skipped for. idem.Done is false of it, whatever ended ctx or the handler returned.
 func (e *Engine) Handle(ctx context.Context, d Delivery) error {
 	if ctx.Err() != nil {
-		return context.Cause(ctx)
+		return &unsettledError{context.Cause(ctx)}
 	}
 	ph, end := e.newPhases(ctx)
 	defer end()
@@ -308,15 +308,33 @@ func (e *Engine) Handle(ctx context.Context, d Delivery) error {
 	defer stop() // also when the handler panics: else nobody else would ever get the message
 	en.process()
 	if en.outcome == unsettled || en.outcome == open {
-		switch err := context.Cause(ctx); {
-		case err != nil:
-			return err
+		switch {
 		case en.failure != nil:
-			return en.failure
+			return &unsettledError{en.failure}
+		case ctx.Err() != nil:
+			return &unsettledError{context.Cause(ctx)}
 		}
 		return fmt.Errorf("consumer: %s was not settled: it has to come again", d)
 	}
 	return nil
+}
+
+// unsettledError is an error of Handle. What it wraps may have been said of another token: the
+// cause of an errgroup's context, an error of the handler's. It is not what settles this one.
+type unsettledError struct{ err error }
+
+func (e *unsettledError) Error() string { return e.err.Error() }
+
+func (e *unsettledError) Is(target error) bool {
+	return target != idem.ErrDuplicate && target != idem.ErrInProgress && errors.Is(e.err, target)
+}
+
+func (e *unsettledError) As(target any) bool {
+	switch target.(type) {
+	case **idem.DuplicateError, **idem.InProgressError:
+		return false
+	}
+	return errors.As(e.err, target)
 }
 
 // room is how many deliveries are wanted beside those held, zero while it is not worth
