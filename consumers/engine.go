@@ -167,7 +167,11 @@ func (e *Engine) Run(ctx context.Context, fetch func(ctx context.Context) error)
 	e.mu.Unlock()
 
 	fetched := make(chan error, 1)
-	go func() { fetched <- fetch(run) }()
+	go func() {
+		err := errors.New("consumer: what fetches deliveries panicked, or ended its goroutine")
+		defer func() { fetched <- err }()
+		err = fetch(run)
+	}()
 	extended := make(chan struct{})
 	go func() {
 		defer close(extended)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -760,6 +761,27 @@ func TestDuplicateStorm(t *testing.T) {
 		r.wantHandled("a")
 		if n := r.store.Trips(); n > 200 {
 			t.Errorf("%d trips for 9,999 duplicates", n)
+		}
+	})
+}
+
+// A function of the user's that ends the goroutine of fetch, as a test's FailNow does in
+// TokenFrom, ends Run.
+func TestFetchThatEndsItsGoroutine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{})
+		r.b.publish("a")
+		stop := r.start(fine, consumers.TokenFrom(func(consumers.Message) (string, error) { runtime.Goexit(); return "", nil }))
+		time.Sleep(time.Second)
+		ended := make(chan error, 1)
+		go func() { ended <- stop() }()
+		select {
+		case err := <-ended:
+			if err == nil || !strings.Contains(err.Error(), "ended its goroutine") {
+				t.Errorf("Run: %v", err)
+			}
+		case <-time.After(time.Hour):
+			t.Fatal("Run does not return")
 		}
 	})
 }
