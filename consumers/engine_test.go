@@ -785,3 +785,33 @@ func TestFetchThatEndsItsGoroutine(t *testing.T) {
 		}
 	})
 }
+
+// Shadow mode starts no handler after the drain has begun, nor in a lane that was lost.
+func TestShadowStartsNothingAtTheEnd(t *testing.T) {
+	for _, lost := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, consumers.Broker{})
+			if _, err := r.newGuard().Begin(t.Context(), "a"); err != nil {
+				t.Fatal(err)
+			}
+			e := r.engine(r.guard, consumers.Shadow())
+			run, drain := context.WithCancel(t.Context())
+			ours, lose := context.WithCancel(t.Context())
+			defer lose()
+			end := drain
+			if lost {
+				end = lose
+			}
+			time.AfterFunc(time.Minute, drain)
+			err := e.Run(run, func(ctx context.Context) error {
+				r.store.On(func(*store.Batch) storefault.Fault { end(); return storefault.None })
+				e.Lane(ours).Add(r.delivery(1, "a", func(context.Context, *delivery) error { t.Errorf("handled; lane lost: %v", lost); return nil }))
+				<-ctx.Done()
+				return ctx.Err()
+			})
+			if err != nil {
+				t.Errorf("Run: %v", err)
+			}
+		})
+	}
+}

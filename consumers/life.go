@@ -162,11 +162,13 @@ func (en *entry) judge(b idem.Begun) (claimed, again bool) {
 		en.alone = true
 		return false, true
 	case errors.As(err, &dup), errors.As(err, &busy):
-		if e.policy.shadow {
+		switch {
+		case e.policy.shadow && en.over():
+			return false, true
+		case e.policy.shadow:
 			e.emit(en, idem.Event{Kind: idem.EventShadowed, Err: err})
 			return false, en.unguarded()
-		}
-		if dup != nil {
+		case dup != nil:
 			l.took(0)
 			en.settleDuplicate(dup)
 			return false, false
