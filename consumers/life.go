@@ -256,7 +256,7 @@ func (en *entry) end(ctx context.Context, err error) (again bool) {
 		sleep(ctx, max(delay, e.policy.firstBackoff)) // nobody else starts it any more
 		err = en.run(ctx)
 	}
-	if err == nil || en.handledInside(err) {
+	if err == nil || en.handledInside(c, err) {
 		return en.complete()
 	}
 	rolledBack := c.RolledBack(err) // which the transaction is asked about
@@ -293,8 +293,7 @@ func (en *entry) failed(err error) (again bool) {
 
 // handledInside reports whether the handler committed the completion itself
 // (Claim.CommitWith) before it returned err: the message is done all the same.
-func (en *entry) handledInside(err error) bool {
-	c := en.claim
+func (en *entry) handledInside(c *idem.Claim, err error) bool {
 	if !c.Committed() {
 		return false
 	}
@@ -370,7 +369,7 @@ func (en *entry) unguarded() (again bool) {
 		defer end()
 		err = en.run(ctx)
 	}
-	if err == nil {
+	if err == nil || en.handledInside(c, err) {
 		err = c.Commit(l.ph.final) // of a transaction that the handler opened
 	}
 	c.Abandon()

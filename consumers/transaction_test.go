@@ -229,3 +229,43 @@ func TestOutageOfTheDatabase(t *testing.T) {
 		})
 	}
 }
+
+// What a handler without a claim has committed itself is done as well, whatever it returns
+// then: it is neither repeated nor dead-lettered.
+func TestCommitInTheHandlerWithoutAClaim(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		opt  consumers.Option
+		with func(*rig, *storefault.Database)
+	}{
+		{"FailOpen", consumers.FailOpen(time.Second), func(_ *rig, d *storefault.Database) { d.Set(storefault.Away) }},
+		{"Shadow", consumers.Shadow(), func(r *rig, _ *storefault.Database) {
+			if _, err := r.newGuard().Begin(r.t.Context(), "a"); err != nil {
+				r.t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			for _, failure := range []error{errBoom, idem.Permanent(errBoom)} {
+				synctest.Test(t, func(t *testing.T) {
+					r, d := newDatabaseRig(t, deadLetters)
+					tc.with(r, d)
+					r.b.publish("a")
+					stop := r.start(func(ctx context.Context, _ *delivery) error {
+						c, _ := idem.FromContext(ctx)
+						return errors.Join(d.CommitWith(ctx, c.Token(), c), failure)
+					}, tc.opt)
+					time.Sleep(time.Minute)
+					r.mustStop(stop)
+					r.wantSettled("ack 1")
+					if kept := d.Kept(); !slices.Equal(kept, []string{"a"}) {
+						t.Errorf("effects %q", kept)
+					}
+					if n := r.count(idem.EventLateError); n != 1 {
+						t.Errorf("%d events of a late error, want 1", n)
+					}
+				})
+			}
+		})
+	}
+}
