@@ -102,23 +102,34 @@ func (l *Lane) processBatch(run []*entry) (isHandled bool) {
 	defer end()
 	errs := make([]error, len(run))
 	l.run(ctx, run, errs)
-	var done, again []*entry
-	var rest []int
+	var done []*entry
+	var rest, dead []int
 	for i, en := range run {
-		if errs[i] == nil && !en.claim.Joined() {
+		switch {
+		case errs[i] == nil && !en.claim.Joined():
 			done = append(done, en)
-			continue
+		case idem.IsPermanent(errs[i]):
+			dead = append(dead, i)
+		default:
+			rest = append(rest, i)
 		}
-		rest = append(rest, i)
 	}
 	l.complete(done...)
+	again := make([]bool, len(run))
 	for _, i := range rest {
-		if run[i].endTogether(ctx, errs[i]) {
-			again = append(again, run[i])
-		}
+		again[i] = run[i].endTogether(ctx, errs[i])
 	}
-	for _, en := range again {
-		en.process()
+	// These may wait for their destination, and none of them starts anything any more.
+	for _, i := range dead {
+		run[i].leaveGate()
+	}
+	for _, i := range dead {
+		again[i] = run[i].endTogether(ctx, errs[i])
+	}
+	for i, en := range run {
+		if again[i] {
+			en.process()
+		}
 	}
 	return true
 }

@@ -410,3 +410,36 @@ func TestStampInABatch(t *testing.T) {
 		}
 	})
 }
+
+// While a message of a batch waits for the dead-letter destination, another needs solitude:
+// neither that one nor the rest is held up by the claims of others that failed in the batch.
+func TestBatchThatWaitsWithALetterHoldsUpNobody(t *testing.T) {
+	for _, second := range []error{errBoom, idem.Permanent(errBoom)} {
+		synctest.Test(t, func(t *testing.T) {
+			c := &calls{t: t}
+			r := newRig(t, consumers.Broker{HandleAll: c.all, MaxBatch: 2, Workers: 2, DeadLetters: true})
+			r.die("poison", 2)
+			r.b.dlqErr = errBoom
+			c.handle = func(_ context.Context, tokens []string) []error {
+				time.Sleep(time.Second)
+				if tokens[0] == "bad" {
+					return []error{idem.Permanent(errBoom), second}[:len(tokens)]
+				}
+				return nil
+			}
+			r.b.publish("busy", "busy too")
+			stop := r.start(alone)
+			synctest.Wait()
+			r.b.publish("bad", "bad too", "poison")
+			r.b.publish(tokens(20)...)
+			time.Sleep(time.Hour)
+			if !slices.ContainsFunc(c.seen(), func(made []string) bool { return slices.Equal(made, []string{"bad", "bad too"}) }) {
+				t.Errorf("calls with %q: the two are not in one", c.seen())
+			}
+			if n := len(r.b.settlements()); n != 23 {
+				t.Errorf("second failure %v: %d of 23 settled in an hour, though only one batch cannot be dead-lettered", second, n)
+			}
+			r.mustStop(stop)
+		})
+	}
+}
