@@ -406,6 +406,71 @@ func crossedClaims(t *testing.T) bool {
 	return r.count(idem.EventInProgress) > 0 && other.count(idem.EventInProgress) > 0
 }
 
+// While a worker waits for somebody else's message nothing is claimed ahead, however often it
+// asks; when it is through, the next ones are claimed together again.
+func TestNothingIsAskedAheadMeanwhile(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		shape consumers.Broker
+		end   func(ctx context.Context, c *idem.Claim) error
+		want  string // how the message is settled first
+	}{
+		{"the other gives it back", consumers.Broker{}, func(ctx context.Context, c *idem.Claim) error { return c.Release(ctx) }, "ack 1"},
+		{"the other completes it", consumers.Broker{}, func(ctx context.Context, c *idem.Claim) error { return c.Commit(ctx) }, "ack 1"},
+		{"it goes back to the broker", consumers.Broker{HoldLimit: 50 * time.Second}, func(context.Context, *idem.Claim) error { return nil }, "redeliver 1"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, tt.shape)
+				held, err := r.newGuard().Begin(t.Context(), "held")
+				if err != nil {
+					t.Fatal(err)
+				}
+				var mu sync.Mutex
+				trips, asked := 0, 0 // for the others
+				r.store.On(func(b *store.Batch) storefault.Fault {
+					n := 0
+					for _, op := range b.Ops {
+						if op.Kind == store.Begin && op.Token != "held" {
+							n++
+						}
+					}
+					mu.Lock()
+					defer mu.Unlock()
+					asked += n
+					trips += min(n, 1)
+					return storefault.None
+				})
+				others := tokens(20)
+				r.b.publish("held")
+				stop := r.start(fine, consumers.WorkAhead(20))
+				time.Sleep(15 * time.Second)
+				r.b.publish(others...)
+				time.Sleep(30 * time.Second)
+				mu.Lock()
+				if asked > 0 {
+					t.Errorf("%d claims of %d messages asked for while the worker waited", asked, len(others))
+				}
+				trips = 0
+				mu.Unlock()
+				if err := tt.end(t.Context(), held); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(10 * time.Second)
+				if got := r.b.settlements(); len(got) != 1+len(others) || got[0] != tt.want {
+					t.Errorf("settlements %q, want %q, and then those of the others", got, tt.want)
+				}
+				r.mustStop(stop)
+				mu.Lock()
+				defer mu.Unlock()
+				if trips > 5 {
+					t.Errorf("%d trips for the claims of %d messages", trips, len(others))
+				}
+			})
+		})
+	}
+}
+
 func TestWorkAheadIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, consumers.Broker{MaxHeld: 50})

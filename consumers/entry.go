@@ -51,6 +51,8 @@ type entry struct {
 	solo   bool // and has it for itself
 	stale  bool // it was found to be older than the retention
 
+	stalled bool // somebody else holds the token: see stall
+
 	failures  int // without a claim to count them: shadow mode, FailOpen
 	rollbacks int // of the handler's transaction, by the database
 

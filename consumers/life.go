@@ -32,6 +32,7 @@ func (en *entry) process() {
 	}
 	for again := true; again; {
 		if en.over() {
+			en.stall(false)
 			if en.claim != nil {
 				en.giveBack(false)
 			}
@@ -149,6 +150,9 @@ func (en *entry) spend() idem.Begun {
 
 // judge acts on the answer to a request for a claim.
 func (en *entry) judge(b idem.Begun) (claimed, again bool) {
+	if !errors.Is(b.Err, idem.ErrInProgress) {
+		en.stall(false)
+	}
 	if b.Err == nil {
 		en.setClaim(b.Claim)
 		return true, false
@@ -173,7 +177,8 @@ func (en *entry) judge(b idem.Begun) (claimed, again bool) {
 			en.settleDuplicate(dup)
 			return false, false
 		}
-		l.wait(en.waits, jitter(min(max(busy.RetryAfter, time.Millisecond), askAgain)))
+		en.stall(true)
+		sleep(en.waits, jitter(min(max(busy.RetryAfter, time.Millisecond), askAgain)))
 		return false, true
 	case errors.Is(err, idem.ErrUnknownToken):
 		return false, en.refuse(ReasonUnknown, err)

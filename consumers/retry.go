@@ -8,23 +8,23 @@ import (
 	"github.com/idemq/idemq/idem"
 )
 
-// wait is for a worker that cannot go on with its message because somebody else
+// stall is for a worker that cannot go on with its message because somebody else
 // holds it: claims made ahead are given back, or two consumers could each hold the
-// other's next message for ever.
-func (l *Lane) wait(ctx context.Context, d time.Duration) {
-	if l.cond != nil {
-		l.mu.Lock()
-		l.waiting++
-		l.cond.Broadcast() // claimAhead gives back
-		l.mu.Unlock()
-		defer func() {
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			l.waiting--
-			l.cond.Broadcast()
-		}()
+// other's next message for ever. None is made until the message is claimed, settled or left.
+func (en *entry) stall(stalled bool) {
+	l := en.l
+	if en.stalled == stalled || l.cond == nil {
+		return
 	}
-	sleep(ctx, d)
+	en.stalled = stalled
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if stalled {
+		l.waiting++
+	} else {
+		l.waiting--
+	}
+	l.cond.Broadcast()
 }
 
 // jitter spreads waits, so that those who wait for one thing do not ask at once.
