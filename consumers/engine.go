@@ -172,10 +172,10 @@ func (e *Engine) Run(ctx context.Context, fetch func(ctx context.Context) error)
 		defer func() { fetched <- err }()
 		err = fetch(run)
 	}()
-	extended := make(chan struct{})
+	watched := make(chan struct{})
 	go func() {
-		defer close(extended)
-		e.extend(ph.final, e.allHeld)
+		defer close(watched)
+		e.watch(ph.final, e.allHeld)
 	}()
 
 	var fetchErr error
@@ -190,7 +190,7 @@ func (e *Engine) Run(ctx context.Context, fetch func(ctx context.Context) error)
 	}
 	stuck := e.drain(ph)
 	end()
-	<-extended
+	<-watched
 
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -305,9 +305,9 @@ func (e *Engine) Handle(ctx context.Context, d Delivery) error {
 	l := &Lane{e: e, guard: e.guard, ctx: context.WithoutCancel(ctx), ph: ph, ask: ph.ask, waits: ctx, handling: ph.hard}
 	en := l.newEntry(d)
 	e.hold(en)
-	extending, stop := context.WithCancel(context.WithoutCancel(ctx))
+	watching, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
-	wg.Go(func() { e.extend(extending, func() []*entry { return []*entry{en} }) })
+	wg.Go(func() { e.watch(watching, func() []*entry { return []*entry{en} }) })
 	defer wg.Wait()
 	defer stop() // also when the handler panics: else nobody else would ever get the message
 	en.process()
@@ -408,20 +408,28 @@ func (e *Engine) wakeLanes() {
 	}
 }
 
-// extend keeps deliveries from being delivered again, until ctx ends.
-func (e *Engine) extend(ctx context.Context, deliveries func() []*entry) {
-	if e.broker.ExtendEvery <= 0 {
-		return
+// watch keeps deliveries from being delivered again, and looks once a lease for handlers that
+// do not return, until ctx ends.
+func (e *Engine) watch(ctx context.Context, deliveries func() []*entry) {
+	overdue := time.NewTicker(e.guard.Settings().Lease)
+	defer overdue.Stop()
+	var extend <-chan time.Time
+	if every := e.broker.ExtendEvery; every > 0 {
+		tick := time.NewTicker(every)
+		defer tick.Stop()
+		extend = tick.C
 	}
-	tick := time.NewTicker(e.broker.ExtendEvery)
-	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-extend:
 			for _, en := range deliveries() {
 				_ = en.d.Extend(ctx) // the next tick tries again; at worst the broker delivers twice
+			}
+		case <-overdue.C:
+			for _, en := range deliveries() {
+				en.tellOverdue()
 			}
 		}
 	}

@@ -51,7 +51,8 @@ type entry struct {
 	solo   bool // and has it for itself
 	stale  bool // it was found to be older than the retention
 
-	stalled bool // somebody else holds the token: see stall
+	stalledSince time.Time // somebody else holds the token: see stall
+	stallTold    time.Time
 
 	failures  int // without a claim to count them: shadow mode, FailOpen
 	rollbacks int // of the handler's transaction, by the database
@@ -63,8 +64,9 @@ type entry struct {
 	ask       context.Context // ends when no claim is asked for any more
 	waits     context.Context // ends when nothing is waited for any more
 
-	mu      sync.Mutex
-	started bool // in the handler
+	mu       sync.Mutex
+	handling context.Context // of the handler, while that runs
+	overdue  int             // how often its context was seen to be over
 }
 
 // begin sets how long the entry may be waited with. One that was held long before its
@@ -100,13 +102,38 @@ func (en *entry) over() bool { return en.failure != nil || en.l.ending() || en.h
 func (en *entry) inHandler() bool {
 	en.mu.Lock()
 	defer en.mu.Unlock()
-	return en.started
+	return en.handling != nil
 }
 
-func (en *entry) setStarted(started bool) {
+func (en *entry) enterHandler(ctx context.Context) {
 	en.mu.Lock()
 	defer en.mu.Unlock()
-	en.started = started
+	en.handling, en.overdue = ctx, 0
+}
+
+func (en *entry) leaveHandler() {
+	en.mu.Lock()
+	defer en.mu.Unlock()
+	en.handling = nil
+}
+
+// tellOverdue is called once a lease, and tells once that the handler goes on for longer than
+// that though its context has ended. With HandlerTimeout that is told anyhow.
+func (en *entry) tellOverdue() {
+	e := en.l.e
+	if e.policy.handlerTimeout > 0 {
+		return
+	}
+	en.mu.Lock()
+	over := en.handling != nil && en.handling.Err() != nil
+	if over {
+		en.overdue++
+	}
+	tell := over && en.overdue == 2
+	en.mu.Unlock()
+	if tell {
+		e.emit(en, idem.Event{Kind: idem.EventStuck, Wait: e.guard.Settings().Lease})
+	}
 }
 
 // stopRenewing leaves the claim of a handler that does not return to its lease.

@@ -178,6 +178,7 @@ func (en *entry) judge(b idem.Begun) (claimed, again bool) {
 			return false, false
 		}
 		en.stall(true)
+		en.tellStall()
 		sleep(en.waits, jitter(min(max(busy.RetryAfter, time.Millisecond), askAgain)))
 		return false, true
 	case errors.Is(err, idem.ErrUnknownToken):
@@ -332,11 +333,11 @@ func (l *Lane) run(ctx context.Context, run []*entry, errs []error) {
 	returned := false
 	begin := time.Now()
 	for _, en := range run {
-		en.setStarted(true)
+		en.enterHandler(ctx)
 	}
 	defer func() {
 		for _, en := range run {
-			en.setStarted(false)
+			en.leaveHandler()
 		}
 		l.took(time.Since(begin) / time.Duration(len(run)))
 		if !returned {

@@ -2,6 +2,7 @@ package consumers
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"time"
 
@@ -13,10 +14,17 @@ import (
 // other's next message for ever. None is made until the message is claimed, settled or left.
 func (en *entry) stall(stalled bool) {
 	l := en.l
-	if en.stalled == stalled || l.cond == nil {
+	if stalled != en.stalledSince.IsZero() {
 		return
 	}
-	en.stalled = stalled
+	en.stalledSince = time.Time{}
+	if stalled {
+		en.stalledSince = time.Now()
+	}
+	en.stallTold = en.stalledSince
+	if l.cond == nil {
+		return
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if stalled {
@@ -25,6 +33,17 @@ func (en *entry) stall(stalled bool) {
 		l.waiting--
 	}
 	l.cond.Broadcast()
+}
+
+// tellStall tells once a lease that whoever holds the token goes on renewing it.
+func (en *entry) tellStall() {
+	e, now := en.l.e, time.Now()
+	if now.Sub(en.stallTold) < e.guard.Settings().Lease {
+		return
+	}
+	en.stallTold = now
+	e.emit(en, idem.Event{Kind: idem.EventWaiting, Wait: now.Sub(en.stalledSince), Err: fmt.Errorf(
+		"%s waits for its token, which somebody else holds, and renews: Guard.Inspect says for how long, and, with WithInstance, who", en.d)})
 }
 
 // jitter spreads waits, so that those who wait for one thing do not ask at once.
