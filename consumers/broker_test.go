@@ -30,6 +30,7 @@ type broker struct {
 	log     []string // settlements, in order
 	letters []letter
 	dlqErr  error
+	extErr  error
 	extends int
 	ackErr  error
 	ackRTT  time.Duration // how long an ack takes to be confirmed
@@ -199,7 +200,7 @@ func (d *delivery) Extend(context.Context) error {
 	d.b.mu.Lock()
 	defer d.b.mu.Unlock()
 	d.b.extends++
-	return nil
+	return d.b.extErr
 }
 
 // moveBack publishes a dead letter's copy again.

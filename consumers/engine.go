@@ -424,14 +424,30 @@ func (e *Engine) watch(ctx context.Context, deliveries func() []*entry) {
 		case <-ctx.Done():
 			return
 		case <-extend:
-			for _, en := range deliveries() {
-				_ = en.d.Extend(ctx) // the next tick tries again; at worst the broker delivers twice
-			}
+			e.extend(ctx, deliveries())
 		case <-overdue.C:
 			for _, en := range deliveries() {
 				en.tellOverdue()
 			}
 		}
+	}
+}
+
+// extend keeps deliveries from being delivered again; the next call tries again, and at worst
+// the broker delivers twice. What fails twice running is told, of one for all.
+func (e *Engine) extend(ctx context.Context, all []*entry) {
+	told := false
+	for _, en := range all {
+		err := en.d.Extend(ctx)
+		if err == nil || ctx.Err() != nil {
+			en.unextended = 0
+			continue
+		}
+		if en.unextended++; en.unextended != 2 || told {
+			continue
+		}
+		told = true
+		e.emit(en, idem.Event{Kind: idem.EventSettleFailed, Err: fmt.Errorf("%s is still worked on, and the broker did not take that, perhaps not of others either: %w", en.d, err)})
 	}
 }
 

@@ -307,12 +307,13 @@ func TestSolitudeDuringABackoff(t *testing.T) {
 	})
 }
 
-// While a token waits to be alone nothing is started: that is told, with the reason.
+// While a token waits to be alone nothing is started: that is told, with the reason, after a
+// second and then each minute.
 func TestSolitudeIsTold(t *testing.T) {
 	for _, tt := range []struct {
 		takes time.Duration // the handler that it waits for
 		told  int
-	}{{time.Hour, 1}, {500 * time.Millisecond, 0}} {
+	}{{30 * time.Second, 1}, {150 * time.Second, 3}, {500 * time.Millisecond, 0}} {
 		synctest.Test(t, func(t *testing.T) {
 			r := newRig(t, consumers.Broker{Workers: 2})
 			r.die("poison", 2)

@@ -54,6 +54,8 @@ type entry struct {
 	stalledSince time.Time // somebody else holds the token: see stall
 	stallTold    time.Time
 
+	unextended int // how often running the broker did not take an extension; watch's
+
 	failures  int // without a claim to count them: shadow mode, FailOpen
 	rollbacks int // of the handler's transaction, by the database
 

@@ -16,8 +16,11 @@ import (
 const askAgain = time.Second
 
 // soloNotice is how long a token that is to be handled alone waits for the others until that
-// is told: nothing is started meanwhile.
-const soloNotice = time.Second
+// is told, and soloAgain until it is told again: nothing is started meanwhile.
+const (
+	soloNotice = time.Second
+	soloAgain  = time.Minute
+)
 
 // process sees a delivery through: from its token to its settlement, or to the
 // point where it must be left to the broker. A completion may still be on its way to
@@ -120,14 +123,20 @@ func (en *entry) enter() error {
 	if !en.alone {
 		return e.gate.enter(en.waits)
 	}
-	since := time.Now()
-	stands := time.AfterFunc(soloNotice, func() {
+	waits, stop := context.WithCancel(en.waits)
+	defer stop()
+	go en.tellSolo(waits)
+	return e.gate.enterAlone(en.waits)
+}
+
+// tellSolo tells, until ctx ends, that the entry waits for the others.
+func (en *entry) tellSolo(ctx context.Context) {
+	e, since := en.l.e, time.Now()
+	for sleep(ctx, soloNotice); ctx.Err() == nil; sleep(ctx, soloAgain) {
 		e.emit(en, idem.Event{Kind: idem.EventWaiting, Wait: time.Since(since), Err: fmt.Errorf(
 			"%s is to be handled with nothing beside it, since earlier claims of its token ended with their process; nothing is started until "+
 				"the %d messages that are claimed are through: see to handlers that take long, or do not return", en.d, e.gate.held())})
-	})
-	defer stands.Stop()
-	return e.gate.enterAlone(en.waits)
+	}
 }
 
 // spend is for at most once. A token that was asked for may be spent, whether the answer

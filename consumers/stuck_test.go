@@ -117,3 +117,28 @@ func TestHandlerOutlivesItsContext(t *testing.T) {
 		}
 	}
 }
+
+// That the broker does not take extensions is told once, not at each.
+func TestFailedExtensionIsTold(t *testing.T) {
+	for _, loop := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, consumers.Broker{ExtendEvery: time.Second})
+			r.b.extErr = errBoom
+			h := func(context.Context, *delivery) error { time.Sleep(time.Minute + time.Second/2); return nil }
+			if loop {
+				if err := r.engine(r.guard).Handle(t.Context(), r.delivery(1, "a", h)); err != nil {
+					t.Error(err)
+				}
+			} else {
+				r.b.publish("a")
+				stop := r.start(h)
+				time.Sleep(2 * time.Minute)
+				r.mustStop(stop)
+			}
+			told := r.eventsOf(idem.EventSettleFailed, "boom")
+			if len(told) != 1 || told[0].Token != "a" || !strings.Contains(told[0].Err.Error(), "message 1") {
+				t.Errorf("told %+v, want it once", told)
+			}
+		})
+	}
+}
