@@ -94,8 +94,9 @@ type Broker struct {
 	// ConfirmsAcks says that Ack waits for the broker's answer: then acks are sent side
 	// by side, and nothing waits for them.
 	ConfirmsAcks bool
-	// AckAll acks several deliveries of a lane and returns an error, or nil, for each: for
-	// brokers that one ack can tell of many. Nil has each acked by itself.
+	// AckAll acks several deliveries of a lane and returns an error, or nil, for each; none
+	// where all is well. It is for brokers that one ack can tell of many. Without it each is
+	// acked by itself.
 	AckAll func(ctx context.Context, all []Delivery) []error
 	// HandleAll calls a handler that takes several messages at a time, in place of
 	// Delivery.Handle: with MaxBatch deliveries of one lane at most. It returns none, or

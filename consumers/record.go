@@ -140,11 +140,12 @@ func (l *Lane) ackAll(done []*entry) {
 	for i, en := range done {
 		deliveries[i] = en.d
 	}
-	for i, err := range l.e.broker.AckAll(l.ph.final, deliveries) {
-		if err != nil {
-			l.e.emit(done[i], idem.Event{Kind: idem.EventSettleFailed, Err: err})
+	errs := l.e.broker.AckAll(l.ph.final, deliveries)
+	for i, en := range done {
+		if i < len(errs) && errs[i] != nil {
+			l.e.emit(en, idem.Event{Kind: idem.EventSettleFailed, Err: errs[i]})
 		}
-		l.e.forget(done[i], completed)
+		l.e.forget(en, completed)
 	}
 }
 
