@@ -77,14 +77,17 @@ func (g *gate) leave(alone bool) {
 	})
 }
 
-// change makes a change, and tells of it who waits for one. Whether the gate is shut turns
-// only where somebody asks for solitude, or leaves it.
+// change makes a change, and tells of it whom it may concern: who waits for solitude, or, where
+// the gate was shut by it or opened, all. That turns only where somebody asks for solitude, or
+// leaves it.
 func (g *gate) change(f func()) {
 	g.mu.Lock()
 	before := g.shut()
 	f()
 	turned := g.shut() != before
-	g.changed.signal()
+	if turned || g.waiting > 0 {
+		g.changed.signal()
+	}
 	g.mu.Unlock()
 	if turned {
 		g.onTurn()
@@ -98,7 +101,7 @@ func (g *gate) held() int {
 	return g.claims
 }
 
-// shutting returns a channel that is closed at the gate's next change, and whether
+// shutting returns a channel that is closed when the gate shuts or opens, and whether
 // solitude is asked for now.
 func (g *gate) shutting() (<-chan struct{}, bool) {
 	g.mu.Lock()

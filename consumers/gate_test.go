@@ -106,3 +106,41 @@ func TestLaneIsLostBeforeItsBatchStarts(t *testing.T) {
 		other.Abandon()
 	})
 }
+
+// Who waits at the gate is not woken by each claim that ends, only where that may matter.
+func TestGateWakesForAReason(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(func() {})
+		g.tryEnter(3)
+		changed, shut := g.shutting()
+		if shut {
+			t.Fatal("solitude is asked for")
+		}
+		g.leave(false)
+		select {
+		case <-changed:
+			t.Error("woken by a claim's end")
+		default:
+		}
+		alone := make(chan error, 1)
+		go func() { alone <- g.enterAlone(t.Context()) }()
+		synctest.Wait()
+		select {
+		case <-changed:
+		default:
+			t.Error("not woken though solitude is asked for")
+		}
+		g.leave(false)
+		g.leave(false)
+		if err := <-alone; err != nil {
+			t.Error(err)
+		}
+		entered := make(chan error, 1)
+		go func() { entered <- g.enter(t.Context()) }()
+		synctest.Wait()
+		g.leave(true)
+		if err := <-entered; err != nil {
+			t.Error(err)
+		}
+	})
+}
