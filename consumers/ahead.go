@@ -139,12 +139,18 @@ func (l *Lane) heldAhead() int {
 	return n
 }
 
-// claimable lists, with mu held, the entries to claim ahead now.
+// claimable lists, with mu held, the entries to claim ahead now. What was held for long is left
+// to its turn.
 func (l *Lane) claimable() []*entry {
 	// A lane that is idle has its worker ask; ahead is what stands behind.
 	var batch []*entry
 	for _, en := range l.queue[:min(l.windowLocked(), len(l.queue))] {
-		if l.isClaimable(en) {
+		switch {
+		case !l.isClaimable(en):
+		case en.heldLong():
+			en.tried = true
+			l.cond.Broadcast() // a worker may leave it to be claimed ahead
+		default:
 			batch = append(batch, en)
 		}
 	}

@@ -2,6 +2,8 @@ package consumers
 
 import (
 	"context"
+	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -141,6 +143,36 @@ func TestGateWakesForAReason(t *testing.T) {
 		g.leave(true)
 		if err := <-entered; err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// What has stood longer than the broker allows is left to its turn: asked for ahead, with a
+// deadline that is over, it would take the others with it.
+func TestHeldLongIsNotAskedAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := idem.New(idem.WithStore(memstore.New())).Group("g")
+		e, err := New(g, Broker{HoldLimit: time.Minute}, Policy{ahead: 11})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := &Lane{e: e, guard: g, ph: &phases{run: t.Context()}}
+		l.cond = sync.NewCond(&l.mu)
+		for _, token := range []string{"old", "new", "newer"} {
+			en := l.newEntry(tried{token: token})
+			e.hold(en)
+			l.queue = append(l.queue, en)
+			time.Sleep(50 * time.Second)
+		}
+		var asked []string
+		for _, en := range l.claimable() {
+			asked = append(asked, en.token)
+		}
+		if !slices.Equal(asked, []string{"newer"}) {
+			t.Errorf("asked ahead for %q, want what may still be held", asked)
+		}
+		if l.leavesToAhead() {
+			t.Error("its worker leaves the first to be claimed ahead")
 		}
 	})
 }
