@@ -3,6 +3,8 @@ package consumers
 import (
 	"cmp"
 	"context"
+	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -58,7 +60,7 @@ func (e *Engine) lane(ctx context.Context, g *idem.Guard) *Lane {
 	l.ask, l.waits = ask, waits
 	endHandling := l.handlers()
 	end := func() {
-		endAsk(context.Cause(ctx))
+		endAsk(fmt.Errorf("%w: %v", errLaneEnded, context.Cause(ctx))) //nolint:errorlint // it is no answer about a token
 		endWaits(context.Cause(ctx))
 		l.wake()
 	}
@@ -85,6 +87,8 @@ func (e *Engine) lane(ctx context.Context, g *idem.Guard) *Lane {
 	}()
 	return l
 }
+
+var errLaneEnded = errors.New("the message is this consumer's no longer")
 
 // handlers makes the parent of handlers' contexts: it outlives the beginning of the drain,
 // and ends with the lane, after the grace, unless the broker keeps handlers.

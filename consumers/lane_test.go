@@ -395,6 +395,27 @@ func TestLaneEndsWithoutItsStore(t *testing.T) {
 	})
 }
 
+// Why a lane ended is no answer about its tokens.
+func TestLanesCauseIsNoAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, deadLetters)
+		r.store.Set(storefault.Away)
+		e := r.engine(r.guard)
+		r.within(e, func(ctx context.Context) {
+			ours, lose := context.WithCancelCause(context.WithoutCancel(ctx))
+			lane := e.Lane(ours)
+			lane.Add(r.delivery(1, "a", fine))
+			time.Sleep(time.Second)
+			lose(fmt.Errorf("the topic's records: %w", store.ErrUnreadable))
+			lane.Wait()
+		})
+		r.wantSettled()
+		if l := r.b.posted(); len(l) != 0 {
+			t.Errorf("letters %+v", l)
+		}
+	})
+}
+
 // A handler at work is not interrupted, and what waited behind it for as long is handled
 // all the same: sent back untried it would wait as long again.
 func TestHoldLimitBehindAHandler(t *testing.T) {
