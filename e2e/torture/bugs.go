@@ -130,11 +130,11 @@ func Bugs() []Bug {
 			What: "a message that somebody else has in work is acked like one that is done",
 			Replace: []Replacement{{
 				File: "consumers/life.go",
-				Old:  "		if dup != nil {\n",
-				New: `		if dup == nil {
+				Old:  "	case errors.As(err, &dup), errors.As(err, &busy):\n",
+				New: `	case errors.As(err, &dup), errors.As(err, &busy):
+		if dup == nil {
 			dup = &idem.DuplicateError{}
 		}
-		if dup != nil {
 `,
 			}},
 			Trial: kills,
@@ -154,8 +154,8 @@ func Bugs() []Bug {
 			What: "all messages of a batch are completed, those that failed as well",
 			Replace: []Replacement{{
 				File: "consumers/batch.go",
-				Old:  "		if errs[i] == nil && !en.claim.Joined() {\n",
-				New:  "		if !en.claim.Joined() {\n",
+				Old:  "		case errs[i] == nil && !en.claim.Joined():\n",
+				New:  "		case !en.claim.Joined():\n",
 			}},
 			Trial: inBatches(kills),
 		},
