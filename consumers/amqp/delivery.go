@@ -155,7 +155,7 @@ func (d *delivery) Terminate(ctx context.Context) error {
 // Redeliver requeues. Once the consumer ends, it sees to it that the broker does not deliver
 // to this session again what would only be returned, and counted, once more.
 func (d *delivery) Redeliver(context.Context, time.Duration) error {
-	if d.session.leaving.Load() {
+	if run := d.session.run; run != nil && run.Err() != nil {
 		d.session.unsubscribe()
 	}
 	return d.settle("requeue", func(tag uint64) error { return d.session.ch.Nack(tag, false, true) })

@@ -30,7 +30,7 @@ type letters struct {
 	out  *outlet
 }
 
-// outlet is a channel that is put into confirm mode.
+// outlet is a channel for publishing; open returns it in confirm mode.
 type outlet struct {
 	ch      *amqp.Channel
 	returns chan amqp.Return

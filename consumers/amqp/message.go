@@ -20,8 +20,9 @@ import (
 // and idem.RetryAfter for what an error can say. ctx holds the message's claim
 // (idem.FromContext), and ends when that is lost. The message cannot be settled: the
 // consumer does it. The handler does not change body or headers in place, nor after it
-// returned: the next attempt, a dead-letter copy and a fingerprint are made of them. A
-// panic is not recovered: the claim is given back, which spends budget, and it goes on.
+// returned: the next attempt, a dead-letter copy and a fingerprint are made of them. A panic
+// is not recovered: the claim is given back, which spends budget, and the panic ends the
+// process.
 type Handler func(ctx context.Context, d amqp.Delivery) error
 
 // BatchHandler handles several messages. It returns nil where all effects are done, or an

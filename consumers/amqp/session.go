@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -39,13 +38,14 @@ type session struct {
 
 	ctx        context.Context // ends with the session, at the latest with its consumer
 	end        context.CancelCauseFunc
+	run        context.Context  // the consumer's; nil: the channel is the caller's
 	closed     chan *amqp.Error // for the one who receives
 	tag        string
 	deliveries <-chan amqp.Delivery
 	prefetch   int
 	rest       sync.WaitGroup
-	leaving    atomic.Bool // its consumer ends
-	cancelled  sync.Once   // of unsubscribe
+
+	unsubscribed sync.Once
 
 	mu          sync.Mutex
 	noticed     chan *amqp.Error // for those who settle
@@ -206,7 +206,8 @@ func (s *session) accept(d amqp.Delivery) error {
 	return nil
 }
 
-// sendBack ends the subscription and requeues what is on its way, until close.
+// sendBack ends the subscription and requeues what is on its way, until close: it waits for
+// the answer, so that all that was on its way is nacked; unsubscribe does not.
 func (s *session) sendBack() {
 	s.rest.Go(func() {
 		if s.ch.Cancel(s.tag, false) != nil {
@@ -220,10 +221,9 @@ func (s *session) sendBack() {
 	})
 }
 
-// unsubscribe ends the subscription without a wait for the answer. What is on its way goes
-// back when the session is closed.
+// unsubscribe ends the subscription. What is on its way goes back when the session is closed.
 func (s *session) unsubscribe() {
-	s.cancelled.Do(func() { _ = s.ch.Cancel(s.tag, true) }) // it fails where the session is over
+	s.unsubscribed.Do(func() { _ = s.ch.Cancel(s.tag, true) }) // it fails where the session is over
 }
 
 // close ends a session of the consumer's own. What is unsettled goes back to the queue.

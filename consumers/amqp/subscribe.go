@@ -23,7 +23,7 @@ func (c *Consumer) subscribe(ctx context.Context, e *consumers.Engine, s *sessio
 	counting := sync.OnceFunc(func() { c.tellCounting(*last) })
 	for {
 		if s != nil {
-			*last = s
+			*last, s.run = s, ctx
 			lane := e.Lane(s.ctx)
 			began := time.Now()
 			err := c.receive(ctx, s, lane, func(d amqp.Delivery) {
@@ -32,7 +32,6 @@ func (c *Consumer) subscribe(ctx context.Context, e *consumers.Engine, s *sessio
 				}
 			})
 			if ctx.Err() != nil {
-				s.leaving.Store(true)
 				if c.conf.concurrency > 1 {
 					s.sendBack() // one handler at a time, in order: nobody else gets what waits before it has returned
 				}

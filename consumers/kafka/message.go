@@ -15,16 +15,16 @@ import (
 // and idem.RetryAfter for what an error can say. ctx holds the message's claim
 // (idem.FromContext), and ends when that is lost, or the partition. The handler does not
 // commit: the consumer does, when what comes before is done too. It does not change the key,
-// the value or the headers in place: the next attempt, a dead-letter copy and a fingerprint are
-// made of them. A
-// panic is not recovered: the claim is given back, which spends budget, and it goes on.
+// the value or the headers in place: the next attempt, a dead-letter copy and a fingerprint
+// are made of them. A panic is not recovered: the claim is given back, which spends budget,
+// and the panic ends the process.
 type Handler func(ctx context.Context, msg kafka.Message) error
 
 // BatchHandler handles several messages. It returns nil where all effects are done, or an
 // error or nil in the place of each message; a slice of another length is an error of all.
 // What an error says is as with Handler. ctx holds the claims (idem.ClaimsFromContext), and
-// ends as soon as one of them is lost, or the partition is. What one message's effect needs of its claim
-// (StampAs, the store's transaction) it gets with that claim's Context.
+// ends as soon as one of them is lost, or the partition is. What one message's effect needs
+// of its claim (StampAs, the store's transaction) it gets with that claim's Context.
 type BatchHandler func(ctx context.Context, msgs []kafka.Message) []error
 
 // message implements consumers.Message.
