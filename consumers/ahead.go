@@ -67,7 +67,7 @@ func (l *Lane) claimAhead() {
 	for {
 		batch, ok := l.nextAhead()
 		if !ok {
-			l.sendBack()
+			l.returnUnstarted()
 			return
 		}
 		if batch == nil {
@@ -78,10 +78,10 @@ func (l *Lane) claimAhead() {
 	}
 }
 
-// sendBack returns, at the beginning of the drain, what was not started to a broker
+// returnUnstarted returns, at the beginning of the drain, what was not started to a broker
 // that has other consumers for it at once. Where order matters it waits for the
-// message before it, and goes back at the end.
-func (l *Lane) sendBack() {
+// message before it, and goes back at the end; so does what the broker would drop.
+func (l *Lane) returnUnstarted() {
 	inOrder := l.e.broker.Workers == 1 && !l.e.broker.Redelivers
 	if inOrder || l.ctx.Err() != nil {
 		return
@@ -91,7 +91,9 @@ func (l *Lane) sendBack() {
 	l.queue = nil
 	l.mu.Unlock()
 	for _, en := range queue {
-		en.settle(func(ctx context.Context) error { return en.d.Redeliver(ctx, 0) }, unsettled)
+		if !en.d.Final() {
+			en.settle(func(ctx context.Context) error { return en.d.Redeliver(ctx, 0) }, unsettled)
+		}
 	}
 }
 

@@ -24,7 +24,7 @@ func (en *entry) deadLetter(reason string, cause error) (again bool) {
 	}
 	en.leaveGate() // nothing is started any more that could end the process
 	l := Letter{Token: en.token, Reason: reason, Err: cause, Attempt: c.Attempt(), Redrive: c.Redrive() + 1}
-	if !en.post(en.waits, en.l.ph.final, l) {
+	if !en.isPosted(en.post(en.waits, en.l.ph.final, l), itsKept) {
 		en.giveBack(false)
 		return true
 	}
@@ -55,7 +55,8 @@ func (en *entry) failedOnce(cause error) (again bool) {
 		}
 		return true
 	}
-	if !en.post(en.l.ph.final, en.l.ph.final, Letter{Token: en.token, Reason: ReasonFailed, Err: cause, Attempt: c.Attempt(), Redrive: redrive}) {
+	l := Letter{Token: en.token, Reason: ReasonFailed, Err: cause, Attempt: c.Attempt(), Redrive: redrive}
+	if !en.isPosted(en.post(en.l.ph.final, en.l.ph.final, l), itsSpent) {
 		// The next delivery is a duplicate of what is recorded as dead.
 		e.emit(en, idem.Event{Kind: idem.EventDropped, Attempt: c.Attempt(), Err: cause})
 		return true
@@ -88,25 +89,25 @@ func (en *entry) refuse(reason string, cause error) (again bool) {
 		en.halt(noDestination(en, reason, cause))
 		return false
 	}
-	return !en.sendAway(en.waits, en.l.ph.final, reason, cause)
+	return !en.isPosted(en.sendAway(en.waits, en.l.ph.final, reason, cause), itsKept)
 }
 
-// sendAway dead-letters a message without a claim. It is false as post is.
-func (en *entry) sendAway(waits, final context.Context, reason string, cause error) bool {
+// sendAway dead-letters a message without a claim. Its error is that of post.
+func (en *entry) sendAway(waits, final context.Context, reason string, cause error) error {
 	l := Letter{Token: en.token, Reason: reason, Err: cause}
 	if en.invalid == nil {
 		l.Redrive = en.redrive + 1
 	}
-	if !en.post(waits, final, l) {
-		return false
+	if err := en.post(waits, final, l); err != nil {
+		return err
 	}
 	en.settle(en.d.Terminate, settled)
-	return true
+	return nil
 }
 
-// post publishes the copy until the destination confirms it; false if waits ends before, or
-// what is published by then, which final bounds, is not confirmed.
-func (en *entry) post(waits, final context.Context, l Letter) bool {
+// post publishes the copy until the destination confirms it. Each try may last until final
+// ends; after one that failed, the end of waits ends it, with the error of that try.
+func (en *entry) post(waits, final context.Context, l Letter) error {
 	e := en.l.e
 	l.Group = en.l.guard.Settings().Group
 	if l.Token != "" {
@@ -116,25 +117,34 @@ func (en *entry) post(waits, final context.Context, l Letter) bool {
 		err := en.d.DeadLetter(final, l)
 		if err == nil {
 			e.emit(en, idem.Event{Kind: idem.EventDeadLetter, Attempt: l.Attempt, Err: l.Err, Text: l.Reason})
-			return true
+			return nil
 		}
 		if errors.Is(err, ErrUndeliverable) {
-			skipped := "nothing was skipped"
-			if e.policy.atMostOnce && l.Attempt > 0 {
-				skipped = "its token is spent: have the guard Forget it before the consumer starts again, or the message is dropped"
-			}
-			en.halt(fmt.Errorf("consumer: %s (token %q): %s, and its dead-letter copy cannot be published; %s: %w", en.d, en.token, l.Reason, skipped, err))
-			return false
+			return fmt.Errorf("%s, and its dead-letter copy cannot be published: %w", l.Reason, err)
 		}
 		wait := max(e.policy.backoff(n), firstPause) // the destination's, which is dialled perhaps
 		e.emit(en, idem.Event{Kind: idem.EventWaiting, Err: fmt.Errorf("dead-letter destination: %w", err), Wait: wait})
 		sleep(waits, wait)
 		if waits.Err() != nil {
-			return false
+			return err
 		}
 	}
 }
 
+const (
+	itsKept  = "nothing was skipped"
+	itsSpent = "its token is spent: have the guard Forget it before the consumer starts again, or the message is dropped"
+)
+
+// isPosted acts on what post, or sendAway, returned: what no waiting mends stops the
+// consumer. The message is what state says.
+func (en *entry) isPosted(err error, state string) bool {
+	if errors.Is(err, ErrUndeliverable) {
+		en.halt(fmt.Errorf("consumer: %s (token %q): %w; %s", en.d, en.token, err, state))
+	}
+	return err == nil
+}
+
 func noDestination(en *entry, reason string, cause error) error {
-	return fmt.Errorf("consumer: %s (token %q): %s, and there is no dead-letter destination: give the consumer one with DeadLetter, or mend the cause and start again (a message whose processes died too often needs guard.Forget besides); nothing was skipped: %w", en.d, en.token, reason, cause)
+	return fmt.Errorf("consumer: %s (token %q): %s, and there is no dead-letter destination: give the consumer one with DeadLetter, or mend the cause and start again (a message whose processes died too often needs guard.Forget besides); %s: %w", en.d, en.token, reason, itsKept, cause)
 }

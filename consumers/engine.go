@@ -236,7 +236,7 @@ func (e *Engine) drain(ph *phases) error {
 	back, cancel := context.WithTimeout(context.WithoutCancel(ph.final), 2*drainGrace)
 	defer cancel()
 	var stuck []string
-	var goBack []*entry
+	var returned []*entry
 	for _, en := range e.allHeld() {
 		if en.inHandler() {
 			stuck = append(stuck, fmt.Sprintf("%s (token %q)", en.d, en.token))
@@ -245,16 +245,16 @@ func (e *Engine) drain(ph *phases) error {
 			continue
 		}
 		if en.l.ctx.Err() == nil {
-			goBack = append(goBack, en)
+			returned = append(returned, en)
 		}
 		e.forget(en, unsettled)
 	}
 	sent := make(chan struct{})
 	go func() { // a client may not mind the end of its context
 		defer close(sent)
-		for _, en := range goBack {
+		for _, en := range returned {
 			if back.Err() == nil {
-				en.goBack(letters, back)
+				en.returnAtEnd(letters, back)
 			}
 		}
 	}()

@@ -306,25 +306,30 @@ func TestHoldLimitOfTheLastDelivery(t *testing.T) {
 func TestDrainOfTheLastDelivery(t *testing.T) {
 	for _, c := range []struct {
 		name    string
+		broker  consumers.Broker
 		dlqErr  error
 		want    []string
 		letters int
 	}{
-		{"dead-lettered", nil, []string{"term 1", "redeliver 2", "term 3"}, 2},
-		{"no copy is taken", errBoom, []string{"redeliver 1", "redeliver 2", "redeliver 3"}, 0},
+		{"dead-lettered", consumers.Broker{DeadLetters: true}, nil, []string{"term 1", "redeliver 2", "term 3"}, 2},
+		{"one is not begun, in no order", consumers.Broker{DeadLetters: true, Workers: 2}, nil, []string{"term 1", "redeliver 2", "term 3"}, 2},
+		{"no copy is taken", consumers.Broker{DeadLetters: true}, errBoom, []string{"redeliver 1", "redeliver 2", "redeliver 3"}, 0},
+		{"no copy can be taken", consumers.Broker{DeadLetters: true}, consumers.ErrUndeliverable, []string{"redeliver 1", "redeliver 2", "redeliver 3"}, 0},
+		{"no destination", consumers.Broker{}, nil, []string{"redeliver 1", "redeliver 2", "redeliver 3"}, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := newRig(t, consumers.Broker{DeadLetters: true})
-				if _, err := r.newGuard().Begin(t.Context(), "a"); err != nil {
-					t.Fatal(err)
-				}
+				r := newRig(t, c.broker)
+				other := r.newGuard()
 				r.b.dlqErr = c.dlqErr
 				for _, token := range []string{"a", "b", "c"} {
+					if _, err := other.Begin(t.Context(), token); err != nil {
+						t.Fatal(err)
+					}
 					r.b.add(&message{headers: map[string][]string{idem.Header: {token}}, final: token != "b"})
 				}
 				stop := r.start(fine)
-				time.Sleep(100 * time.Millisecond) // the first waits for whoever has its token
+				time.Sleep(100 * time.Millisecond) // they wait for whoever has their tokens
 				if err := stop(); err != nil {
 					t.Error(err)
 				}

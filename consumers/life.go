@@ -40,7 +40,7 @@ func (en *entry) process() {
 				en.giveBack(false)
 			}
 			if en.heldLong() && !en.l.ending() {
-				en.sendBack()
+				en.returnHeld()
 			} else {
 				en.leave()
 			}
@@ -50,35 +50,41 @@ func (en *entry) process() {
 	}
 }
 
-// sendBack gives what was held for long back to the broker. What that would not deliver
+// returnHeld gives what was held for long back to the broker. What that would not deliver
 // again is dead-lettered, without a claim: somebody may have it, who may complete it, and
 // then the copy is a duplicate.
-func (en *entry) sendBack() {
+func (en *entry) returnHeld() {
 	e := en.l.e
-	if en.isLast() {
-		if !en.sendAway(en.l.ph.final, en.l.ph.final, ReasonFinal, fmt.Errorf("%w: %w", errHeldLong, errFinal)) {
+	switch {
+	case !en.d.Final():
+		e.emit(en, idem.Event{Kind: idem.EventWaiting, Wait: e.broker.HoldLimit, Err: fmt.Errorf("%s goes back to the broker: %w", en.d, errHeldLong)})
+	case e.broker.DeadLetters:
+		if !en.isPosted(en.sendAway(en.l.ph.final, en.l.ph.final, ReasonFinal, fmt.Errorf("%w: %w", errHeldLong, errFinal)), itsKept) {
 			en.leave()
 		}
 		return
+	default:
+		en.emitReturnedLast(errHeldLong)
 	}
-	e.emit(en, idem.Event{Kind: idem.EventWaiting, Wait: e.broker.HoldLimit, Err: fmt.Errorf("%s goes back to the broker: %w", en.d, errHeldLong)})
 	en.settle(func(ctx context.Context) error { return en.d.Redeliver(ctx, 0) }, settled)
 }
 
-// isLast reports whether the message, given back, is lost to a dead-letter destination that
-// would have it.
-func (en *entry) isLast() bool { return en.d.Final() && en.l.e.broker.DeadLetters }
-
-// goBack is sendBack at the end of the drain, while letters and back last.
-func (en *entry) goBack(letters, back context.Context) {
-	if en.isLast() {
-		err := fmt.Errorf("%w: %w", ErrDraining, errFinal)
-		if en.sendAway(letters, letters, ReasonFinal, err) {
-			return
+// returnAtEnd is that at the end of the drain, while letters and back last.
+func (en *entry) returnAtEnd(letters, back context.Context) {
+	if en.d.Final() {
+		err := ErrDraining
+		if en.l.e.broker.DeadLetters {
+			if err = en.sendAway(letters, letters, ReasonFinal, fmt.Errorf("%w: %w", ErrDraining, errFinal)); err == nil {
+				return
+			}
 		}
-		en.l.e.emit(en, idem.Event{Kind: idem.EventDropped, Err: fmt.Errorf("%s goes back to the broker, and no dead-letter copy was taken: %w", en.d, err)})
+		en.emitReturnedLast(err)
 	}
 	_ = en.d.Redeliver(back, 0)
+}
+
+func (en *entry) emitReturnedLast(err error) {
+	en.l.e.emit(en, idem.Event{Kind: idem.EventDropped, Err: fmt.Errorf("%s goes back to the broker, and no dead-letter copy was taken, though %w: %w", en.d, errFinal, err)})
 }
 
 // next is one try: a claim, a handler, an outcome. It reports whether there is to be
