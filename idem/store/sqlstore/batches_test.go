@@ -443,3 +443,92 @@ func TestVerifyPool(t *testing.T) {
 		}
 	})
 }
+
+// A row that somebody inserts, and does not commit, keeps its own operation from being
+// executed, after a while, and no other of its batch.
+func TestInsertThatIsHeld(t *testing.T) {
+	t.Parallel()
+	for _, b := range []backend{postgres15, mariadb} {
+		t.Run(b.name, func(t *testing.T) {
+			t.Parallel()
+			db := b.database(t)
+			s := b.store(t, db)
+			renewed := make([]store.Op, 20)
+			for i := range renewed {
+				renewed[i] = renew(fmt.Sprint("renewed", i), "c")
+				apply(t, s, begin(renewed[i].Token, "c"), time.Minute)
+			}
+			apply(t, s, begin("committed", "c"), time.Minute)
+			apply(t, s, store.Op{Kind: store.Issue, Token: "issued"}, time.Minute)
+			tx, err := db.BeginTx(t.Context(), &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = tx.Rollback() }()
+			for _, statement := range []string{ // as a process does that is stopped then
+				"INSERT INTO idemq_records (gid, token, version, state, claim, attempt, expires, due) SELECT gid, " + hexLiteral(db, "held") +
+					", version, state, claim, attempt, expires, due FROM idemq_records WHERE token = " + hexLiteral(db, "committed"),
+				"INSERT INTO idemq_issued (gid, token, version, check_by, expires, due) SELECT gid, " + hexLiteral(db, "held") +
+					", version, check_by, expires, due FROM idemq_issued",
+			} {
+				if _, err := tx.ExecContext(t.Context(), statement); err != nil {
+					t.Fatal(err)
+				}
+			}
+			spend := store.Op{Kind: store.Spend, Group: "g", Token: "held", Claim: "c3"}
+			issue := store.Op{Kind: store.Issue, Token: "held"}
+			for _, trip := range []time.Duration{10 * time.Second, 2 * time.Second} {
+				id := fmt.Sprint(trip)
+				free := append([]store.Op{commit("committed", "c", 1), begin("fresh"+id, "c")}, renewed...)
+				batch := terms(append([]store.Op{begin("held", "c2"), spend, commit("held", "c2", 1), issue}, free...)...)
+				ctx, cancel := context.WithTimeout(t.Context(), trip)
+				err := s.Apply(ctx, batch)
+				if cancel(); err != nil {
+					t.Errorf("beside a row that is being inserted, within %v: %v", trip, err)
+					continue
+				}
+				for i, r := range batch.Replies {
+					switch op := batch.Ops[i]; {
+					case i < 2 && (r.Err != nil || r.Status != store.InProgress || r.RetryAfter <= 0),
+						i >= 2 && i < 4 && !errors.Is(r.Err, store.ErrUnavailable):
+						t.Errorf("kind %d of the row, within %v: %+v", op.Kind, trip, r)
+					case i == 5 && trip < 5*time.Second && r.Status == store.InProgress: // there was no time to look for the row
+					case i >= 4 && (r.Err != nil || r.Status != store.OK && r.Status != store.Claimed):
+						t.Errorf("kind %d of token %s, beside it, within %v: %+v", op.Kind, op.Token, trip, r)
+					}
+				}
+				if batch.Now.IsZero() {
+					t.Error("the batch has no time")
+				}
+			}
+			// A whole batch of a process that was stopped.
+			many := make([]store.Op, 200)
+			for i := range many {
+				many[i] = begin(fmt.Sprint("held", i), "c")
+				statement := "INSERT INTO idemq_records (gid, token, version, state, claim, attempt, expires, due) SELECT gid, " + hexLiteral(db, many[i].Token) +
+					", version, state, claim, attempt, expires, due FROM idemq_records WHERE token = " + hexLiteral(db, "committed")
+				if _, err := tx.ExecContext(t.Context(), statement); err != nil {
+					t.Fatal(err)
+				}
+			}
+			batch := terms(slices.Concat(many, renewed)...)
+			ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+			defer cancel()
+			if err := s.Apply(ctx, batch); err != nil {
+				t.Errorf("beside %d rows that are being inserted: %v", len(many), err)
+			}
+			for i, r := range batch.Replies {
+				if want := map[bool]store.Status{true: store.InProgress, false: store.OK}[i < len(many)]; r.Err != nil || r.Status != want {
+					t.Errorf("kind %d of token %s, of many: %+v", batch.Ops[i].Kind, batch.Ops[i].Token, r)
+					break
+				}
+			}
+			if err := tx.Rollback(); err != nil {
+				t.Fatal(err)
+			}
+			if r := apply(t, s, begin("held", "c4"), time.Minute); r.Status != store.Claimed {
+				t.Errorf("Begin afterwards: %+v", r)
+			}
+		})
+	}
+}

@@ -23,6 +23,10 @@ const (
 	smallStatement = 1024
 	// shortest is the least that MySQL waits for a row.
 	shortest = time.Second
+	// searching is how long a row is looked for that somebody else inserts.
+	searching = time.Second
+	// hurry is the patience with what was waited for already.
+	hurry = 10 * time.Millisecond
 	// heldRetry is the RetryAfter of a claim whose row stays locked.
 	heldRetry = 200 * time.Millisecond
 )
@@ -45,7 +49,7 @@ func (s *Store) Apply(ctx context.Context, b *store.Batch) error {
 	for from := 0; from == 0 || from < len(b.Ops); from += maxOps {
 		to := min(from+maxOps, len(b.Ops))
 		var err error
-		if epoch, err = s.apply(ctx, b, b.Ops[from:to], b.Replies[from:to]); err != nil {
+		if epoch, err = s.apply(ctx, b, b.Ops[from:to], b.Replies[from:to], time.Time{}); err != nil {
 			return s.failure("executing "+plural(len(b.Ops), "operation"), err)
 		}
 	}
@@ -78,6 +82,7 @@ type execution struct {
 	wait    []key // rows that others held at the last try, and then at this one
 
 	patience time.Duration // with these rows
+	handlers bool          // the transaction is a handler's
 
 	records map[key]*row
 	issued  map[key]*issuedRow
@@ -97,22 +102,35 @@ var errEpoch = errors.New("the tables have changed")
 // errFaster: what was absent is there.
 var errFaster = errors.New("another transaction was faster")
 
-// apply executes operations in one transaction; where that is too large for the server, in
-// several, and what is too large by itself is answered so.
-func (s *Store) apply(ctx context.Context, b *store.Batch, ops []store.Op, replies []store.Reply) (epoch string, err error) {
-	epoch, err = s.applyAtOnce(ctx, b, ops, replies)
-	if err == nil || !s.isTooLarge(ctx, err, ops) {
+// errInserting: somebody else inserts a row that is needed, and does not commit.
+var errInserting = errors.New("another transaction is inserting a record that is needed")
+
+// apply executes operations in one transaction; where that is too large for the server, or
+// somebody else inserts a row of it, which nobody can see, in several, to find that row:
+// until then, which the first try sets, and after that nothing new is claimed beside it. What
+// cannot be executed by itself is answered so.
+func (s *Store) apply(ctx context.Context, b *store.Batch, ops []store.Op, replies []store.Reply, until time.Time) (epoch string, err error) {
+	epoch, err = s.applyAtOnce(ctx, b, ops, replies, until)
+	inserting := errors.Is(err, errInserting)
+	if err == nil || !inserting && !s.isTooLarge(ctx, err, ops) {
 		return epoch, err
 	}
+	if inserting && until.IsZero() {
+		until = time.Now().Add(within(ctx, searching))
+	}
 	if half := len(ops) / 2; half > 0 {
-		if epoch, err = s.apply(ctx, b, ops[:half], replies[:half]); err != nil {
+		if epoch, err = s.apply(ctx, b, ops[:half], replies[:half], until); err != nil {
 			return epoch, err
 		}
-		return s.apply(ctx, b, ops[half:], replies[half:])
+		return s.apply(ctx, b, ops[half:], replies[half:], until)
+	}
+	if inserting {
+		replies[0] = s.heldReply(&ops[0])
+		return epoch, nil
 	}
 	tooLarge := s.tooLargeError(&ops[0], err)
 	look := []store.Op{{Kind: store.Inspect, Group: ops[0].Group, Token: ops[0].Token}}
-	if epoch, err = s.applyAtOnce(ctx, b, look, replies); err == nil { // there is an answer, and a clock
+	if epoch, err = s.applyAtOnce(ctx, b, look, replies, until); err == nil { // there is an answer, and a clock
 		replies[0] = store.Reply{Err: tooLarge}
 	}
 	return epoch, err
@@ -145,11 +163,20 @@ func (s *Store) isTooLarge(ctx context.Context, err error, ops []store.Op) bool 
 	return err == nil && size > limit
 }
 
+// within bounds a time by a part of the context's, or one row that is held would fail the
+// whole batch.
+func within(ctx context.Context, d time.Duration) time.Duration {
+	if end, ok := ctx.Deadline(); ok {
+		return min(d, time.Until(end)/3)
+	}
+	return d
+}
+
 // applyAtOnce executes operations, in one transaction that is tried until it goes through.
-func (s *Store) applyAtOnce(ctx context.Context, b *store.Batch, ops []store.Op, replies []store.Reply) (epoch string, err error) {
-	start, limit := time.Now(), patience
-	if d, ok := ctx.Deadline(); ok {
-		limit = min(limit, time.Until(d)/3) // or one row that is held would fail the whole batch
+func (s *Store) applyAtOnce(ctx context.Context, b *store.Batch, ops []store.Op, replies []store.Reply, until time.Time) (epoch string, err error) {
+	start, limit := time.Now(), within(ctx, patience)
+	if !until.IsZero() {
+		limit = min(limit, hurry)
 	}
 	var wait []key
 	err = s.persist(ctx, func() error {
@@ -158,7 +185,14 @@ func (s *Store) applyAtOnce(ctx context.Context, b *store.Batch, ops []store.Op,
 		err := x.run(ctx)
 		wait, epoch = x.wait, x.epoch
 		if s.kind2(err) == full {
-			return x.withoutClaims(ctx, err)
+			noRoom := fmt.Errorf("%s: %w: %w; see to the database's disk", s.config.Package, store.ErrFull, err)
+			err = x.withoutClaims(ctx, err, func(*store.Op) store.Reply { return store.Reply{Err: noRoom} })
+		}
+		if late := !until.IsZero() && time.Now().After(until); late && errors.Is(err, errInserting) {
+			err = x.withoutClaims(ctx, err, s.heldReply)
+		}
+		if errors.Is(err, errInserting) && time.Since(start) > limit {
+			return err
 		}
 		return s.mark(err)
 	})
@@ -172,8 +206,8 @@ func (s *Store) kind2(err error) kind {
 	return s.kind(err)
 }
 
-// withoutClaims answers what the database has no room for, and executes the rest.
-func (x *execution) withoutClaims(ctx context.Context, cause error) error {
+// withoutClaims answers what makes new records, and executes the rest.
+func (x *execution) withoutClaims(ctx context.Context, cause error, answer func(*store.Op) store.Reply) error {
 	var rest []int
 	for i := range x.ops {
 		switch x.ops[i].Kind {
@@ -189,12 +223,12 @@ func (x *execution) withoutClaims(ctx context.Context, cause error) error {
 	for i, n := range rest {
 		ops[i] = x.ops[n]
 	}
-	y := &execution{s: x.s, b: x.b, ops: ops, replies: replies, yield: x.yield}
+	y := &execution{s: x.s, b: x.b, ops: ops, replies: replies, yield: x.yield, patience: x.patience}
 	if err := y.run(ctx); err != nil {
-		return x.s.mark(err)
+		return err
 	}
 	for i := range x.replies {
-		x.replies[i] = store.Reply{Err: fmt.Errorf("%s: %w: %w; see to the database's disk", x.s.config.Package, store.ErrFull, cause)}
+		x.replies[i] = answer(&x.ops[i])
 	}
 	for i, n := range rest {
 		x.replies[n] = replies[i]
@@ -310,16 +344,33 @@ func (x *execution) read(ctx context.Context, n *needs) error {
 	return nil
 }
 
+// limit is how long the server waits for a row: in MySQL seconds, and none where there is no
+// time for one; else milliseconds. In a handler's transaction it is zero there, which leaves
+// it to the setting, as PostgreSQL would keep another one until the end of COMMIT.
+func (x *execution) limit(ctx context.Context) int64 {
+	switch {
+	case x.s.config.Dialect != MySQL && x.handlers:
+		return 0
+	case x.s.config.Dialect != MySQL:
+		return max(1, x.patience.Milliseconds())
+	}
+	if d, ok := ctx.Deadline(); x.patience < patience || ok && time.Until(d) < shortest+x.patience {
+		return 0
+	}
+	return 1
+}
+
 // await takes the locks that others held at the last try, in the order of the keys and
 // before any other: nobody who waits here holds what somebody else waits for.
 func (x *execution) await(ctx context.Context, tx Tx) error {
 	if len(x.wait) == 0 {
 		return nil
 	}
-	if d, ok := ctx.Deadline(); ok && x.s.config.Dialect == MySQL && time.Until(d) < shortest+x.patience {
+	wait := x.limit(ctx)
+	if wait == 0 {
 		return nil // the next try comes soon
 	}
-	if _, err := x.s.exec(ctx, tx, "patient", values{"wait": fmt.Sprint(max(1, x.patience.Milliseconds()))}); err != nil {
+	if _, err := x.s.exec(ctx, tx, "patient", values{"wait": wait}); err != nil {
 		return err
 	}
 	_, _, err := x.s.number(ctx, tx, "wait", values{"keys": keyTable(x.wait)})
@@ -516,12 +567,18 @@ func (x *execution) execute(n *needs) {
 	}
 }
 
-func (x *execution) do(op *store.Op, k, ik key) store.Reply {
-	switch held := x.held[k] && op.Kind != store.Inspect; {
-	case held && (op.Kind == store.Begin || op.Kind == store.Spend || op.Kind == store.Forget):
+// heldReply is the answer to an operation whose row somebody else holds.
+func (s *Store) heldReply(op *store.Op) store.Reply {
+	switch op.Kind {
+	case store.Begin, store.Spend, store.Forget:
 		return store.Reply{Status: store.InProgress, RetryAfter: heldRetry}
-	case held || x.heldToo[ik]:
-		return store.Reply{Err: fmt.Errorf("%s: token %q: %w: %w", x.s.config.Package, op.Token, store.ErrUnavailable, errHeld)}
+	}
+	return store.Reply{Err: fmt.Errorf("%s: token %q: %w: %w", s.config.Package, op.Token, store.ErrUnavailable, errHeld)}
+}
+
+func (x *execution) do(op *store.Op, k, ik key) store.Reply {
+	if x.held[k] && op.Kind != store.Inspect || x.heldToo[ik] {
+		return x.s.heldReply(op)
 	}
 	var rec rules.Record
 	var iss rules.Issued
@@ -585,7 +642,7 @@ func (x *execution) write(ctx context.Context, tx Tx) error {
 			freshIssued = append(freshIssued, r.values())
 		}
 	}
-	if err := x.s.writeRows(ctx, tx, "", recordColumns, fresh, known); err != nil {
+	if err := x.writeRows(ctx, tx, "", recordColumns, fresh, known); err != nil {
 		return err
 	}
 	if len(renewals) > 0 {
@@ -594,19 +651,21 @@ func (x *execution) write(ctx context.Context, tx Tx) error {
 			return err
 		}
 	}
-	return x.s.writeRows(ctx, tx, "_issued", issuedColumns, freshIssued, knownIssued)
+	return x.writeRows(ctx, tx, "_issued", issuedColumns, freshIssued, knownIssued)
 }
 
 // writeRows writes rows of records or of issued: new ones in the order of their keys, and
-// others, which are there and locked.
-func (s *Store) writeRows(ctx context.Context, tx Conn, which string, columns []string, fresh, known [][]any) error {
+// others, which are there and locked. A row that somebody else is inserting is waited for.
+func (x *execution) writeRows(ctx context.Context, tx Conn, which string, columns []string, fresh, known [][]any) error {
+	s := x.s
 	if len(fresh)+len(known) == 0 {
 		return nil
 	}
+	wait := x.limit(ctx)
 	if s.config.Dialect != Postgres {
 		if len(fresh) > 0 {
-			if _, err := s.exec(ctx, tx, "insert"+which, values{"rows": table{rows: fresh}}); err != nil {
-				return err
+			if _, err := s.exec(ctx, tx, "insert"+which, values{"wait": wait, "rows": table{rows: fresh}}); err != nil {
+				return s.inserting(err)
 			}
 		}
 		if len(known) > 0 {
@@ -623,9 +682,18 @@ func (s *Store) writeRows(ctx context.Context, tx Conn, which string, columns []
 		}
 		t.rows = append(t.rows, append([]any{isNew}, r...))
 	}
-	n, _, err := s.number(ctx, tx, "write"+which, values{"rows": t})
+	n, _, err := s.number(ctx, tx, "write"+which, values{"wait": wait, "rows": t})
+	err = s.inserting(err)
 	if err == nil && n != int64(len(t.rows)) {
 		err = again{errFaster}
+	}
+	return err
+}
+
+// inserting wraps the error of an insert that waited too long.
+func (s *Store) inserting(err error) error {
+	if err != nil && s.timedOut(err) {
+		return fmt.Errorf("%w: %w", errInserting, err)
 	}
 	return err
 }

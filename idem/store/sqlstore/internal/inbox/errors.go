@@ -214,6 +214,17 @@ func (s *Store) mark(err error) error {
 	return err
 }
 
+// timedOut tells whether a row was waited for longer than is allowed.
+func (s *Store) timedOut(err error) bool {
+	switch c := codeOf(err); s.config.Dialect {
+	case Postgres:
+		return c.state == "55P03"
+	case MySQL:
+		return c.number == 1205
+	}
+	return false
+}
+
 func (s *Store) kind(err error) kind { return classify(s.config.Dialect, err) }
 
 // creatingTables is what Create does.

@@ -483,7 +483,7 @@ func (h *Handler) complete(ctx context.Context, b *store.Batch) (store.Reply, er
 func (h *Handler) slowly(ctx context.Context, b *store.Batch) (store.Reply, error) {
 	var x *execution
 	err := h.s.persist(ctx, func() error {
-		x = &execution{s: h.s, b: b, ops: b.Ops, replies: make([]store.Reply, 1)}
+		x = &execution{s: h.s, b: b, ops: b.Ops, replies: make([]store.Reply, 1), patience: within(ctx, patience), handlers: true}
 		n, err := x.need(ctx)
 		if err != nil {
 			return err

@@ -57,7 +57,9 @@ FROM {records} FORCE INDEX (PRIMARY) WHERE {keys});
 SELECT gid, token, claim, renewed, lease, expires FROM {leases} FORCE INDEX (PRIMARY) WHERE {keys};
 
 -- name: insert
-INSERT INTO {records} (gid, token, version, state, claim, attempt, expires, due, at, renewed, lease, incarnation, spent, expiries,
+-- What somebody else is inserting is waited for, for a while; in MySQL, which cannot say so in
+-- the statement, for as long as its setting says.
+/*M!100106 SET STATEMENT innodb_lock_wait_timeout = {wait} FOR */ INSERT INTO {records} (gid, token, version, state, claim, attempt, expires, due, at, renewed, lease, incarnation, spent, expiries,
   redrive, fence, forgot_by, owner, fingerprint, result) VALUES {rows};
 
 -- name: update
@@ -83,7 +85,7 @@ UNION ALL
 SELECT 1, gid, token, version, check_by, COALESCE(checked_by, ''), expires, due FROM {issued} FORCE INDEX (PRIMARY) WHERE {keys};
 
 -- name: insert_issued
-INSERT INTO {issued} (gid, token, version, check_by, checked_by, expires, due) VALUES {rows};
+/*M!100106 SET STATEMENT innodb_lock_wait_timeout = {wait} FOR */ INSERT INTO {issued} (gid, token, version, check_by, checked_by, expires, due) VALUES {rows};
 
 -- name: update_issued
 INSERT INTO {issued} (gid, token, version, check_by, checked_by, expires, due) VALUES {rows}

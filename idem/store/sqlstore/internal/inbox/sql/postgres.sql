@@ -40,7 +40,7 @@ WHERE own.gid IS NULL AND (SELECT true FROM {records} r WHERE r.gid = k.gid AND 
 
 -- name: patient
 -- For the rest of the transaction.
-SELECT set_config('lock_timeout', {wait}::text, true);
+SELECT set_config('lock_timeout', {wait}::integer::text, true);
 
 -- name: wait
 SELECT count(*) FROM unnest({gid}::text::integer[], {token}::text::bytea[]) AS k (gid, token)
@@ -65,6 +65,7 @@ FROM unnest({gid}::text::integer[], {token}::text::bytea[]) AS k (gid, token)
 JOIN {leases} l ON l.gid = k.gid AND l.token = k.token;
 
 -- name: write
+-- What somebody else is inserting is waited for, for a while.
 WITH v AS MATERIALIZED (
   SELECT * FROM unnest({fresh}::text::integer[], {gid}::text::integer[], {token}::text::bytea[], {state}::text::smallint[], {claim}::text::text[],
     {attempt}::text::integer[], {expires}::text::bigint[], {due}::text::integer[], {at}::text::bigint[], {renewed}::text::bigint[],
@@ -77,7 +78,7 @@ WITH v AS MATERIALIZED (
     redrive, fence, forgot_by, owner, fingerprint, result)
   SELECT gid, token, 1, state, claim, attempt, expires, due, at, renewed, lease, incarnation, spent, expiries,
     redrive, fence, forgot_by, owner, fingerprint, result
-  FROM v WHERE fresh = 1
+  FROM v WHERE fresh = 1 AND ({wait}::integer = 0 OR (SELECT set_config('lock_timeout', {wait}::integer::text, true)) <> '')
   ON CONFLICT (gid, token) DO NOTHING RETURNING 1
 ), changed AS (
   UPDATE {records} r SET version = 1, state = v.state, claim = v.claim, attempt = v.attempt, expires = v.expires, due = v.due, at = v.at,
@@ -118,7 +119,8 @@ WITH v AS MATERIALIZED (
   AS v (fresh, gid, token, check_by, checked_by, expires, due)
 ), made AS (
   INSERT INTO {issued} (gid, token, version, check_by, checked_by, expires, due)
-  SELECT gid, token, 1, check_by, checked_by, expires, due FROM v WHERE fresh = 1
+  SELECT gid, token, 1, check_by, checked_by, expires, due FROM v
+  WHERE fresh = 1 AND ({wait}::integer = 0 OR (SELECT set_config('lock_timeout', {wait}::integer::text, true)) <> '')
   ON CONFLICT (gid, token) DO NOTHING RETURNING 1
 ), changed AS (
   UPDATE {issued} i SET version = 1, check_by = v.check_by, checked_by = v.checked_by, expires = v.expires, due = v.due
