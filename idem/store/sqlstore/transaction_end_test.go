@@ -463,3 +463,58 @@ func TestCommitTxOfNothing(t *testing.T) {
 		}
 	}
 }
+
+// completion is a claim that the test's own batch completes.
+type completion struct {
+	s store.Store
+	b *store.Batch
+}
+
+func (c completion) CommitWith(ctx context.Context, commit func(context.Context, store.Store, *store.Batch) error) error {
+	return commit(ctx, c.s, c.b)
+}
+
+// A completion needs no connection beside its transaction's, also where the group's number
+// is not in mind any more.
+func TestOneConnection(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, b backend) {
+		db := b.database(t)
+		effects(t, db)
+		first := b.store(t, db)
+		for _, token := range []string{"own", "adopted"} {
+			apply(t, first, begin(token, "c"), time.Minute)
+		}
+		db.SetMaxOpenConns(1)
+		forgot := func() *sqlstore.Store { // as one does of many groups
+			s := b.store(t, db)
+			if err := s.Apply(t.Context(), terms()); err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		s, batch := forgot(), terms(commit("own", "c", 1))
+		handler, tx := s.Enlist(ctx, batch, func() {})
+		if err := write(handler, "own"); err != nil {
+			t.Fatal(err)
+		}
+		if err := tx.Commit(ctx, batch); err != nil || batch.Replies[0].Status != store.OK {
+			t.Errorf("a handler's: %v, %+v", err, batch.Replies)
+		}
+		ctx, cancel = context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		claim := completion{forgot(), terms(commit("adopted", "c", 1))}
+		adopted, err := db.BeginTx(ctx, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := sqlstore.CommitTx(ctx, adopted, claim); err != nil || claim.b.Replies[0].Status != store.OK {
+			t.Errorf("CommitTx: %v, %+v", err, claim.b.Replies)
+		}
+		for _, token := range []string{"own", "adopted"} {
+			state(t, s, token, store.Done)
+		}
+	})
+}

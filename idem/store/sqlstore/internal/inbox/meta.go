@@ -157,18 +157,15 @@ const maxGroups = 10_000
 // none, and none is to be made.
 func (s *Store) gid(ctx context.Context, kind byte, prefix, group string, create bool) (int64, error) {
 	h := hash(kind, prefix, group)
-	s.mu.Lock()
-	id, ok := s.gids[string(h)]
-	epoch := s.epoch
-	s.mu.Unlock()
-	if ok {
+	id, epoch := s.knownGid(h)
+	if id != 0 {
 		return id, nil
 	}
 	v := values{"hash": h, "prefix": []byte(prefix), "group": []byte(group)}
 	if kind == ofIssued {
 		v["group"] = nil
 	}
-	tries := 0
+	tries, ok := 0, false
 	err := s.persist(ctx, func() (err error) {
 		if id, ok, err = s.number(ctx, s.db, "group", v); err != nil || ok || !create {
 			return s.mark(err)
@@ -186,10 +183,23 @@ func (s *Store) gid(ctx context.Context, kind byte, prefix, group string, create
 	if err != nil || !ok {
 		return 0, err
 	}
+	s.keepGid(h, id, epoch)
+	return id, nil
+}
+
+// knownGid is the number that is kept in mind for a hash, or zero.
+func (s *Store) knownGid(h []byte) (id int64, epoch string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.gids[string(h)], s.epoch
+}
+
+// keepGid keeps a number in mind that was seen in an epoch.
+func (s *Store) keepGid(h []byte, id int64, epoch string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.epoch != epoch {
-		return id, nil
+		return
 	}
 	if len(s.gids) >= maxGroups {
 		for other := range s.gids {
@@ -198,7 +208,6 @@ func (s *Store) gid(ctx context.Context, kind byte, prefix, group string, create
 		}
 	}
 	s.gids[string(h)] = id
-	return id, nil
 }
 
 // Incarnation implements store.Store.

@@ -461,7 +461,7 @@ func (h *Handler) complete(ctx context.Context, b *store.Batch) (store.Reply, er
 	if err := checkOp(op); err != nil {
 		return store.Reply{}, err
 	}
-	gid, err := h.s.gid(ctx, ofGroup, b.Prefix, op.Group, true)
+	gid, err := h.gid(ctx, b.Prefix, op.Group)
 	if err != nil {
 		return store.Reply{}, err
 	}
@@ -477,6 +477,25 @@ func (h *Handler) complete(ctx context.Context, b *store.Batch) (store.Reply, er
 		return store.Reply{Status: store.OK}, nil
 	}
 	return h.slowly(ctx, b)
+}
+
+// gid is the group's number, looked for in the transaction: the pool may have no other
+// connection.
+func (h *Handler) gid(ctx context.Context, prefix, group string) (int64, error) {
+	hash := hash(ofGroup, prefix, group)
+	id, epoch := h.s.knownGid(hash)
+	if id != 0 {
+		return id, nil
+	}
+	id, found, err := h.s.number(ctx, h.tx, "group", values{"hash": hash})
+	switch {
+	case err != nil:
+		return 0, err
+	case !found: // the transaction may not see it
+		return h.s.gid(ctx, ofGroup, prefix, group, true)
+	}
+	h.s.keepGid(hash, id, epoch)
+	return id, nil
 }
 
 // slowly completes a claim that is not in progress any more, where the rules allow it.
