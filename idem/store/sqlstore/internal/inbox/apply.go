@@ -709,12 +709,24 @@ func (s *Store) settled(x *execution) {
 	for k, r := range x.records {
 		switch claim := s.renewed[k]; {
 		case r.renewed && !r.changed:
-			if claim != "" || len(s.renewed) < maxEnded {
-				s.renewed[k] = r.record.Claim
+			if claim == "" {
+				makeRoom(s.renewed, maxEnded)
 			}
+			s.renewed[k] = r.record.Claim
 		case claim != "" && (r.record.State != store.Running || r.record.Claim != claim):
 			s.forgetLease(k, claim)
 		}
+	}
+}
+
+// makeRoom forgets some entry of a map that is full.
+func makeRoom[K comparable, V any](m map[K]V, limit int) {
+	if len(m) < limit {
+		return
+	}
+	for k := range m {
+		delete(m, k)
+		return
 	}
 }
 

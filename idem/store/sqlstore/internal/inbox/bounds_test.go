@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/idemq/idemq/idem/store"
+	"github.com/idemq/idemq/idem/store/rules"
 )
 
 // answers is a database that finds one number, whatever it is asked, and takes no
@@ -72,5 +73,21 @@ func TestSweepIsShort(t *testing.T) {
 				t.Errorf("with a lease of %v a sweep may take %v, want %v", lease, db.within, want)
 			}
 		})
+	}
+}
+
+// However many renewed claims nobody ends here, the last ones are kept in mind.
+func TestRenewedInMind(t *testing.T) {
+	s := New(&answers{}, Config{Package: "inbox", Dialect: SQLite})
+	for i := range maxEnded + 10 {
+		k := key{1, strconv.Itoa(i)}
+		r := &row{key: k, renewed: true, record: rules.Record{State: store.Running, Claim: "c"}}
+		s.settled(&execution{s: s, records: map[key]*row{k: r}})
+		if s.renewed[k] != "c" {
+			t.Fatalf("of %d, the last one is not kept in mind", i+1)
+		}
+	}
+	if n := len(s.renewed); n > maxEnded {
+		t.Errorf("%d renewed claims are kept in mind", n)
 	}
 }

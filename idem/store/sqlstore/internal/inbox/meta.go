@@ -201,12 +201,7 @@ func (s *Store) keepGid(h []byte, id int64, epoch string) {
 	if s.epoch != epoch {
 		return
 	}
-	if len(s.gids) >= maxGroups {
-		for other := range s.gids {
-			delete(s.gids, other)
-			break
-		}
-	}
+	makeRoom(s.gids, maxGroups)
 	s.gids[string(h)] = id
 }
 
