@@ -3,7 +3,9 @@ package inbox
 import (
 	"context"
 	"errors"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -89,5 +91,122 @@ func TestRenewedInMind(t *testing.T) {
 	}
 	if n := len(s.renewed); n > maxEnded {
 		t.Errorf("%d renewed claims are kept in mind", n)
+	}
+}
+
+// slowTable is a database of rows that are due, which deletes them one a millisecond, unless
+// its time is over before.
+type slowTable struct {
+	answers
+	due   int
+	tries []int
+}
+
+func (d *slowTable) Begin(context.Context, []string) (Tx, error) { return &slowTx{slowTable: d}, nil }
+
+type slowTx struct {
+	*slowTable
+	found int
+}
+
+func (t *slowTx) Query(_ context.Context, statement string, _ ...any) (Rows, error) {
+	if t.found = min(t.due, limitOf(statement)); strings.Contains(statement, "idemq_records r") {
+		t.tries = append(t.tries, t.found)
+		return &dueRows{left: t.found}, nil
+	}
+	return &dueRows{}, nil
+}
+
+func (t *slowTx) Exec(ctx context.Context, _ string, _ ...any) (int64, error) {
+	timer := time.NewTimer(time.Duration(t.found) * time.Millisecond)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return int64(t.found), nil
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+}
+
+func (t *slowTx) Commit(context.Context) error {
+	t.due -= t.found
+	return nil
+}
+
+func (*slowTx) Rollback() {}
+
+func limitOf(statement string) int {
+	_, after, _ := strings.Cut(statement, "LIMIT ")
+	n, _ := strconv.Atoi(after)
+	return n
+}
+
+type dueRows struct{ left int }
+
+func (r *dueRows) Next() bool {
+	r.left--
+	return r.left >= 0
+}
+
+func (r *dueRows) Scan(dest ...any) error {
+	*dest[1].(*[]byte) = strconv.AppendInt(nil, int64(r.left), 10)
+	return nil
+}
+
+func (*dueRows) Err() error { return nil }
+func (*dueRows) Close()     {}
+
+// A sweep that does not get done in its time tries fewer rows at the next one, and more again
+// when it gets done.
+func TestSweepGetsSomewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := &slowTable{due: 2000}
+		s := New(db, Config{Package: "inbox", Dialect: SQLite})
+		sweep := func(lease time.Duration) {
+			s.sweep.next = time.Time{}
+			s.sweepSometimes(t.Context(), &store.Batch{Lease: lease, Now: time.Now()})
+		}
+		for range 10 {
+			sweep(time.Second) // may take 100 ms
+		}
+		if db.due > 1900 {
+			t.Errorf("after ten sweeps %d rows of 2,000 are left; tried were %v", db.due, db.tries)
+		}
+		db.due, db.tries = 2000, nil
+		for range 20 {
+			sweep(time.Minute) // may take a second
+		}
+		if db.due > 0 || slices.Max(db.tries) < 500 {
+			t.Errorf("with more time %d rows of 2,000 are left; tried were %v", db.due, db.tries)
+		}
+	})
+}
+
+// broken is a database that deletes so many times, and fails then.
+type broken struct {
+	answers
+	left int
+}
+
+func (d *broken) Exec(context.Context, string, ...any) (int64, error) {
+	if d.left--; d.left < 0 {
+		return 0, errors.ErrUnsupported
+	}
+	return 1, nil
+}
+
+// What is not deleted of the leases of claims that are over is not forgotten.
+func TestEndedLeasesAreKeptInMind(t *testing.T) {
+	db := &broken{left: 1}
+	s := New(db, Config{Package: "inbox", Dialect: SQLite})
+	for i := range 3 * maxOps {
+		s.ended = append(s.ended, lease{key{1, strconv.Itoa(i)}, "c"})
+	}
+	if err := s.endLeases(t.Context()); err == nil || len(s.ended) != 2*maxOps {
+		t.Errorf("of %d leases %d are left after one deletion of %d: %v", 3*maxOps, len(s.ended), maxOps, err)
+	}
+	db.left = 2
+	if err := s.endLeases(t.Context()); err != nil || len(s.ended) != 0 {
+		t.Errorf("%d leases are left: %v", len(s.ended), err)
 	}
 }

@@ -1,6 +1,7 @@
 package inbox
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -14,10 +15,12 @@ type schedule struct {
 	debt    int // operations since the last time
 	next    time.Time
 	times   int
+	limit   int // rows that there was time for; zero: it is not known
 }
 
 const (
 	sweepLimit = 1000                   // rows a transaction
+	sweepFew   = 10                     // at least, where time is short
 	sweepDebt  = 1000                   // operations after which it is time: of a message, two at least
 	sweepEvery = 20 * time.Second       // or else
 	sweepFor   = time.Second            // at most, in somebody's Apply, or a tenth of the lease
@@ -36,6 +39,7 @@ func (s *Store) sweepSometimes(ctx context.Context, b *store.Batch) {
 	s.mu.Lock()
 	s.sweep.debt += len(b.Ops)
 	due := !s.sweep.running && (s.sweep.debt >= sweepDebt || time.Now().After(s.sweep.next))
+	limit := cmp.Or(s.sweep.limit, sweepLimit)
 	if due {
 		s.sweep = schedule{running: true, next: time.Now().Add(sweepEvery), times: s.sweep.times + 1}
 	}
@@ -46,11 +50,14 @@ func (s *Store) sweepSometimes(ctx context.Context, b *store.Batch) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, min(sweepFor, max(sweepLeast, b.Lease/10)))
 	defer cancel()
-	n, _ := s.sweepOnce(ctx, b.Now.UnixMicro(), sweepLimit, all)
+	n, err := s.sweepOnce(ctx, b.Now.UnixMicro(), limit, all)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sweep.running = false
-	if n >= sweepLimit {
+	if s.sweep.limit = min(2*limit, sweepLimit); err != nil { // the same rows come first again
+		s.sweep.limit = max(sweepFew, limit/2)
+	}
+	if n >= limit {
 		s.sweep.next = time.Time{} // there is more
 	}
 }
@@ -165,18 +172,30 @@ func (s *Store) sweepTable(ctx context.Context, tx Tx, which string, clock int64
 // endLeases deletes the rows of renewed claims that are over, which this process knows.
 func (s *Store) endLeases(ctx context.Context) error {
 	s.mu.Lock()
-	ended := s.ended
+	ended, epoch := s.ended, s.epoch
 	s.ended = nil
 	s.mu.Unlock()
-	for batch := range slices.Chunk(ended, maxOps) {
+	for len(ended) > 0 {
+		batch := ended[:min(maxOps, len(ended))]
 		slices.SortFunc(batch, func(a, b lease) int { return compareKeys(a.key, b.key) })
 		t := table{columns: []string{"gid", "token", "claim"}}
 		for _, l := range batch {
 			t.rows = append(t.rows, []any{l.gid, []byte(l.token), l.claim})
 		}
 		if _, err := s.exec(ctx, s.db, "end_leases", values{"rows": t}); err != nil {
+			s.keepEnded(ended, epoch)
 			return err
 		}
+		ended = ended[len(batch):]
 	}
 	return nil
+}
+
+// keepEnded puts back what was not deleted.
+func (s *Store) keepEnded(ended []lease, epoch string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.epoch == epoch {
+		s.ended = append(s.ended, ended[:min(len(ended), maxEnded-len(s.ended))]...)
+	}
 }
