@@ -518,3 +518,87 @@ func TestOneConnection(t *testing.T) {
 		}
 	})
 }
+
+// Whether a COMMIT that is under way will be there is not known either where the completion
+// made the record, which nobody sees before.
+func TestUnknownCommitOfAbsentRecord(t *testing.T) {
+	t.Parallel()
+	db := postgres15.database(t)
+	effects(t, db)
+	run(t, db, strings.ReplaceAll(slowCommit, "pg_sleep(0.7)", "pg_advisory_xact_lock_shared(1)"))
+	s := postgres15.store(t, db)
+	gate, err := db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = gate.Rollback() }()
+	if _, err := gate.ExecContext(t.Context(), "SELECT pg_advisory_xact_lock(1)"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, tx, b := enlist(t, s, "a", "c1", 20*time.Second)
+	run(t, db, "DELETE FROM idemq_records") // as a sweep does, a retention later
+	if err := write(ctx, "a"); err != nil {
+		t.Fatal(err)
+	}
+	first, leave := context.WithCancel(t.Context())
+	defer leave()
+	done := make(chan error)
+	go func() { done <- tx.Commit(first, b) }()
+	awaitWaiting(t, db, "advisory")
+	leave()
+	if err := <-done; !errors.Is(err, store.ErrUnavailable) {
+		t.Fatalf("Commit without an answer: %v", err)
+	}
+	soon, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := tx.Commit(soon, b); !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrRolledBack) {
+		t.Errorf("Commit while the first is under way: %v, %+v", err, b.Replies)
+	}
+	if err := gate.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "an answer", func() bool { return tx.Commit(t.Context(), b) == nil })
+	if b.Replies[0].Status != store.OK {
+		t.Errorf("the answer is %+v", b.Replies)
+	}
+	has(t, db, "a", 1)
+	state(t, s, "a", store.Done)
+}
+
+// A record that is not there is not made by asking about it.
+func TestUnknownCommitIsForgotten(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []struct {
+		backend
+		start func(testing.TB) *sqltest.Server
+	}{
+		{postgres15, func(tb testing.TB) *sqltest.Server { return sqltest.StartPostgres(tb, "15") }},
+		{mariadb, func(tb testing.TB) *sqltest.Server { return sqltest.StartMariaDB(tb) }},
+	} {
+		t.Run(kind.name, func(t *testing.T) {
+			t.Parallel()
+			server := kind.start(t)
+			direct := open(t, kind.driver, server.DSN())
+			effects(t, direct)
+			p := sqltest.StartProxy(t, server)
+			s := kind.store(t, open(t, kind.driver, p.DSN()))
+			ctx, tx, b := enlist(t, s, "a", "c1", 20*time.Second)
+			if err := write(ctx, "a"); err != nil {
+				t.Fatal(err)
+			}
+			p.CutNextCommit(sqltest.CutAfter, "a")
+			if err := tx.Commit(t.Context(), b); !errors.Is(err, store.ErrUnavailable) {
+				t.Fatalf("Commit without an answer: %v", err)
+			}
+			await(t, "the commit", func() bool {
+				var n int
+				return direct.QueryRowContext(t.Context(), "SELECT COUNT(*) FROM effects").Scan(&n) == nil && n == 1
+			})
+			run(t, direct, "DELETE FROM idemq_records")
+			if err := tx.Commit(t.Context(), b); err != nil || b.Replies[0].Status != store.Lost {
+				t.Errorf("Commit when the record has gone: %v, %+v", err, b.Replies)
+			}
+			state(t, s, "a", 0)
+		})
+	}
+}

@@ -415,16 +415,22 @@ func (h *Handler) send(ctx context.Context) error {
 	return fmt.Errorf("%s: %s: whether it was is not known yet: %w: %w", h.s.config.Package, doing, store.ErrUnavailable, err)
 }
 
-// ask looks, with the row locked, whether the transaction was committed. The row stays
-// locked as long as a COMMIT is under way on the server, so the answer is certain.
+// errAbsent has a transaction rolled back that asked for a record which is not there.
+var errAbsent = errors.New("there is no record")
+
+// ask looks, with the row locked, whether the transaction was committed. While a COMMIT is
+// under way on the server it holds that row, or the key of one that the completion made,
+// so the answer is certain, as far as the record was not deleted since.
 func (h *Handler) ask(ctx context.Context, b *store.Batch) error {
 	op := &b.Ops[0]
 	return h.s.persist(ctx, func() error {
-		return h.s.mark(h.s.within(ctx, func(tx Tx) error {
+		err := h.s.within(ctx, func(tx Tx) error {
 			r, err := h.s.one(ctx, tx, b)
 			switch {
 			case err != nil:
 				return err
+			case !r.stored:
+				return cmp.Or(h.s.isFree(ctx, tx, r, b), errAbsent)
 			case r.record.Claim == op.Claim && r.record.State == store.Done:
 				b.Replies[0].Status = store.OK
 			case r.record.Claim == op.Claim && r.record.State == store.Running:
@@ -433,8 +439,18 @@ func (h *Handler) ask(ctx context.Context, b *store.Batch) error {
 				b.Replies[0].Status = store.Lost
 			}
 			return nil
-		}))
+		})
+		if errors.Is(err, errAbsent) {
+			b.Replies[0].Status, err = store.Lost, nil
+		}
+		return h.s.mark(err)
 	})
+}
+
+// isFree waits until nobody is inserting a row, by inserting it: the caller rolls back.
+func (s *Store) isFree(ctx context.Context, tx Tx, r *row, b *store.Batch) error {
+	x := &execution{s: s, patience: within(ctx, patience)}
+	return x.writeRows(ctx, tx, "", recordColumns, [][]any{r.values(b.Lease)}, nil)
 }
 
 // one locks and reads the record of a batch's only operation.
