@@ -602,3 +602,32 @@ func TestUnknownCommitIsForgotten(t *testing.T) {
 		})
 	}
 }
+
+// Where the context has ended too, the error still tells what a handler that ended its
+// transaction itself may have left.
+func TestEndedByHandlerAndContext(t *testing.T) {
+	t.Parallel()
+	db := sqlite.database(t)
+	effects(t, db)
+	s := sqlite.store(t, db)
+	r := apply(t, s, begin("a", "c1"), 10*time.Second)
+	op := terms(commit("a", "c1", r.Attempt))
+	parent, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ctx, tx := s.Enlist(parent, op, func() {})
+	if err := write(ctx, "e"); err != nil {
+		t.Fatal(err)
+	}
+	handlers, err := sqlstore.Tx(ctx)
+	if err == nil {
+		err = handlers.Commit()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := tx.Commit(t.Context(), op); err == nil || !strings.Contains(err.Error(), "may be there") {
+		t.Errorf("Commit: %v", err)
+	}
+	state(t, s, "a", store.Running)
+}

@@ -372,6 +372,9 @@ func (h *Handler) before(err error) error {
 	switch {
 	case errors.Is(err, errOver):
 		return h.s.failure(doing, err)
+	case h.parent.Err() != nil && errors.Is(err, sql.ErrTxDone): // database/sql does not tell by whom
+		return h.s.rolledBack(doing, fmt.Errorf("the handler's context has ended, and the transaction with it, "+
+			"unless the handler had ended that itself: then what it wrote may be there: %w (%w)", context.Cause(h.parent), err))
 	case h.parent.Err() != nil:
 		return h.s.rolledBack(doing, fmt.Errorf("the handler's context has ended: %w (%w)", context.Cause(h.parent), err))
 	case errors.Is(err, sql.ErrTxDone) && h.adopted:
