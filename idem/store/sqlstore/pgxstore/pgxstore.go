@@ -48,8 +48,9 @@ func WithTxOptions(opts pgx.TxOptions) Option {
 	return func(s *settings) { s.tx = opts }
 }
 
-// Store is a store.Transactor in PostgreSQL. It is safe for concurrent use, starts no
-// goroutine, and does not close the pool.
+// Store is a store.Transactor in PostgreSQL. It is safe for concurrent use, and does not close
+// the pool. The only goroutine that it starts waits, where a handler's context ends before its
+// transaction does, for two seconds to cut that.
 type Store struct{ inbox *inbox.Store }
 
 var _ store.Transactor = (*Store)(nil)

@@ -290,7 +290,7 @@ func (x *execution) need(ctx context.Context) (*needs, error) {
 				return nil, err
 			}
 			k := key{gid, op.Token}
-			if op.Kind == store.Renew && x.s.committing(lease{k, op.Claim}) {
+			if op.Kind == store.Renew && x.s.isCommitting(lease{k, op.Claim}) {
 				continue // Lost, as after COMMIT: of a claim that it is ending a guard makes nothing of that
 			}
 			n.records[i] = k
@@ -466,18 +466,26 @@ func (x *execution) look(ctx context.Context, c Conn, statement string, keys []k
 	if err != nil {
 		return err
 	}
-	if !known {
-		return olderSchemaError{x.s, 0}
-	}
-	if !x.s.knows(x.epoch) {
-		x.s.saw(x.epoch)
-		return again{errEpoch}
+	if err := x.checkMeta(known); err != nil {
+		return err
 	}
 	x.rules = rules.Execution{Batch: x.b, Now: fromMicros(x.now), Time: toTime}
 	for _, k := range there {
 		if x.records[k] == nil {
 			x.held[k] = true
 		}
+	}
+	return nil
+}
+
+// checkMeta tells what is to be done first about the tables, found or not.
+func (x *execution) checkMeta(found bool) error {
+	if !found {
+		return olderSchemaError{x.s, 0}
+	}
+	if !x.s.knows(x.epoch) {
+		x.s.saw(x.epoch)
+		return again{errEpoch}
 	}
 	return nil
 }
@@ -735,23 +743,23 @@ func (s *Store) commits(l lease, underWay bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if underWay {
-		s.sent[l] = struct{}{}
+		s.committing[l] = struct{}{}
 	} else {
-		delete(s.sent, l)
+		delete(s.committing, l)
 	}
 }
 
-// committing reports whether COMMIT of a claim's completion is under way in this process.
-func (s *Store) committing(l lease) bool {
+// isCommitting reports whether COMMIT of a claim's completion is under way in this process.
+func (s *Store) isCommitting(l lease) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_, is := s.sent[l]
+	_, is := s.committing[l]
 	return is
 }
 
-// over is called where COMMIT is known to have ended the claim: one that fails leaves it
+// claimOver is called where COMMIT is known to have ended the claim: one that fails leaves it
 // held, for as long as its row says.
-func (s *Store) over(l lease) {
+func (s *Store) claimOver(l lease) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if claim := s.renewed[l.key]; claim != "" && claim == l.claim {

@@ -28,16 +28,16 @@ type Store struct {
 	statements *statements
 	err        error // what makes every call fail
 
-	mu      sync.Mutex
-	ready   bool               // the schema has been looked at
-	epoch   string             // as last seen
-	told    string             // the epoch that guards know of
-	losses  int                // how often it was another
-	gids    map[string]int64   // by the names' hash
-	renewed map[key]string     // claims that have a row among the leases, as far as known
-	ended   []lease            // rows among the leases that nobody needs any more
-	sent    map[lease]struct{} // claims whose COMMIT is under way
-	sweep   schedule
+	mu         sync.Mutex
+	ready      bool               // the schema has been looked at
+	epoch      string             // as last seen
+	told       string             // the epoch that guards know of
+	losses     int                // how often it was another
+	gids       map[string]int64   // by the names' hash
+	renewed    map[key]string     // claims that have a row among the leases, as far as known
+	ended      []lease            // rows among the leases that nobody needs any more
+	committing map[lease]struct{} // claims whose COMMIT is under way
+	sweep      schedule
 
 	creating sync.Mutex
 }
@@ -53,7 +53,7 @@ func New(db DB, c Config, faults ...error) *Store {
 	if c.Tables == "" {
 		c.Tables = DefaultTables
 	}
-	s := &Store{db: db, config: c, gids: make(map[string]int64), renewed: make(map[key]string), sent: make(map[lease]struct{})}
+	s := &Store{db: db, config: c, gids: make(map[string]int64), renewed: make(map[key]string), committing: make(map[lease]struct{})}
 	if err := check(c.Dialect, c.Tables); err != nil {
 		faults = append(faults, err)
 	}

@@ -25,14 +25,14 @@ type Handler struct {
 
 	adopted bool // the user opened the transaction
 
-	mu      sync.Mutex
-	tx      Tx
-	err     error // why there is no transaction any more, or never was
-	used    bool
-	unknown bool  // COMMIT was sent, and not answered
-	ends    lease // of the claim that it completes
-	ended   error // of ROLLBACK
-	final   error // of Commit, which failed before COMMIT: the answer from then on
+	mu          sync.Mutex
+	tx          Tx
+	err         error // why there is no transaction any more, or never was
+	used        bool
+	unknown     bool  // COMMIT was sent, and not answered
+	claim       lease // that it completes
+	rollbackErr error // of ROLLBACK
+	final       error // of Commit, which failed before COMMIT: the answer from then on
 }
 
 var _ store.Tx = (*Handler)(nil)
@@ -175,7 +175,7 @@ func (h *Handler) rollback(why error) {
 	if h.tx != nil {
 		h.tx.Rollback()
 		if tx, ok := h.tx.(interface{ Ended() error }); ok {
-			h.ended = tx.Ended()
+			h.rollbackErr = tx.Ended()
 		}
 		h.tx = nil
 	}
@@ -203,7 +203,7 @@ func (h *Handler) RolledBack(err error) bool {
 		case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 			return false // a time limit of the handler's own
 		case h.tx == nil:
-			return h.ended != nil && h.s.kind(h.ended) == unreachable
+			return h.rollbackErr != nil && h.s.kind(h.rollbackErr) == unreachable
 		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(h.parent), time.Second)
 		defer cancel()
@@ -249,7 +249,7 @@ func (h *Handler) Commit(ctx context.Context, b *store.Batch) error {
 	}
 	if len(b.Ops) > 0 {
 		b.Replies[0] = reply
-		h.s.over(h.ends)
+		h.s.claimOver(h.claim)
 	}
 	return nil
 }
@@ -264,7 +264,7 @@ func (h *Handler) find(ctx context.Context, b *store.Batch) error {
 	err := h.s.failure(doing, h.ask(ctx, b))
 	switch {
 	case err == nil:
-		h.s.over(h.ends)
+		h.s.claimOver(h.claim)
 	case errors.Is(err, store.ErrRolledBack):
 		h.unknown = false
 	case !errors.Is(err, store.ErrUnavailable):
@@ -273,8 +273,8 @@ func (h *Handler) find(ctx context.Context, b *store.Batch) error {
 	return err
 }
 
-// errOver is what a transaction's savepoint says that is not there.
-var errOver = errors.New("the transaction was ended before the handler returned: by COMMIT, ROLLBACK or BEGIN, " +
+// errEndedBefore is what a transaction's savepoint says that is not there.
+var errEndedBefore = errors.New("the transaction was ended before the handler returned: by COMMIT, ROLLBACK or BEGIN, " +
 	"by DDL (which in MySQL commits what was written before it), or by the database, after an error that the handler passed over (a deadlock, say); " +
 	"what the handler wrote may be there or not; see the package's documentation")
 
@@ -295,7 +295,7 @@ func (h *Handler) prepare(ctx context.Context) error {
 	}
 	_, err := h.tx.Exec(ctx, releaseSavepoint)
 	if h.s.noSavepoint(err) {
-		err = fmt.Errorf("%w: %w", errOver, err)
+		err = fmt.Errorf("%w: %w", errEndedBefore, err)
 	}
 	return err
 }
@@ -307,7 +307,7 @@ func (h *Handler) probe(ctx context.Context) error {
 		_, err := h.tx.Exec(ctx, "BEGIN")
 		switch {
 		case err == nil:
-			return errOver
+			return errEndedBefore
 		case strings.Contains(err.Error(), "within a transaction"):
 			return nil
 		}
@@ -316,7 +316,7 @@ func (h *Handler) probe(ctx context.Context) error {
 	for _, statement := range []string{setSavepoint, releaseSavepoint} {
 		if _, err := h.tx.Exec(ctx, statement); err != nil {
 			if h.s.noSavepoint(err) {
-				err = fmt.Errorf("%w: %w", errOver, err)
+				err = fmt.Errorf("%w: %w", errEndedBefore, err)
 			}
 			return err
 		}
@@ -370,7 +370,7 @@ func (h *Handler) before(err error) error {
 	const doing = "completing the claim in the handler's transaction"
 	k := h.s.kind(err)
 	switch {
-	case errors.Is(err, errOver):
+	case errors.Is(err, errEndedBefore):
 		return h.s.failure(doing, err)
 	case h.parent.Err() != nil && errors.Is(err, sql.ErrTxDone): // database/sql does not tell by whom
 		return h.s.rolledBack(doing, fmt.Errorf("the handler's context has ended, and the transaction with it, "+
@@ -383,7 +383,7 @@ func (h *Handler) before(err error) error {
 	case errors.Is(err, sql.ErrTxDone):
 		return fmt.Errorf("%s: %s: the handler ended the transaction of %s.Tx itself, by Commit or Rollback (a deferred one, say): leave that to the library; "+
 			"what the handler wrote may be there or not: %w", h.s.config.Package, doing, h.s.config.Package, err)
-	case errors.Is(err, driver.ErrBadConn) && h.ended == nil, strings.Contains(err.Error(), "conn busy"):
+	case errors.Is(err, driver.ErrBadConn) && h.rollbackErr == nil, strings.Contains(err.Error(), "conn busy"):
 		// pgx: the connection did not take a statement, and then, the rows closed, ROLLBACK.
 		return fmt.Errorf("%s: %s: the connection is in use: did the handler leave a result open? Close its rows: %w", h.s.config.Package, doing, err)
 	case errors.Is(err, driver.ErrBadConn) && h.s.config.Dialect == MySQL: // which drops a connection that is in use
@@ -399,8 +399,8 @@ func (h *Handler) send(ctx context.Context) error {
 	const doing = "committing the handler's transaction"
 	tx := h.tx
 	h.tx, h.err = nil, errEnded
-	h.s.commits(h.ends, true)
-	defer h.s.commits(h.ends, false)
+	h.s.commits(h.claim, true)
+	defer h.s.commits(h.claim, false)
 	err := tx.Commit(ctx)
 	tx.Rollback() // gives the connection back, whatever state it is in
 	if err == nil {
@@ -484,7 +484,7 @@ func (h *Handler) complete(ctx context.Context, b *store.Batch) (store.Reply, er
 	if err != nil {
 		return store.Reply{}, err
 	}
-	h.ends = lease{key{gid, op.Token}, op.Claim}
+	h.claim = lease{key{gid, op.Token}, op.Claim}
 	n, err := h.s.exec(ctx, h.tx, "finish", values{
 		"gid": gid, "token": []byte(op.Token), "claim": op.Claim, "attempt": small(op.Attempt), "result": blob(op.Result),
 		"retention": max(0, min(b.Retention.Microseconds(), 1<<52)), "slack": slack(b.Lease), "idle": h.s.idle(b.Lease), "now": now(),
