@@ -7,8 +7,8 @@ import (
 )
 
 // Store is s, with each operation on a token of the run recorded when it is sent and when
-// it is answered. It is a [store.Transactor] where s is one: the completion that a
-// transaction commits is recorded too.
+// it is answered. It has what is optional where s has it. The completion that the
+// transaction of a [store.Transactor] commits is recorded too.
 func Store(s store.Store, r *Recorder, run string) store.Store {
 	x := &recording{Store: s, r: r, run: run}
 	if t, is := s.(store.Transactor); is {
@@ -21,6 +21,12 @@ type recording struct {
 	store.Store
 	r   *Recorder
 	run string
+}
+
+// Bounded implements store.Bounded.
+func (s *recording) Bounded() bool {
+	b, may := s.Store.(store.Bounded)
+	return may && b.Bounded()
 }
 
 // Apply implements store.Store.

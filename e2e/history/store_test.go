@@ -3,7 +3,9 @@ package history_test
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
+	"regexp"
 	"testing"
 	"time"
 
@@ -148,6 +150,59 @@ func TestStoreRecordsFailures(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// plain is a store without anything optional, bounded one that says whether it is.
+type plain struct{ store.Store }
+
+type bounded struct {
+	store.Store
+	is bool
+}
+
+func (s bounded) Bounded() bool { return s.is }
+
+// What a guard may ask a store for, it has in a recorded one if it had it before: else runs
+// would not take the paths that the library takes.
+func TestStoreHasWhatIsOptional(t *testing.T) {
+	optional := map[string]func(store.Store) bool{
+		"Transactor": func(s store.Store) bool { _, is := s.(store.Transactor); return is },
+		"Bounded":    func(s store.Store) bool { b, is := s.(store.Bounded); return is && b.Bounded() },
+	}
+	for _, s := range []store.Store{plain{}, bounded{is: true}, bounded{}, broken{}, struct {
+		store.Transactor
+		store.Bounded
+	}{broken{}, bounded{is: true}}} {
+		recorded := history.Store(s, nil, "run")
+		for name, has := range optional {
+			if has(recorded) != has(s) {
+				t.Errorf("%T has %s: %t, recorded: %t", s, name, has(s), has(recorded))
+			}
+		}
+	}
+	asked := map[string]bool{}
+	sources, err := filepath.Glob("../../idem/*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range sources {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`\.store\.\(store\.(\w+)\)`).FindAllSubmatch(text, -1) {
+			asked[string(m[1])] = true
+		}
+	}
+	for name := range optional {
+		if !asked[name] {
+			t.Errorf("no guard asks for %s", name)
+		}
+		delete(asked, name)
+	}
+	if len(asked) > 0 {
+		t.Errorf("guards ask for more than this test knows: %v", asked)
 	}
 }
 
