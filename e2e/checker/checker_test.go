@@ -119,6 +119,26 @@ func TestRollbackIsLearned(t *testing.T) {
 	}
 }
 
+// What a database refuses to commit spends budget, though the handler has not failed; an answer
+// that got lost may have said so.
+func TestRefusedCommitIsAFailure(t *testing.T) {
+	w := newWorld()
+	w.publish(1, 1)
+	c, _ := w.begin(1, 1)
+	c.run()
+	c.commit(requestLost)
+	c.bury()
+	c.ack()
+	w.add(history.Event{Kind: history.DeadLettered, Token: 1})
+	v := w.check(func(r *checker.Run) { r.Transactional = true })
+	if len(v.Violations) > 0 {
+		t.Error(v.Violations)
+	}
+	if v = w.check(); v.Total[checker.DeadLetteredEarly] != 1 {
+		t.Errorf("without a transaction there is nothing to refuse: %v", v.Violations)
+	}
+}
+
 // Each planted fault is caught by its rule.
 func TestPlanted(t *testing.T) {
 	for _, tt := range []struct {
@@ -175,6 +195,28 @@ func TestPlanted(t *testing.T) {
 			c.ack()
 			w.add(history.Event{Kind: history.DeadLettered, Token: 1})
 		}, nil},
+		{"given up unclaimed", checker.DeadLetteredEarly, func(w *world) {
+			c := claim{w: w, process: 1, token: 1}
+			c.ack()
+			w.add(history.Event{Kind: history.DeadLettered, Token: 1})
+		}, nil},
+		{"acked for a dead letter that nobody recorded", checker.AckedWithoutCause, func(w *world) {
+			c, _ := w.begin(1, 1)
+			c.start()
+			c.fail()
+			c.ack()
+			w.add(history.Event{Kind: history.DeadLettered, Token: 1})
+		}, nil},
+		{"given up before its budget was spent, in a database", checker.DeadLetteredEarly, func(w *world) {
+			stories["dead-lettered"](w, 1)
+		}, func(r *checker.Run) { r.Budget, r.Transactional = 2, true }},
+		{"given up with what the database had not refused", checker.DeadLetteredEarly, func(w *world) {
+			c, _ := w.begin(1, 1)
+			c.run()
+			c.commit(arrives)
+			w.add(history.Event{Kind: history.Stored, Token: 1, Attempt: 1, Process: 1})
+			w.add(history.Event{Kind: history.DeadLettered, Token: 1})
+		}, func(r *checker.Run) { r.Transactional = true }},
 		{"an effect whose claim was given back", checker.Doubled, func(w *world) {
 			c, _ := w.begin(1, 1)
 			c.run()

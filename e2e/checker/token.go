@@ -244,12 +244,13 @@ func (c *check) overlaps(l *life, v *Verdict) {
 	}
 }
 
-// acked: a delivery is acked only by a process that knows of a completion or a burial.
+// acked: a delivery is acked only by a process that knows of a completion or a burial. A dead
+// letter alone is none: those without a claim, of tokens that are of no use and of messages
+// that the broker would not deliver again, do not occur in runs.
 func (c *check) acked(l *life, v *Verdict) {
 	for i := range l.acks {
 		ack := &l.acks[i]
-		// Dead-lettered without a claim: the message's token was of no use.
-		knows := l.letters > 0 && !slices.ContainsFunc(l.runs, func(r run) bool { return r.effect != 0 })
+		knows := false
 		for j := range l.events {
 			e := &l.events[j]
 			if knows || e.At > ack.At {
@@ -375,10 +376,10 @@ func (l *life) wasAsked(kind store.Kind, claim uint64) bool {
 	})
 }
 
-// deadLettered: a message is given up when its budget is spent, by handlers that failed and
-// by claims that ran out, and not before.
+// deadLettered: a message is given up when its budget is spent, by handlers that failed, by
+// claims that ran out and by what a database may have refused to commit, and not before.
 func (c *check) deadLettered(l *life, v *Verdict) {
-	if c.Budget == 0 || c.Transactional || l.letters == 0 || len(l.grants) == 0 {
+	if c.Budget == 0 || l.letters == 0 {
 		return
 	}
 	spent, before := 0, uint16(0)
@@ -387,7 +388,10 @@ func (c *check) deadLettered(l *life, v *Verdict) {
 		failed := slices.ContainsFunc(l.events, func(e history.Event) bool {
 			return e.Kind == history.Returned && e.Has(history.Failed) && !e.Has(history.Unspent) && e.Process == g.Process && e.Attempt == g.Attempt
 		})
-		if failed || i+1 < len(l.grants) && !l.ended(g.Claim, l.grants[i+1].At) {
+		refused := c.Transactional && l.wasAsked(store.Commit, g.Claim) && !slices.ContainsFunc(l.completions, func(e history.Event) bool {
+			return e.Claim == g.Claim && store.Kind(e.Op) == store.Commit
+		})
+		if failed || refused || i+1 < len(l.grants) && !l.ended(g.Claim, l.grants[i+1].At) {
 			spent++
 		}
 		spent += max(int(g.Attempt)-int(before)-1, 0) // claims whose answers never came ran out as well
