@@ -50,45 +50,51 @@ type faults struct {
 	forgot []checker.Forgot
 }
 
-// carryOut does one fault, and returns when it is over. The end of ctx ends what lasts.
+// carryOut does one fault, and returns when it is over. The end of ctx ends what lasts, but
+// for a pause. One that was cut short is not counted.
 func (f *faults) carryOut(ctx context.Context, fault Fault) {
+	if !f.happen(ctx, fault) {
+		return
+	}
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.done[fault.Kind]++
-	f.mu.Unlock()
+}
+
+// happen reports whether a fault came about, and lasted as long as it should.
+func (f *faults) happen(ctx context.Context, fault Fault) (lasted bool) {
 	slot := f.fleet.slots[fault.Slot]
 	switch fault.Kind { // these record what they did to which process
 	case Kill:
-		f.fleet.kill(ctx, slot, fault.For)
-		return
+		return f.fleet.kill(ctx, slot, fault.For)
 	case Pause:
-		f.fleet.pause(ctx, slot, fault.For)
-		return
+		return f.fleet.pause(ctx, slot, fault.For)
 	case Deploy:
-		f.fleet.deploy(ctx, fault.For)
-		return
+		return f.fleet.deploy(ctx, fault.For)
 	case Rebalance:
-		f.fleet.join(ctx, fault.For)
-		return
+		return f.fleet.join(ctx, fault.For)
 	}
 	e := history.Event{Kind: history.Fault, Op: uint8(fault.Kind), At: history.Now()}
+	lasted = true
 	switch fault.Kind {
 	case Slow:
 		e.Process = slot.command(role.Slow, fault.Amount)
-		pass(ctx, fault.For)
+		lasted = pass(ctx, fault.For)
 		slot.command(role.Slow, 0)
 	case Clock:
 		e.Process = slot.command(role.Clock, fault.Amount)
 	case BrokerRestart:
 		f.restartBroker()
 	case StoreRestart, StoreEmpty, StoreFailover, StoreFull:
-		f.hitStore(ctx, fault)
+		lasted = f.hitStore(ctx, fault)
 	case BrokerReset, BrokerBlackHole, BrokerSwallow, BrokerLatency, BrokerBandwidth:
-		hitProxy(ctx, f.site.Broker.Proxy(), fault)
+		lasted = hitProxy(ctx, f.site.Broker.Proxy(), fault)
 	default:
-		hitProxy(ctx, f.site.Store.Proxy(), fault)
+		lasted = hitProxy(ctx, f.site.Store.Proxy(), fault)
 	}
 	e.Until = history.Now()
 	f.record(e)
+	return lasted
 }
 
 // restartBroker leaves the broker to others even where the test ends in it, as one does
@@ -99,7 +105,7 @@ func (f *faults) restartBroker() {
 	f.site.Broker.Restart()
 }
 
-func (f *faults) hitStore(ctx context.Context, fault Fault) {
+func (f *faults) hitStore(ctx context.Context, fault Fault) (lasted bool) {
 	f.store.Lock()
 	defer f.store.Unlock()
 	began := history.Now()
@@ -116,8 +122,9 @@ func (f *faults) hitStore(ctx context.Context, fault Fault) {
 		filler := f.site.Store.(Filler)
 		filler.Fill()
 		defer filler.Empty()
-		pass(ctx, fault.For)
+		return pass(ctx, fault.For)
 	}
+	return true
 }
 
 // forget notes that what the store had acknowledged since then may be gone: it went at
@@ -130,27 +137,28 @@ func (f *faults) forget(since, began int64) {
 
 // hitProxy does to the connections to a server what the kinds for brokers and stores have
 // in common.
-func hitProxy(ctx context.Context, p *Proxy, fault Fault) {
+func hitProxy(ctx context.Context, p *Proxy, fault Fault) (lasted bool) {
 	switch fault.Kind {
 	case BrokerReset, StoreReset:
 		p.Reset()
 	case BrokerBlackHole, StoreBlackHole:
 		p.BlackHole(true)
 		defer p.BlackHole(false)
-		pass(ctx, fault.For)
+		return pass(ctx, fault.For)
 	case BrokerSwallow, StoreSwallow:
 		p.SwallowReplies(fault.For)
 	case BrokerLatency, StoreLatency:
 		p.Latency(fault.Amount, fault.Amount/2)
 		defer p.Clear()
-		pass(ctx, fault.For)
+		return pass(ctx, fault.For)
 	case BrokerBandwidth, StoreBandwidth:
 		p.Bandwidth(fault.Rate)
 		defer p.Clear()
-		pass(ctx, fault.For)
+		return pass(ctx, fault.For)
 	default:
 		panic(fmt.Sprintf("%s is no fault of a connection", fault.Kind))
 	}
+	return true
 }
 
 // run carries out a schedule, and returns when ctx has ended and everything is well

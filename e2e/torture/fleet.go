@@ -165,12 +165,12 @@ func (s *slot) command(name string, d time.Duration) (number uint16) {
 }
 
 // kill ends the process of a slot with SIGKILL and starts another one after a while, or
-// at the end of ctx.
-func (f *fleet) kill(ctx context.Context, s *slot, after time.Duration) {
+// at the end of ctx. It reports whether there was one, as the next ones do.
+func (f *fleet) kill(ctx context.Context, s *slot, after time.Duration) (happened bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.now == nil {
-		return
+		return false
 	}
 	s.now.meant.Store(true)
 	sent := history.Now()
@@ -181,6 +181,7 @@ func (f *fleet) kill(ctx context.Context, s *slot, after time.Duration) {
 	f.record(history.Event{Kind: history.Fault, Op: uint8(Kill), Process: s.now.number, At: sent, Until: history.Now()})
 	pass(ctx, after)
 	f.again(s)
+	return true
 }
 
 // again starts the next process of a slot, with its mutex held.
@@ -194,42 +195,46 @@ func (f *fleet) again(s *slot) {
 	}
 }
 
-// pause stops the process of a slot for d, or until ctx ends.
-func (f *fleet) pause(ctx context.Context, s *slot, d time.Duration) {
+// pause stops the process of a slot for d, also when ctx ends before: a shorter one would leave
+// it its leases.
+func (f *fleet) pause(ctx context.Context, s *slot, d time.Duration) (happened bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.now == nil {
-		return
+	if s.now == nil || ctx.Err() != nil {
+		return false
 	}
 	_ = s.now.Signal(syscall.SIGSTOP) // of one that ended, watch tells
 	// What the process does is before or after this span, however busy the machine is: it
 	// is stopped during all of it.
 	stopped := history.Now()
-	pass(ctx, d)
+	pass(context.WithoutCancel(ctx), d)
 	until := history.Now()
 	_ = s.now.Signal(syscall.SIGCONT)
 	f.record(history.Event{Kind: history.Fault, Op: uint8(Pause), Process: s.now.number, At: stopped, Until: until})
+	return true
 }
 
 // deploy replaces the processes, one after another.
-func (f *fleet) deploy(ctx context.Context, between time.Duration) {
+func (f *fleet) deploy(ctx context.Context, between time.Duration) (happened bool) {
 	for _, s := range f.slots[f.spared : len(f.slots)-1] {
 		s.mu.Lock()
 		if s.now != nil {
 			f.end(s.now, Deploy)
 			f.again(s)
+			happened = true
 		}
 		s.mu.Unlock()
 		pass(ctx, between)
 	}
+	return happened
 }
 
 // join has one more process for d, or until ctx ends.
-func (f *fleet) join(ctx context.Context, d time.Duration) {
+func (f *fleet) join(ctx context.Context, d time.Duration) (happened bool) {
 	f.joining.Lock() // the one before may still be draining
 	defer f.joining.Unlock()
 	if ctx.Err() != nil {
-		return
+		return false
 	}
 	s := f.extra()
 	s.mu.Lock()
@@ -237,7 +242,7 @@ func (f *fleet) join(ctx context.Context, d time.Duration) {
 	s.mu.Unlock()
 	if err != nil {
 		f.fail("%v", err)
-		return
+		return false
 	}
 	pass(ctx, d)
 	s.mu.Lock()
@@ -246,6 +251,7 @@ func (f *fleet) join(ctx context.Context, d time.Duration) {
 		f.end(s.now, Rebalance)
 		s.now = nil
 	}
+	return true
 }
 
 // end tells a process to stop, and waits until it has.
@@ -333,12 +339,14 @@ func (f *fleet) failed() []string {
 	return f.failures
 }
 
-// pass waits for d, or for the end of ctx.
-func pass(ctx context.Context, d time.Duration) {
+// pass waits for d, or for the end of ctx. It reports whether d has passed.
+func pass(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:
+		return true
 	case <-ctx.Done():
+		return false
 	}
 }

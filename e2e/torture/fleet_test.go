@@ -3,6 +3,7 @@ package torture
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -108,6 +109,52 @@ func TestFleet(t *testing.T) {
 	for kind, want := range map[Kind][]uint16{Kill: {1}, Pause: {2}, Deploy: {2, 3, 4, 5}, Rebalance: {6}} {
 		if got := n.of(kind); !slices.Equal(got, want) {
 			t.Errorf("%s: of processes %v, want %v", kind, got, want)
+		}
+	}
+}
+
+// proxied is a site of which there is the way to it.
+type proxied struct {
+	Broker
+	proxy *Proxy
+}
+
+func (p proxied) Proxy() *Proxy { return p.proxy }
+
+// The end of a round cuts short what lasts, which is not counted then; a pause that was begun
+// lasts, or it would be shorter than a lease.
+func TestFaultsAtTheEndOfARound(t *testing.T) {
+	var n notes
+	fl, err := newFleet(script(t, obeys), t.TempDir(), 2, false, role.Config{}, n.add)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fl.abandon()
+	e := startEcho(t, "e")
+	p := proxied{proxy: NewProxy(t, e.addr)}
+	f := &faults{site: Site{Broker: p}, fleet: fl, record: n.add, done: map[Kind]int{}}
+	ctx, end := context.WithCancel(t.Context())
+	const pauseFor = 300 * time.Millisecond
+	var wg sync.WaitGroup
+	wg.Go(func() { f.carryOut(ctx, Fault{Kind: Pause, Slot: 1, For: pauseFor}) })
+	testenv.Await(t, "the process to stand still", func() bool {
+		text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", fl.slots[1].now.cmd.Process.Pid))
+		return strings.Contains(string(text), ") T ")
+	})
+	wg.Go(func() { f.carryOut(ctx, Fault{Kind: BrokerBlackHole, For: time.Hour}) })
+	wg.Go(func() { f.carryOut(ctx, Fault{Kind: Slow, For: time.Hour}) })
+	end()
+	wg.Wait()
+	f.carryOut(ctx, Fault{Kind: Pause, For: time.Hour})
+	f.carryOut(t.Context(), Fault{Kind: BrokerLatency, For: time.Millisecond})
+	f.carryOut(t.Context(), Fault{Kind: BrokerReset})
+	f.carryOut(t.Context(), Fault{Kind: Kill})
+	if want := map[Kind]int{Pause: 1, BrokerLatency: 1, BrokerReset: 1, Kill: 1}; !maps.Equal(f.done, want) {
+		t.Errorf("counted are %v, want %v", f.done, want)
+	}
+	for _, e := range n.all {
+		if e.Op == uint8(Pause) && time.Duration(e.Until-e.At) < pauseFor {
+			t.Errorf("a pause of %v lasted %v", pauseFor, time.Duration(e.Until-e.At))
 		}
 	}
 }

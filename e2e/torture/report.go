@@ -216,7 +216,7 @@ With an SQL store the effect is a row in the transaction of the completion: no w
 
 	say("By what the consumers were told, as the seed of a round decides, and by what Redis keeps (rounds from before there was a choice count with what they had):\n\n%s\n", settingsTable(all))
 
-	say("## The faults\n\n%s\n", markdown(append([]string{"fault", "in all"}, append(kindsOf(brokers, "broker "), kindsOf(stores, "store ")...)...), faultRows(all)))
+	say("## The faults\n\nThose are counted that lasted as long as they were drawn: the end of a round cuts some short.\n\n%s\n", markdown(append([]string{"fault", "in all"}, append(kindsOf(brokers, "broker "), kindsOf(stores, "store ")...)...), faultRows(all)))
 	for _, k := range Kinds() {
 		if sum.Faults[k.String()] > 0 {
 			say("- **%s**: %s.\n", k, k.What())

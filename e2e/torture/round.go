@@ -257,7 +257,16 @@ func (r *Round) live(ctx context.Context, plan []Fault) (stuck string, err error
 		}
 	}
 	calm()
-	<-faultsDone
+	for over := false; !over; { // pauses go on
+		select {
+		case <-faultsDone:
+			over = true
+		default:
+			if err := w.look(final); err != nil {
+				return "", err
+			}
+		}
+	}
 	r.phase("faults")
 	stop()
 	if err := <-published; err != nil {

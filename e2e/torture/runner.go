@@ -34,9 +34,9 @@ type Options struct {
 
 const (
 	defaultRound = 20 * time.Second
-	leastRound   = 4 * time.Second
-	roundTakes   = 12 * time.Second // besides its faults: until messages flow, and until all are settled
-	roundLimit   = 10 * time.Minute // the same, at most
+	leastRound   = 2*roundLease + time.Second // a pause is longer than a lease, and one takes over after it
+	roundTakes   = 12 * time.Second           // besides its faults: until messages flow, and until all are settled
+	roundLimit   = 10 * time.Minute           // the same, at most
 )
 
 // roundLease is longer than DefaultLease: one call of the store may take a third of it, and
