@@ -19,17 +19,27 @@ import (
 type Run struct {
 	Events []history.Event // in any order; Check sorts them by their times
 
-	Ordered       bool          // messages of a key are handled in the order of their publishing
-	Transactional bool          // effects are the rows of a database: Stored, not Effect
-	NoDoneDetails bool          // of a done token the store knows only that it is done: see store.Capabilities
-	Lease         time.Duration // of every claim
-	Budget        int           // failures that a message has before it is dead-lettered; zero: not looked at
-	Kill          uint8         // the fault that ends a process at once, as SIGKILL does
-	Stop          []uint8       // faults that let a process finish what it has begun: they excuse nothing
+	Ordered       bool             // messages of a key are handled in the order of their publishing
+	Transactional bool             // effects are the rows of a database: Stored, not Effect
+	NoDoneDetails bool             // of a done token the store knows only that it is done: see store.Capabilities
+	Lease         time.Duration    // of every claim
+	Budget        int              // failures that a message has before it is dead-lettered; zero: not looked at
+	Faults        map[uint8]Effect // by kind; what is missing excuses nothing
 	Forgot        []Forgot
 
 	FaultName func(op uint8) string // for people; nil: the numbers
 }
+
+// Effect is what a kind of fault can do to a claim.
+type Effect uint8
+
+// The effects.
+const (
+	Ends      Effect = 1 << iota // it ends a process at once, as SIGKILL does
+	Drains                       // it ends a process that finishes what it has begun
+	Holds                        // it stops a process for a while, which cannot renew its leases
+	HitsStore                    // it hits the store, or the way to it
+)
 
 // Forgot is a store that lost what it had acknowledged since Since, all for zero. It did
 // so at some time from At to Until. All are times of [history.Now].
@@ -243,20 +253,28 @@ func (c *check) findFaults() {
 	c.pauses = still
 	c.died = map[uint16]death{}
 	for i := range c.faults {
-		if f := &c.faults[i]; f.Process != 0 && f.Until >= last[f.Process] {
-			c.died[f.Process] = death{f.Until, f.Op == c.Kill || c.died[f.Process].killed}
+		f := &c.faults[i]
+		if does := c.Faults[f.Op]; does&(Ends|Drains) != 0 && f.Process != 0 && f.Until >= last[f.Process] {
+			c.died[f.Process] = death{f.Until, does&Ends != 0 || c.died[f.Process].killed}
 		}
 	}
 }
 
-// aftermath is how long what a fault has broken may go on: connections are made anew, and
-// waits between tries have grown.
+// aftermath is how long what a fault of the store has broken may go on: connections are made
+// anew, and waits between tries have grown.
 const aftermath = int64(5 * time.Second)
 
-// troubled reports whether a fault that a process, or all, had may show in a time.
-func (c *check) troubled(process uint16, in span) bool {
+// storeHit reports whether a fault of the store may show in a time.
+func (c *check) storeHit(in span) bool {
 	return slices.ContainsFunc(c.faults, func(f history.Event) bool {
-		return (f.Process == 0 || f.Process == process) && f.At <= in.to && in.from <= f.Until+aftermath && !slices.Contains(c.Stop, f.Op)
+		return c.Faults[f.Op]&HitsStore != 0 && f.At <= in.to && in.from <= f.Until+aftermath
+	})
+}
+
+// stood reports whether a process was stopped in a time.
+func (c *check) stood(process uint16, in span) bool {
+	return slices.ContainsFunc(c.faults, func(f history.Event) bool {
+		return c.Faults[f.Op]&Holds != 0 && f.Process == process && f.At <= in.to && in.from <= f.Until
 	})
 }
 

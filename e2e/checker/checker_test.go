@@ -14,7 +14,7 @@ import (
 )
 
 func (w *world) check(edit ...func(*checker.Run)) checker.Verdict {
-	r := checker.Run{Events: slices.Clone(w.events), Lease: lease, Budget: 1, Kill: kill, Stop: []uint8{stop}, Ordered: true}
+	r := checker.Run{Events: slices.Clone(w.events), Lease: lease, Budget: 1, Faults: effects, Ordered: true}
 	for _, f := range edit {
 		f(&r)
 	}
@@ -139,6 +139,33 @@ func TestRefusedCommitIsAFailure(t *testing.T) {
 	}
 }
 
+// A lease may be lost where its holder, or the store, could not help it.
+func TestLeaseLost(t *testing.T) {
+	for name, fault := range map[string]func(w *world, c *claim){
+		"the holder stood still": func(w *world, c *claim) { w.pause(9, lease) },
+		"the store was away":     func(w *world, c *claim) { w.fault(storeAway, 0) },
+		"a renewal was not answered": func(w *world, c *claim) {
+			w.ask(9, store.Op{Kind: store.Renew}, 1, c.id, requestLost)
+		},
+		"a renewal was answered late": func(w *world, c *claim) {
+			w.ask(9, store.Op{Kind: store.Renew}, 1, c.id, arrives)
+			w.now += lease / 2
+			w.events[len(w.events)-1].At = int64(w.now)
+		},
+	} {
+		w := newWorld()
+		w.publish(1, 1)
+		c, _ := w.begin(9, 1)
+		c.run()
+		fault(w, &c)
+		w.now += lease
+		stories["handled"](w, 1)
+		if v := w.check(); len(v.Violations) > 0 || v.InWindow[checker.LeaseLost] != 1 {
+			t.Errorf("%s: in windows %v, %v", name, v.InWindow, v.Violations)
+		}
+	}
+}
+
 // Each planted fault is caught by its rule.
 func TestPlanted(t *testing.T) {
 	for _, tt := range []struct {
@@ -175,6 +202,43 @@ func TestPlanted(t *testing.T) {
 		{"a lease that nobody renewed", checker.Doubled, func(w *world) {
 			c, _ := w.begin(9, 1)
 			c.run()
+			w.now += lease
+			stories["handled"](w, 1)
+		}, nil},
+		{"a lease that nobody renewed while the broker was away", checker.Doubled, func(w *world) {
+			c, _ := w.begin(9, 1)
+			c.run()
+			w.fault(brokerAway, 0)
+			w.now += lease
+			stories["handled"](w, 1)
+		}, nil},
+		{"a lease that nobody renewed long after the store was away", checker.Doubled, func(w *world) {
+			w.fault(storeAway, 0)
+			w.now += 6 * time.Second
+			c, _ := w.begin(9, 1)
+			c.run()
+			w.now += lease
+			stories["handled"](w, 1)
+		}, nil},
+		{"a lease that nobody renewed after a pause", checker.Doubled, func(w *world) {
+			w.pause(9, lease)
+			w.now += time.Second
+			c, _ := w.begin(9, 1)
+			c.run()
+			w.now += lease
+			stories["handled"](w, 1)
+		}, nil},
+		{"a lease that nobody renewed while somebody else stood still", checker.Doubled, func(w *world) {
+			c, _ := w.begin(9, 1)
+			c.run()
+			w.pause(8, lease)
+			stories["handled"](w, 1)
+		}, nil},
+		{"stopped without recording it, while the broker was away", checker.Doubled, func(w *world) {
+			c, _ := w.begin(9, 1)
+			c.run()
+			w.fault(brokerAway, 0)
+			w.fault(stop, 9)
 			w.now += lease
 			stories["handled"](w, 1)
 		}, nil},

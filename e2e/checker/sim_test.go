@@ -104,7 +104,7 @@ func simulate(t *testing.T, seed uint64, b bug, forgets bool) *sim {
 }
 
 func (s *sim) check() checker.Verdict {
-	return checker.Check(checker.Run{Events: slices.Clone(s.events), Lease: lease, Kill: kill, Forgot: s.forgot})
+	return checker.Check(checker.Run{Events: slices.Clone(s.events), Lease: lease, Faults: effects, Forgot: s.forgot})
 }
 
 func (s *sim) now() int64 { return int64(time.Since(s.began) + time.Second) }

@@ -345,7 +345,7 @@ func (c *check) window(l *life, before, again *run) (w Window, why string) {
 		}
 	}
 	if died, is := c.died[before.process]; is && before.effect <= died.at && died.at <= again.started+int64(c.Lease) &&
-		(died.killed || before.returned == 0 || l.wasAsked(store.Commit, before.claim) || c.troubled(0, span{before.effect, died.at})) {
+		(died.killed || before.returned == 0 || l.wasAsked(store.Commit, before.claim) || c.storeHit(span{before.effect, died.at})) {
 		return Died, ""
 	}
 	holder, held, taken := before, l.grantOf(before.claim), l.grantOf(again.claim)
@@ -355,17 +355,21 @@ func (c *check) window(l *life, before, again *run) (w Window, why string) {
 	if c.forgets(l.took(held), taken.At) {
 		return Forgotten, ""
 	}
-	if in := (span{held.At, taken.At}); c.troubled(holder.process, in) || l.unanswered(held.Claim, in) {
+	if in := (span{l.took(held).from, taken.At}); c.stood(holder.process, in) || c.storeHit(in) || c.unanswered(l, held.Claim, in) {
 		return LeaseLost, "" // that it had run out when the other was granted is for claims
 	}
 	return 0, fmt.Sprintf("nothing had kept process %d from renewing its lease, or from recording what it had done", holder.process)
 }
 
 // unanswered reports whether the store gave no answer about a claim that it was asked for in
-// a time.
-func (l *life) unanswered(claim uint64, in span) bool {
+// a time, or took as long for it as renewals are apart.
+func (c *check) unanswered(l *life, claim uint64, in span) bool {
 	return slices.ContainsFunc(l.events, func(e history.Event) bool {
-		return e.Kind == history.Answered && e.Has(history.Failed) && e.Claim == claim && in.from <= e.At && e.At <= in.to+aftermath && l.took(&e).from <= in.to
+		if e.Kind != history.Answered || e.Claim != claim || e.At < in.from || e.At > in.to+aftermath {
+			return false
+		}
+		asked := l.took(&e).from
+		return asked <= in.to && (e.Has(history.Failed) || e.At-asked > int64(c.Lease)/3)
 	})
 }
 

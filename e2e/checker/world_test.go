@@ -3,6 +3,7 @@ package checker_test
 import (
 	"time"
 
+	"github.com/idemq/idemq/e2e/checker"
 	"github.com/idemq/idemq/e2e/history"
 	"github.com/idemq/idemq/idem/store"
 	"github.com/idemq/idemq/idem/store/rules"
@@ -142,7 +143,11 @@ const (
 	kill = iota + 1
 	pause
 	stop
+	brokerAway
+	storeAway
 )
+
+var effects = map[uint8]checker.Effect{kill: checker.Ends, pause: checker.Holds, stop: checker.Drains, storeAway: checker.HitsStore}
 
 func (w *world) kill(process uint16) { w.fault(kill, process) }
 
@@ -211,10 +216,11 @@ var stories = map[string]func(w *world, token uint32){
 		w.add(history.Event{Kind: history.DeadLettered, Token: token})
 	},
 	"killed between effect and record": func(w *world, token uint32) {
-		c, _ := w.begin(9, token)
+		process := 100 + uint16(token) // which ends once
+		c, _ := w.begin(process, token)
 		c.start()
 		c.effect()
-		w.kill(9)
+		w.kill(process)
 		w.now += lease
 		c, _ = w.begin(1, token)
 		c.run()
@@ -222,10 +228,11 @@ var stories = map[string]func(w *world, token uint32){
 		c.ack()
 	},
 	"killed while its completion was under way, which arrived": func(w *world, token uint32) {
-		c, _ := w.begin(9, token)
+		process := 100 + uint16(token)
+		c, _ := w.begin(process, token)
 		c.run()
 		c.commit(replyLost)
-		w.kill(9)
+		w.kill(process)
 		again, _ := w.begin(1, token)
 		again.ack()
 	},

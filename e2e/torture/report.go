@@ -205,8 +205,8 @@ func Report(all []Result, caught []Caught) string {
 	say("%s\n", table(all))
 	say(`A token is *lost* if it was published, and has neither an effect nor a dead letter. It is *doubled* by a second effect. There are three windows in which that may happen, and nothing else excuses it:
 
-- **process died**: the effect landed, and its process was killed before the store had acknowledged the completion. One that was told to stop counts only where it had asked the store, its handler had not returned, or a server or the network was at fault meanwhile.
-- **lease lost**: a lease ran out, or was taken over, while its handler ran, and the effect landed all the same; only where the holder had stood still, a server or the network was at fault, or the store had not answered it.
+- **process died**: the effect landed, and its process was killed before the store had acknowledged the completion. One that was told to stop counts only where it had asked the store, its handler had not returned, or the store or the way to it was at fault meanwhile.
+- **lease lost**: a lease ran out, or was taken over, while its handler ran, and the effect landed all the same; only where the holder had been stopped (a pause), the store or the way to it was at fault at most five seconds before, or the store had not answered the holder, or not within a third of the lease. That the broker was at fault, or the holder's handler slow, excuses nothing.
 - **store forgot**: the store forgot what it had acknowledged: a restart with nothing, a failover to a replica that lagged.
 
 With an SQL store the effect is a row in the transaction of the completion: no window is open there, and a second row fails the round.

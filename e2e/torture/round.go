@@ -381,8 +381,16 @@ func (r *Round) collect(ctx context.Context, s Site, to *history.Recorder) error
 	return nil
 }
 
-// stops are the faults that let a process finish what it has begun.
-var stops = []uint8{uint8(Deploy), uint8(Rebalance)}
+// faultEffects is what each kind of fault can do to claims.
+func faultEffects() map[uint8]checker.Effect {
+	all := map[uint8]checker.Effect{uint8(Kill): checker.Ends, uint8(Pause): checker.Holds, uint8(Deploy): checker.Drains, uint8(Rebalance): checker.Drains}
+	for _, k := range Kinds() {
+		if traits[k].hits == hitsStore {
+			all[uint8(k)] = checker.HitsStore
+		}
+	}
+	return all
+}
 
 func (r *Round) check(s Site) (*checker.Verdict, error) {
 	events, err := history.ReadDir(r.Dir)
@@ -396,7 +404,7 @@ func (r *Round) check(s Site) (*checker.Verdict, error) {
 	}
 	v := checker.Check(checker.Run{
 		Events: events, Ordered: s.Broker.Ordered(), Transactional: transactional, NoDoneDetails: lacks.NoDoneDetails,
-		Lease: r.Config.Lease, Budget: r.Config.Budget, Kill: uint8(Kill), Stop: stops, Forgot: r.faults.forgot,
+		Lease: r.Config.Lease, Budget: r.Config.Budget, Faults: faultEffects(), Forgot: r.faults.forgot,
 		FaultName: func(op uint8) string { return Kind(op).String() },
 	})
 	return &v, nil

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/idemq/idemq/e2e/checker"
 )
 
 var everything = Offer{Slots: 3, Lease: 2 * time.Second, Every: time.Second, Clock: true, StoreProxy: true, Forgets: true, Fills: true}
@@ -112,5 +114,18 @@ func TestPlanOverlaps(t *testing.T) {
 		if f.Kind == Pause && f.For <= everything.Lease {
 			t.Errorf("%s: no longer than the lease of %v", f, everything.Lease)
 		}
+	}
+}
+
+// What a fault can do to a claim is said of each: those of the store, and no others of a server.
+func TestFaultEffects(t *testing.T) {
+	for kind, does := range faultEffects() {
+		k := Kind(kind)
+		if onStore := strings.HasPrefix(k.String(), "store "); onStore != (does == checker.HitsStore) || strings.HasPrefix(k.String(), "broker ") {
+			t.Errorf("%s: effect %b", k, does)
+		}
+	}
+	if n := len(faultEffects()); n != 4+int(kindsEnd-StoreReset) {
+		t.Errorf("%d kinds have an effect", n)
 	}
 }

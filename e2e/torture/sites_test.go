@@ -129,7 +129,7 @@ func trySite(t *testing.T, b Broker, s Store, batch int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := checker.Check(checker.Run{Events: all, Ordered: b.Ordered(), Transactional: transactional, Lease: siteLease, Kill: uint8(Kill), Stop: stops})
+	v := checker.Check(checker.Run{Events: all, Ordered: b.Ordered(), Transactional: transactional, Lease: siteLease, Faults: faultEffects()})
 	for _, x := range v.Violations {
 		t.Error(x)
 	}

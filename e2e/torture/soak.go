@@ -522,7 +522,7 @@ func (s *soak) verdict(t *testing.T, site *soakSite) error {
 	}
 	began := time.Now()
 	v := checker.Check(checker.Run{
-		Events: events, Ordered: site.Broker.Ordered(), Lease: r.Config.Lease, Budget: r.Config.Budget, Kill: uint8(Kill), Stop: stops,
+		Events: events, Ordered: site.Broker.Ordered(), Lease: r.Config.Lease, Budget: r.Config.Budget, Faults: faultEffects(),
 		FaultName: func(op uint8) string { return Kind(op).String() },
 	})
 	t.Logf("%s: %d events checked in %v", site, len(events), time.Since(began).Round(time.Millisecond))
