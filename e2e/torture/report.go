@@ -59,6 +59,7 @@ func totals(all []Result) (sum total) {
 		sum.Duplicates += r.Duplicates
 		sum.Together += r.Together
 		sum.Lost += r.Lost
+		sum.Nudges += r.Nudges
 		sum.Elsewhere += r.Elsewhere
 		sum.Seconds += r.Seconds
 		for k, n := range r.Faults {
@@ -214,6 +215,7 @@ With an SQL store the effect is a row in the transaction of the completion: no w
 `)
 	say("Every round is held to this as well: nothing is acked before its completion, or its dead letter, was acknowledged (where acks can be seen: see below); nothing is dead-lettered before its budget was spent; no handler starts after the completion was acknowledged; one live claim at most, by [porcupine](https://github.com/anishathalye/porcupine) against the rules that the drivers execute; no attempt's number is given to two claims; messages of a key take effect in the order of their publishing, where the broker keeps one; everything is settled in the end; and no process ends unasked.\n\n")
 
+	say("%d times a round over a kafka.Reader needed one more deploy at its end (see below).\n\n", sum.Nudges)
 	say("By what the consumers were told, as the seed of a round decides, and by what Redis keeps (rounds from before there was a choice count with what they had):\n\n%s\n", settingsTable(all))
 
 	say("## The faults\n\nThose are counted that lasted as long as they were drawn: the end of a round cuts some short.\n\n%s\n", markdown(append([]string{"fault", "in all"}, append(kindsOf(brokers, "broker "), kindsOf(stores, "store ")...)...), faultRows(all)))
@@ -226,7 +228,7 @@ With an SQL store the effect is a row in the transaction of the completion: no w
 	say(`
 ## What this does not see
 
-- Over a kafka.Reader (kafka-reader), a consumer may move the offset of a partition back that has gone to another one, if that one commits between its question how far the group is and its commit, until the next rebalance: what lies between is fetched again then, and dropped. A round that ends like this is given a deploy more, so that everything is settled.
+- Over a kafka.Reader (kafka-reader), a consumer may move the offset of a partition back that has gone to another one, if that one commits between its question how far the group is and its commit, until the next rebalance: what lies between is fetched again then, and dropped. A round that ends like this, all its messages done, is given a deploy more, so that everything is settled (see above how often).
 - A quorum queue is five seconds old, at least, when its server is killed: of younger ones RabbitMQ 3.10 finds no leader afterwards.
 - The servers are single processes on one machine, but for the replica that a failover goes to: no quorum loses its majority here, and no disk lies about what it wrote.
 - Kafka refuses what is an hour ahead of its clock: a consumer whose clock is cannot dead-letter, and ends. The dead-letter topics here take any time.

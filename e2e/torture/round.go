@@ -36,6 +36,7 @@ type Round struct {
 	pub    *publisher
 	phases []Phase
 	since  time.Time // the phase before ended
+	nudges int
 
 	// The same, for those who look on.
 	faultsNow atomic.Pointer[faults]
@@ -79,6 +80,7 @@ type Result struct {
 	Duplicates  int            `json:"duplicates"`
 	Together    int            `json:"together,omitempty"`
 	Lost        int            `json:"lost"`
+	Nudges      int            `json:"nudges,omitempty"` // see watcher
 	InWindow    map[string]int `json:"in_window,omitempty"`
 	Elsewhere   int            `json:"elsewhere"`
 
@@ -272,87 +274,7 @@ func (r *Round) live(ctx context.Context, plan []Fault) (stuck string, err error
 	if err := <-published; err != nil {
 		return "", fmt.Errorf("publishing: %w", err)
 	}
-	return w.until(final, "what is left is not settled", func() bool { return w.zeros >= 2 })
-}
-
-// watcher keeps an eye on what the broker is owed.
-type watcher struct {
-	round *Round
-	owed  int
-	zeros int     // answers of zero in a row
-	peak  float64 // copies settled in a second, at most
-	last  time.Time
-	count int64
-
-	nudges int
-}
-
-const (
-	lookEvery   = 200 * time.Millisecond
-	lookTimeout = 3 * time.Second
-	stuckAfter  = 60 * time.Second // without progress
-	nudgeAfter  = 8 * time.Second  // likewise
-	maxNudges   = 3
-)
-
-// look asks the broker what it is owed, after a while. A broker that is away does not
-// count.
-func (w *watcher) look(ctx context.Context) error {
-	pass(ctx, lookEvery)
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	r := w.round
-	asking, cancel := context.WithTimeout(ctx, lookTimeout)
-	defer cancel()
-	confirmed := r.pub.confirmed.Load()
-	r.faults.broker.Lock()
-	owed, err := r.faults.site.Broker.Owed(asking)
-	r.faults.broker.Unlock()
-	if err != nil {
-		w.zeros = 0
-		return nil // it is being restarted, say: whether it comes back is for until
-	}
-	w.owed = owed
-	if owed == 0 {
-		w.zeros++
-	} else {
-		w.zeros = 0
-	}
-	settled := max(confirmed-int64(owed), 0)
-	r.pub.settled.Store(settled)
-	now := time.Now()
-	if !w.last.IsZero() {
-		w.peak = max(w.peak, float64(settled-w.count)/now.Sub(w.last).Seconds())
-	}
-	w.last, w.count = now, settled
-	r.pub.limit.Store(min(max(int64(w.peak*1.5), minBacklog), maxBacklog))
-	return nil
-}
-
-// until looks until done, and says so if there is no progress for long.
-func (w *watcher) until(ctx context.Context, what string, done func() bool) (stuck string, err error) {
-	best, since := -1, time.Now()
-	for !done() {
-		if err := w.look(ctx); err != nil {
-			return "", err
-		}
-		if best < 0 || w.owed < best {
-			best, since = w.owed, time.Now()
-		}
-		// Over a kafka.Reader, a commit of a consumer that was stopped can move the offset of
-		// a partition back that has gone to another one, until the next rebalance. That is
-		// documented, and loses nothing.
-		if moved := w.round.faults.site.Broker.Kind() == "kafka-reader"; moved && time.Since(since) > nudgeAfter && w.nudges < maxNudges {
-			w.nudges++
-			w.round.faults.fleet.deploy(ctx, 0)
-			best, since = -1, time.Now()
-		}
-		if time.Since(since) > stuckAfter {
-			return fmt.Sprintf("stuck: %s: the broker is owed %d messages, and was owed no fewer for %v", what, w.owed, stuckAfter), nil
-		}
-	}
-	return "", nil
+	return w.settle(final)
 }
 
 // collect records what is in the dead-letter destination and, for a transactional store,
@@ -417,7 +339,7 @@ func (r *Round) result(s Site, v *checker.Verdict) *Result {
 		Broker: s.Broker.Version(), Store: s.Store.Version(),
 		Messages: v.Messages, Copies: v.Published, Faults: map[string]int{}, Processes: int(r.faults.fleet.started),
 		Effects: v.Effects, DeadLetters: v.DeadLetters, Claims: v.Claims, Takeovers: v.Takeovers, Duplicates: v.Duplicates, Together: v.Together,
-		Lost: v.Lost, InWindow: map[string]int{}, Elsewhere: v.DoubledElsewhere,
+		Lost: v.Lost, Nudges: r.nudges, InWindow: map[string]int{}, Elsewhere: v.DoubledElsewhere,
 	}
 	for k, n := range r.faults.done {
 		res.Faults[k.String()] = n
