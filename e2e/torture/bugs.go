@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/idemq/idemq/e2e/checker"
 	"github.com/idemq/idemq/e2e/torture/role"
 )
 
@@ -17,6 +18,7 @@ type Bug struct {
 	What    string
 	Replace []Replacement
 	Trial   Trial
+	Rules   []checker.Rule // one of which it breaks: another broken one is no catch
 	// Chance says that a round finds it only where a process stands still at the right moment.
 	Chance bool
 }
@@ -76,6 +78,7 @@ func Bugs() []Bug {
 `,
 			}},
 			Trial: storeGoes,
+			Rules: []checker.Rule{checker.AckedWithoutCause},
 		},
 		{
 			Name: "offset n+1 over n",
@@ -88,6 +91,7 @@ func Bugs() []Bug {
 `,
 			}},
 			Trial: kafkaKills,
+			Rules: []checker.Rule{checker.Lost},
 		},
 		{
 			Name: "release without its fence",
@@ -98,6 +102,7 @@ func Bugs() []Bug {
 				New:  "    elseif not r then\n      return 'l'\n    elseif r.st == 'r' then\n",
 			}},
 			Trial: pauses, Chance: true,
+			Rules: []checker.Rule{checker.NotLinearizable, checker.Doubled},
 		},
 		{
 			Name: "completion without its fence",
@@ -108,6 +113,7 @@ func Bugs() []Bug {
 				New:  "  elseif st ~= 'p' and st ~= 'r'",
 			}},
 			Trial: pauses, Chance: true,
+			Rules: []checker.Rule{checker.NotLinearizable, checker.StartedAfterCompletion},
 		},
 		{
 			Name: "lost reply taken for a duplicate",
@@ -124,6 +130,7 @@ func Bugs() []Bug {
 `,
 			}},
 			Trial: storeGoes,
+			Rules: []checker.Rule{checker.Lost, checker.AckedWithoutCause},
 		},
 		{
 			Name: "in progress taken for done",
@@ -138,6 +145,7 @@ func Bugs() []Bug {
 `,
 			}},
 			Trial: kills,
+			Rules: []checker.Rule{checker.Lost},
 		},
 		{
 			Name: "attempts not counted",
@@ -148,6 +156,7 @@ func Bugs() []Bug {
 				New:  "    r.claim = claim\n",
 			}},
 			Trial: kills,
+			Rules: []checker.Rule{checker.NotLinearizable, checker.AttemptRepeated},
 		},
 		{
 			Name: "a batch done as one",
@@ -158,6 +167,7 @@ func Bugs() []Bug {
 				New:  "		case !en.claim.Joined():\n",
 			}},
 			Trial: inBatches(kills),
+			Rules: []checker.Rule{checker.Lost},
 		},
 		{
 			Name: "a batch acked before its completions",
@@ -172,6 +182,7 @@ func Bugs() []Bug {
 `,
 			}},
 			Trial: inBatches(storeGoes),
+			Rules: []checker.Rule{checker.AckedWithoutCause},
 		},
 	}
 }
@@ -212,11 +223,14 @@ func WriteCaught(path string, all []Caught) error {
 	return os.WriteFile(path, append(text, '\n'), 0o644)
 }
 
-// finding is what the checker says shortest of a round that did not keep the promise;
-// empty if it kept it, as far as the checker sees.
-func (r *Result) finding() string {
-	if len(r.found) == 0 {
-		return ""
+// finding is what the checker says shortest of a breach of one of some rules; empty if there
+// is none.
+func (r *Result) finding(rules []checker.Rule) (words string) {
+	for i := range r.found {
+		x := &r.found[i]
+		if text := x.String(); slices.Contains(rules, x.Rule) && (words == "" || len(text) < len(words)) {
+			words = text
+		}
 	}
-	return slices.MinFunc(r.found, func(a, b string) int { return len(a) - len(b) })
+	return words
 }

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/idemq/idemq/e2e/checker"
 )
 
 // maxTries is how many rounds have to find a planted bug: one to three do where the test runs
@@ -57,13 +59,13 @@ func TestPlantedBugs(t *testing.T) {
 			bin := BuildConsumer(t, BuildOptions{Replace: bug.Replace})
 			trial := bug.Trial
 			res, tries := l.try(t, trial, bin), 1
-			words := res.finding()
-			for ; words == "" && tries < maxTries; words = res.finding() {
+			words := res.finding(bug.Rules)
+			for ; words == "" && tries < maxTries; words = res.finding(bug.Rules) {
 				trial.Seed += 1000
 				res, tries = l.try(t, trial, bin), tries+1
 			}
 			if words == "" {
-				t.Fatalf("%s, seed %d: nothing was found in %d messages with %d effects and these faults: %v", res.Site, res.Seed, res.Messages, res.Effects, res.Faults)
+				t.Fatalf("%s, seed %d: nothing of %q was found in %d messages with %d effects and these faults: %v; else: %q", res.Site, res.Seed, bug.Rules, res.Messages, res.Effects, res.Faults, res.Failures)
 			}
 			t.Logf("bug: %s\nseed: %d, %s, round %d\nfound: %s", bug.What, res.Seed, res.Site, tries, words)
 			seconds := time.Since(began).Seconds()
@@ -120,6 +122,24 @@ func (l *lab) try(t *testing.T, trial Trial, bin string) *Result {
 		t.Fatal(err)
 	}
 	return res
+}
+
+// A bug is caught by a rule that it breaks: what else there is may be another bug's.
+func TestFinding(t *testing.T) {
+	r := Result{found: []checker.Violation{
+		{Rule: checker.Lost, Token: 1, Text: "short"}, {Rule: checker.OutOfOrder, Token: 2, Text: "this is longer"}, {Rule: checker.OutOfOrder, Token: 3, Text: "this one is longer"},
+	}}
+	if got := r.finding([]checker.Rule{checker.Doubled}); got != "" {
+		t.Errorf("found %q", got)
+	}
+	if got, want := r.finding([]checker.Rule{checker.Doubled, checker.OutOfOrder}), r.found[1].String(); got != want {
+		t.Errorf("found %q, want %q", got, want)
+	}
+	for _, bug := range Bugs() {
+		if len(bug.Rules) == 0 {
+			t.Errorf("%s breaks no rule", bug.Name)
+		}
+	}
 }
 
 func TestCaughtIsKept(t *testing.T) {

@@ -85,7 +85,7 @@ type Result struct {
 	Elsewhere   int            `json:"elsewhere"`
 
 	Failures []string `json:"failures,omitempty"` // a round without any has passed
-	found    []string // those of them that the checker found
+	found    []checker.Violation
 }
 
 // Phase is a part of a round and how long it took.
@@ -348,9 +348,9 @@ func (r *Round) result(s Site, v *checker.Verdict) *Result {
 		res.InWindow[w.String()] = n
 	}
 	for _, violation := range v.Violations {
-		res.found = append(res.found, violation.String())
+		res.Failures = append(res.Failures, violation.String())
 	}
-	res.Failures = slices.Clone(res.found)
+	res.found = v.Violations
 	for _, rule := range slices.Sorted(maps.Keys(v.Total)) {
 		if n := v.Total[rule]; n > checker.MaxViolations {
 			res.Failures = append(res.Failures, fmt.Sprintf("%s: %d in all", rule, n))
