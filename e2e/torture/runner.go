@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"hash/fnv"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -20,7 +21,7 @@ import (
 // Options say what a run of many rounds is. What is zero has a default.
 type Options struct {
 	Seed     uint64        // of the first round; the next one has the next number
-	Fixed    uint64        // not zero: every other round has its seed counted from here
+	Fixed    uint64        // not zero: every other round has a seed that this and its site alone decide
 	Duration time.Duration // of all rounds; those that run then are finished
 	Round    time.Duration // the faults of one
 	Parallel int           // sites at a time
@@ -106,25 +107,28 @@ func Run(t *testing.T, o Options) []Result {
 
 // next has one round happen. It reports false when there are to be no more.
 func (r *runner) next(t *testing.T) bool {
-	p, found := r.lab.reserve(r.draw)
+	var seed uint64
+	p, found := r.lab.reserve(func(free func(place) bool) (p place, found, more bool) {
+		p, seed, found, more = r.draw(free)
+		return p, found, more
+	})
 	if !found {
 		return false
 	}
 	defer r.lab.giveBack(p)
-	seed := r.seed()
 	t.Run(fmt.Sprintf("%s/%d", p, seed), func(t *testing.T) { r.round(t, p, seed) })
 	return true
 }
 
-// draw takes the next place that is free. Sites come in an order that the seed decides;
-// when all have had their turn, they begin anew.
-func (r *runner) draw(free func(place) bool) (p place, found, more bool) {
+// draw takes the next place that is free, and a seed for it. Sites come in an order that the
+// seed decides; when all have had their turn, they begin anew.
+func (r *runner) draw(free func(place) bool) (p place, seed uint64, found, more bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	over := time.Since(r.began) >= r.o.Duration && r.rounds > 0
 	switch {
 	case r.o.Once && r.rounds >= len(r.places), over && !r.o.Once:
-		return p, false, false
+		return p, 0, false, false
 	case len(r.queue) == 0:
 		r.queue = slices.Clone(r.places)
 		random := rand.New(rand.NewPCG(r.o.Seed, uint64(r.rounds)))
@@ -134,23 +138,24 @@ func (r *runner) draw(free func(place) bool) (p place, found, more bool) {
 		if free(p) {
 			r.queue = slices.Delete(r.queue, i, i+1)
 			r.rounds++
-			return p, true, true
+			return p, r.seed(p, r.rounds-1), true, true
 		}
 	}
-	return p, false, true
+	return p, 0, false, true
 }
 
-func (r *runner) seed() uint64 {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	n := uint64(r.rounds - 1)
-	if r.o.Fixed == 0 {
-		return r.o.Seed + n
+// seed is that of the nth round, which is at p. A fixed one is the site's own: which sites come
+// when is up to the fresh seed, and to what is free.
+func (r *runner) seed(p place, n int) uint64 {
+	switch {
+	case r.o.Fixed == 0:
+		return r.o.Seed + uint64(n)
+	case n%2 == 1:
+		return r.o.Seed + uint64(n/2)
 	}
-	if n%2 == 0 {
-		return r.o.Fixed + n/2
-	}
-	return r.o.Seed + n/2
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(p.String()))
+	return r.o.Fixed + uint64(h.Sum32()%1_000_000) + uint64(n/len(r.places))
 }
 
 func (r *runner) round(t *testing.T, p place, seed uint64) {

@@ -36,7 +36,7 @@ func choiceFlags() Choices {
 	return c
 }
 
-// fixedSeed is where half of the rounds of a pass without a seed count from.
+// fixedSeed decides, with their sites, the seeds of half of the rounds of a pass without a seed.
 const fixedSeed = 1
 
 // Consumers of every broker with every store keep the promise under faults.
