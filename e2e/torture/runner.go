@@ -158,15 +158,34 @@ func (r *runner) seed(p place, n int) uint64 {
 	return r.o.Fixed + uint64(h.Sum32()%1_000_000) + uint64(n/len(r.places))
 }
 
-func (r *runner) round(t *testing.T, p place, seed uint64) {
+// round has a round happen. One that ends in a Fatal, of a server that did not do what it was
+// told, leaves a result as well.
+func (r *runner) round(t testing.TB, p place, seed uint64) {
+	again := fmt.Sprintf("make torture SEED=%d SITE=%s DURATION=%v ROUND=%[3]v%s", seed, p, r.o.Round, r.o.Choices)
+	settings := r.o.Choices.draw(seed, p)
+	none := func(why any) *Result {
+		r.lab.drop(p)
+		return &Result{
+			Site: p.String(), Seed: seed, Settings: settings, Length: r.o.Round.String(), Time: time.Now().UTC().Truncate(time.Second),
+			Again: again, Library: r.library, Failures: []string{fmt.Sprintf("there is no verdict: %v", why)},
+		}
+	}
+	kept := false
+	defer func() {
+		if kept || t.Skipped() {
+			return
+		}
+		if err := r.keep(none("a server did not do what it was told to, or the harness failed")); err != nil {
+			t.Error(err)
+		}
+	}()
 	site := r.lab.site(t, p)
 	round := &Round{
-		Seed: seed, Length: r.o.Round, Rate: r.o.Rate, Bin: r.o.Bin, Clock: true, Config: role.Config{Lease: roundLease}, Settings: r.o.Choices.draw(seed, p),
+		Seed: seed, Length: r.o.Round, Rate: r.o.Rate, Bin: r.o.Bin, Clock: true, Config: role.Config{Lease: roundLease}, Settings: settings,
 		Dir: filepath.Join(r.o.Dir, strings.ReplaceAll(fmt.Sprintf("%s-%d", p, seed), "/", "-")),
 	}
 	r.enlist(round, true)
 	defer r.enlist(round, false)
-	again := fmt.Sprintf("make torture SEED=%d SITE=%s DURATION=%v ROUND=%[3]v%s", seed, p, r.o.Round, r.o.Choices)
 	if err := os.RemoveAll(round.Dir); err != nil {
 		t.Fatal(err)
 	}
@@ -174,10 +193,10 @@ func (r *runner) round(t *testing.T, p place, seed uint64) {
 	defer cancel()
 	res, err := round.Run(ctx, site)
 	if err != nil {
-		r.lab.drop(p)
-		res = &Result{Site: site.String(), Seed: seed, Settings: round.Settings, Length: r.o.Round.String(), Time: time.Now().UTC().Truncate(time.Second), Failures: []string{fmt.Sprintf("there is no verdict: %v", err)}}
+		res = none(err)
 	}
 	res.Again, res.Library = again, r.library
+	kept = true
 	if err := r.keep(res); err != nil {
 		t.Fatal(err)
 	}

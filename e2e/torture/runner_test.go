@@ -1,6 +1,8 @@
 package torture
 
 import (
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 )
@@ -39,5 +41,63 @@ func TestFixedSeeds(t *testing.T) {
 	}
 	if len(fresh) != runs*len(all)/2 || len(fixed) < len(all)*9/10 {
 		t.Errorf("%d fresh seeds in %d runs, fixed ones of %d of %d sites", len(fresh), runs, len(fixed), len(all))
+	}
+}
+
+// quiet is a test that ends without failing the one it is part of.
+type quiet struct {
+	testing.TB
+	skipped bool
+}
+
+func (t *quiet) Errorf(string, ...any) {}
+func (t *quiet) Fatal(...any)          { runtime.Goexit() }
+func (t *quiet) Skip(...any)           { t.skipped = true; runtime.Goexit() }
+func (t *quiet) Skipped() bool         { return t.skipped }
+
+// reluctant is a broker of a server that does not do what it is told.
+type reluctant struct {
+	owing
+	tb   testing.TB
+	skip bool
+}
+
+func (b *reluctant) Round(string) {
+	if b.skip {
+		b.tb.Skip("there is none")
+	}
+	b.tb.Fatal("it does not start")
+}
+
+func (b *reluctant) Version() string { return "1" }
+
+// A round that ends in a Fatal has failed, and its servers are not used again.
+func TestRoundsWithoutAnEnd(t *testing.T) {
+	for _, skip := range []bool{false, true} {
+		made := 0
+		p := place{
+			maker[Broker]{"nats", func(tb testing.TB) Broker {
+				made++
+				return &reluctant{tb: tb, skip: skip}
+			}},
+			maker[Store]{"redis", func(testing.TB) Store { return &redisStore{} }},
+		}
+		r := &runner{o: Options{Dir: t.TempDir(), Round: time.Second}, lab: newLab(t), running: map[*Round]bool{}}
+		for range 2 {
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				r.round(&quiet{TB: t}, p, 7)
+			}()
+			<-ended
+		}
+		switch {
+		case skip && len(r.results) > 0:
+			t.Errorf("a round that was skipped: %+v", r.results)
+		case !skip && (len(r.results) != 2 || r.results[1].Passed() || !strings.Contains(r.results[1].Again, "SEED=7 SITE=nats/redis")):
+			t.Errorf("the results are %+v", r.results)
+		case !skip && made != 2:
+			t.Errorf("%d servers were started", made)
+		}
 	}
 }
