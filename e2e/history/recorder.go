@@ -33,8 +33,11 @@ type slot [slotWords]uint64
 
 // Recorder adds events to a file. It is safe for concurrent use.
 type Recorder struct {
-	// Process is filled in where an event has none. It is set before the first Add.
+	// Process is filled in where an event has none. It is set before the first Add, as is
+	// Failed, which is called once, with why nothing more is recorded. It does not call the
+	// recorder.
 	Process uint16
+	Failed  func(error)
 
 	file  *os.File
 	mu    sync.RWMutex // held for reading by who writes a slot
@@ -83,6 +86,9 @@ func (r *Recorder) grow(full *segment) error {
 	}
 	if err != nil {
 		r.ended = fmt.Errorf("history: %s: %w", r.file.Name(), err)
+		if r.Failed != nil {
+			r.Failed(r.ended)
+		}
 		return r.ended
 	}
 	r.size += segmentSize
@@ -92,8 +98,8 @@ func (r *Recorder) grow(full *segment) error {
 
 // Add records an event; At and Process are filled in where they are zero. It makes no
 // system call, but for one now and then to make room. When it has returned, the event
-// outlives the process, though not the machine. A recorder that cannot go on says so in
-// Close.
+// outlives the process, though not the machine. A recorder that cannot go on says so by
+// Failed, and in Close.
 func (r *Recorder) Add(e Event) {
 	if e.At == 0 {
 		e.At = Now()

@@ -57,6 +57,10 @@ func run(ctx context.Context, config string, commands io.Reader) (err error) {
 		return err
 	}
 	rec.Process = c.Number
+	rec.Failed = func(err error) { // what it does from now on would not be known
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	defer func() { err = errors.Join(err, rec.Close()) }()
 
 	st, effect, closeStore, err := openStore(c)
