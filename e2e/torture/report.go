@@ -216,7 +216,7 @@ With an SQL store the effect is a row in the transaction of the completion: no w
 	say("Every round is held to this as well: nothing is acked before its completion, or its dead letter, was acknowledged (where acks can be seen: see below); nothing is dead-lettered before its budget was spent; no handler starts after the completion was acknowledged; one live claim at most, by [porcupine](https://github.com/anishathalye/porcupine) against the rules that the drivers execute; no attempt's number is given to two claims; messages of a key take effect in the order of their publishing, where the broker keeps one; everything is settled in the end; and no process ends unasked.\n\n")
 
 	say("%d times a round over a kafka.Reader needed one more deploy at its end (see below).\n\n", sum.Nudges)
-	say("By what the consumers were told, as the seed of a round decides, and by what Redis keeps (rounds from before there was a choice count with what they had):\n\n%s\n", settingsTable(all))
+	say("By what the consumers were told, as the seed of a round decides, by what Redis keeps and by the driver of PostgreSQL (rounds from before there was a choice count with what they had):\n\n%s\n", settingsTable(all))
 
 	say("## The faults\n\nThose are counted that lasted as long as they were drawn: the end of a round cuts some short.\n\n%s\n", markdown(append([]string{"fault", "in all"}, append(kindsOf(brokers, "broker "), kindsOf(stores, "store ")...)...), faultRows(all)))
 	for _, k := range Kinds() {
@@ -232,6 +232,7 @@ With an SQL store the effect is a row in the transaction of the completion: no w
 - A quorum queue is five seconds old, at least, when its server is killed: of younger ones RabbitMQ 3.10 finds no leader afterwards.
 - The servers are single processes on one machine, but for the replica that a failover goes to: no quorum loses its majority here, and no disk lies about what it wrote.
 - Kafka refuses what is an hour ahead of its clock: a consumer whose clock is cannot dead-letter, and ends. The dead-letter topics here take any time.
+- Stores that were not under these faults: Redis Cluster, Sentinel and Ring, memstore, MySQL and other versions than those of the table. They have the suite of all drivers, and tests of their own.
 - All clocks are one machine's. Consumers' wall clocks are stepped; the stores' are not.
 - What a seed repeats is the faults and their times. How the processes run between them is up to the machine, so a failure that hangs on a race may need several tries.
 - Handlers record their effect at the end of what they do: an effect is one instant. A handler that does several things can be stopped between them.

@@ -45,6 +45,7 @@ var settings = []setting{
 			c.Batch = maxBatch
 		}
 	}, fitsBatches},
+	{"pgx", "pgxstore", false, func(c *role.Config, on bool) { c.PGX = on }, func(p place) bool { return p.store.kind == "postgres" }},
 }
 
 // fitsBatches is false where a batch cannot be had. In an SQL store the effect of each of
@@ -155,7 +156,7 @@ func (c Choices) String() string {
 	return b.String()
 }
 
-// settingsTable is the results by setting, and by what a Redis keeps.
+// settingsTable is the results by setting, by what a Redis keeps and by the driver of PostgreSQL.
 func settingsTable(all []Result) string {
 	var rows [][]string
 	add := func(name string, has func(*Result) bool) {
@@ -174,11 +175,20 @@ func settingsTable(all []Result) string {
 	}
 	for i := range settings {
 		for _, on := range []bool{true, false} {
+			if settings[i].name == "pgx" {
+				break // below
+			}
 			add(settings[i].what+" "+onOff(on), func(r *Result) bool { return r.Settings.on(&settings[i]) == on })
 		}
 	}
 	for _, layout := range []struct{ name, kind string }{{"Redis with records", "redis"}, {"Redis, compact layout", "redis-compact"}} {
 		add(layout.name, func(r *Result) bool { return strings.HasSuffix(r.Site, "/"+layout.kind) })
+	}
+	for _, driver := range []struct {
+		name string
+		pgx  bool
+	}{{"PostgreSQL, by sqlstore", false}, {"PostgreSQL, by pgxstore", true}} {
+		add(driver.name, func(r *Result) bool { return strings.HasSuffix(r.Site, "/postgres") && r.Settings["pgx"] == driver.pgx })
 	}
 	text := markdown([]string{"setting", "rounds", "messages", "faults", "lost", "doubled in a window", "doubled elsewhere"}, rows)
 	if t := totals(all); t.Together > 0 {

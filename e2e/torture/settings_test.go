@@ -24,8 +24,8 @@ func TestSettingsAreDrawn(t *testing.T) {
 	drawn := all(Drawn)
 	on := map[string]int{}
 	for seed := range uint64(seeds) {
-		s := drawn.draw(seed, natsRedis(t))
-		if again := drawn.draw(seed, natsRedis(t)); !maps.Equal(s, again) {
+		s := drawn.draw(seed, natsPostgres(t))
+		if again := drawn.draw(seed, natsPostgres(t)); !maps.Equal(s, again) {
 			t.Fatalf("seed %d gives %v, and then %v", seed, s, again)
 		}
 		for i := range settings {
@@ -33,7 +33,7 @@ func TestSettingsAreDrawn(t *testing.T) {
 			if s[name] {
 				on[name]++
 			}
-			if alone := (Choices{name: Drawn}).draw(seed, natsRedis(t)); len(alone) != 1 || alone[name] != s[name] {
+			if alone := (Choices{name: Drawn}).draw(seed, natsPostgres(t)); len(alone) != 1 || alone[name] != s[name] {
 				t.Errorf("seed %d: %s is %t beside the others, and alone %v", seed, name, s[name], alone)
 			}
 		}
@@ -44,10 +44,10 @@ func TestSettingsAreDrawn(t *testing.T) {
 		}
 	}
 	// A seed that somebody noted down has to give the same settings next year.
-	for name, want := range map[string]string{"ahead": "on on on on off on off off", "batch": "off on off on off on off on"} {
+	for name, want := range map[string]string{"ahead": "on on on on off on off off", "batch": "off on off on off on off on", "pgx": "on on off on off on on on"} {
 		got := ""
 		for seed := range uint64(8) {
-			got += " " + onOff(drawn.draw(seed, natsRedis(t))[name])
+			got += " " + onOff(drawn.draw(seed, natsPostgres(t))[name])
 		}
 		if got[1:] != want {
 			t.Errorf("seeds 0 to 7 have %s %s, want %s", name, got[1:], want)
@@ -63,7 +63,7 @@ func TestSettingsAreForced(t *testing.T) {
 		again  string // of working ahead
 	}{{On, true, " AHEAD=on"}, {Off, false, " AHEAD=off"}} {
 		for seed := range uint64(20) {
-			s := all(tt.choice).draw(seed, natsRedis(t))
+			s := all(tt.choice).draw(seed, natsPostgres(t))
 			for i := range settings {
 				if on, is := s[settings[i].name]; !is || on != tt.on {
 					t.Errorf("seed %d: %s is %t, %t; want %t", seed, settings[i].name, on, is, tt.on)
@@ -77,7 +77,7 @@ func TestSettingsAreForced(t *testing.T) {
 	if again := all(Drawn).String(); again != "" {
 		t.Errorf("the command is told %q of what the seed decides", again)
 	}
-	if s := all(Usual).draw(1, natsRedis(t)); len(s) != 0 {
+	if s := all(Usual).draw(1, natsPostgres(t)); len(s) != 0 {
 		t.Errorf("nothing is asked for, and set is %v", s)
 	}
 	if c, err := parseChoice("of"); err == nil {
@@ -85,17 +85,17 @@ func TestSettingsAreForced(t *testing.T) {
 	}
 }
 
-// natsRedis is a place where every setting fits.
-func natsRedis(t *testing.T) place {
+// natsPostgres is a place where every setting fits.
+func natsPostgres(t *testing.T) place {
 	t.Helper()
-	all, err := places("nats/redis")
+	all, err := places("nats/postgres")
 	if err != nil {
 		t.Fatal(err)
 	}
 	return all[0]
 }
 
-// Where batches cannot be, they are off whatever is asked for, and nothing else is.
+// Where batches, or pgxstore, cannot be, they are off whatever is asked for, and nothing else is.
 func TestSettingsOfPlaces(t *testing.T) {
 	everywhere, err := places("")
 	if err != nil {
@@ -115,7 +115,7 @@ func TestSettingsOfPlaces(t *testing.T) {
 			}
 			for i := range settings {
 				name := settings[i].name
-				if want := c != Off && (name != "batch" || !slices.Contains(off, p.String())); on[name] != want {
+				if want := c != Off && (name != "batch" || !slices.Contains(off, p.String())) && (name != "pgx" || p.store.kind == "postgres"); on[name] != want {
 					t.Errorf("%s, choice %d: %s is on: %t, want %t", p, c, name, on[name], want)
 				}
 			}
@@ -131,18 +131,20 @@ func TestSettingsReachConsumers(t *testing.T) {
 		ahead    int
 		near     int
 		batch    int
+		pgx      bool
 		words    string
 	}{
-		{"nothing said", nil, 0, 0, 0, "working ahead on, near cache off, batches off"},
-		{"off", Settings{"ahead": false}, role.NoneAhead, 0, 0, "working ahead off, near cache off, batches off"},
-		{"on is the default", Settings{"ahead": true}, 0, 0, 0, "working ahead on, near cache off, batches off"},
-		{"a near cache", Settings{"near": true}, 0, nearCache, 0, "working ahead on, near cache on, batches off"},
-		{"batches", Settings{"batch": true}, 0, 0, maxBatch, "working ahead on, near cache off, batches on"},
+		{"nothing said", nil, 0, 0, 0, false, "working ahead on, near cache off, batches off, pgxstore off"},
+		{"off", Settings{"ahead": false}, role.NoneAhead, 0, 0, false, "working ahead off, near cache off, batches off, pgxstore off"},
+		{"on is the default", Settings{"ahead": true}, 0, 0, 0, false, "working ahead on, near cache off, batches off, pgxstore off"},
+		{"a near cache", Settings{"near": true}, 0, nearCache, 0, false, "working ahead on, near cache on, batches off, pgxstore off"},
+		{"batches", Settings{"batch": true}, 0, 0, maxBatch, false, "working ahead on, near cache off, batches on, pgxstore off"},
+		{"pgxstore", Settings{"pgx": true}, 0, 0, 0, true, "working ahead on, near cache off, batches off, pgxstore on"},
 	} {
 		r := Round{Seed: 1, Settings: tt.settings}
 		r.withDefaults()
-		if c := r.Config; c.Ahead != tt.ahead || c.NearCache != tt.near || c.Batch != tt.batch {
-			t.Errorf("%s: consumers are told %d ahead, a near cache of %d and batches of %d, want %d, %d and %d", tt.name, c.Ahead, c.NearCache, c.Batch, tt.ahead, tt.near, tt.batch)
+		if c := r.Config; c.Ahead != tt.ahead || c.NearCache != tt.near || c.Batch != tt.batch || c.PGX != tt.pgx {
+			t.Errorf("%s: consumers are told %d ahead, a near cache of %d and batches of %d, pgxstore: %t; want %d, %d, %d, %t", tt.name, c.Ahead, c.NearCache, c.Batch, c.PGX, tt.ahead, tt.near, tt.batch, tt.pgx)
 		}
 		if got := r.Settings.String(); got != tt.words {
 			t.Errorf("%s: %q, want %q", tt.name, got, tt.words)

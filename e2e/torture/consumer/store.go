@@ -7,6 +7,7 @@ import (
 	"time"
 
 	_ "github.com/go-sql-driver/mysql"
+	"github.com/jackc/pgx/v5/pgxpool"
 	_ "github.com/jackc/pgx/v5/stdlib"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -18,6 +19,7 @@ import (
 	"github.com/idemq/idemq/idem/store/natsstore"
 	"github.com/idemq/idemq/idem/store/redisstore"
 	"github.com/idemq/idemq/idem/store/sqlstore"
+	"github.com/idemq/idemq/idem/store/sqlstore/pgxstore"
 )
 
 const (
@@ -59,7 +61,10 @@ func openStore(c role.Config) (st store.Store, eff effect, done func(), err erro
 		}
 		return natsstore.New(js, c.Store.Bucket), nil, done, nil
 	case "postgres":
-		return openSQL(c, "pgx", sqlstore.Postgres, "INSERT INTO effects (token, attempt, process) VALUES ($1, $2, $3)")
+		if c.PGX {
+			return openPGX(c)
+		}
+		return openSQL(c, "pgx", sqlstore.Postgres, insertPostgres)
 	case "mariadb":
 		return openSQL(c, "mysql", sqlstore.MySQL, "INSERT INTO effects (token, attempt, process) VALUES (?, ?, ?)")
 	case "sqlite":
@@ -84,6 +89,29 @@ func openSQL(c role.Config, driver string, d sqlstore.Dialect, insert string) (s
 		return err
 	}
 	return sqlstore.New(db, d), eff, func() { _ = db.Close() }, nil
+}
+
+const insertPostgres = "INSERT INTO effects (token, attempt, process) VALUES ($1, $2, $3)"
+
+func openPGX(c role.Config) (store.Store, effect, func(), error) {
+	config, err := pgxpool.ParseConfig(c.Store.Addr)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	config.MaxConns = poolSize
+	pool, err := pgxpool.NewWithConfig(context.Background(), config)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	eff := func(ctx context.Context, token uint32, attempt int) error {
+		tx, err := pgxstore.Tx(ctx)
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, insertPostgres, int64(token), attempt, int64(c.Number))
+		return err
+	}
+	return pgxstore.New(pool), eff, pool.Close, nil
 }
 
 // connectNATS makes a connection that comes back for ever, and notices soon that nothing

@@ -26,6 +26,7 @@ type Config struct {
 	Ahead       int    // claims made ahead; zero is the library's default, [NoneAhead] none
 	NearCache   int    // tokens of it; zero for none
 	Batch       int    // messages that a handler is given at most; zero for a handler of one
+	PGX         bool   // PostgreSQL is used by pgxstore
 	Instance    string // empty for none
 
 	FailEvery   int           // one token in so many fails on its first attempt; zero for none
