@@ -320,16 +320,20 @@ func (r *Round) check(s Site) (*checker.Verdict, error) {
 		return nil, err
 	}
 	_, transactional := s.Store.(Transactional)
-	var lacks store.Capabilities
-	if limited, is := s.Store.(Limited); is {
-		lacks = limited.Capabilities()
-	}
 	v := checker.Check(checker.Run{
-		Events: events, Ordered: s.Broker.Ordered(), Transactional: transactional, NoDoneDetails: lacks.NoDoneDetails,
+		Events: events, Ordered: s.Broker.Ordered(), Transactional: transactional, NoDoneDetails: lacks(s.Store).NoDoneDetails,
 		Lease: r.Config.Lease, Budget: r.Config.Budget, Faults: faultEffects(), Forgot: r.faults.forgot,
 		FaultName: func(op uint8) string { return Kind(op).String() },
 	})
 	return &v, nil
+}
+
+// lacks is what the driver of a store cannot do.
+func lacks(s Store) (c store.Capabilities) {
+	if limited, is := s.(Limited); is {
+		c = limited.Capabilities()
+	}
+	return c
 }
 
 func (r *Round) result(s Site, v *checker.Verdict) *Result {
