@@ -1,13 +1,9 @@
 package torture
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -95,27 +91,6 @@ type SoakFault struct {
 	Seconds float64 `json:"seconds"` // since the beginning
 	Site    string  `json:"site"`
 	Kind    string  `json:"kind"`
-}
-
-// Sample is what was seen at a time: a line of the samples file.
-type Sample struct {
-	Seconds float64      `json:"seconds"` // since the beginning
-	Redis   *RedisSample `json:"redis,omitempty"`
-	Sites   []SiteSample `json:"sites"`
-}
-
-// RedisSample is what Redis holds. There is none while it is away.
-type RedisSample struct {
-	Keys   int64 `json:"keys"`
-	Memory int64 `json:"memory"` // bytes
-}
-
-// SiteSample is what a site is at.
-type SiteSample struct {
-	Site      string       `json:"site"`
-	Messages  int64        `json:"messages"` // so far
-	Backlog   int64        `json:"backlog"`
-	Consumers []role.Stats `json:"consumers"`
 }
 
 // veteran is the number of the process that each site has from the beginning to the end.
@@ -301,39 +276,6 @@ func (s *soakSite) open(named bool) (err error) {
 	return nil
 }
 
-// soakKinds are the faults of a soak: Redis is to keep what it has acknowledged, and to
-// have room.
-var soakKinds = []Kind{
-	Kill, Pause, Deploy, Rebalance, Slow, Clock,
-	BrokerReset, BrokerBlackHole, BrokerSwallow, BrokerLatency, BrokerBandwidth, BrokerRestart,
-	StoreReset, StoreBlackHole, StoreSwallow, StoreLatency, StoreBandwidth, StoreRestart,
-}
-
-// soakPlan draws one fault for each part of the time. The first slot is hit by nothing
-// that ends its process.
-func soakPlan(seed, site uint64, length, every time.Duration) (plan []Fault) {
-	r := rand.New(rand.NewPCG(seed, site))
-	o := Offer{Slots: Slots, Lease: soakLease, Every: every, Clock: true, StoreProxy: true}
-	var deck []Kind
-	for from := time.Duration(0); from+every <= length; from += every {
-		if len(deck) == 0 {
-			deck = slices.Clone(soakKinds)
-			r.Shuffle(len(deck), func(i, j int) { deck[i], deck[j] = deck[j], deck[i] })
-		}
-		f := Fault{At: from + within(r, every/10, every/2), Kind: deck[0]}
-		deck = deck[1:]
-		if traits[f.Kind].hits == hitsSlot {
-			f.Slot = r.IntN(Slots)
-			if f.Kind == Kill {
-				f.Slot = 1 + r.IntN(Slots-1)
-			}
-		}
-		traits[f.Kind].draw(r, &o, &f)
-		plan = append(plan, f)
-	}
-	return plan
-}
-
 // live has all sites work, fail and settle, and takes the samples.
 func (s *soak) live(t *testing.T) error {
 	t.Helper()
@@ -375,101 +317,6 @@ func (s *soak) live(t *testing.T) error {
 	return nil
 }
 
-// sample takes samples until the time is over.
-func (s *soak) sample(t *testing.T, began time.Time, out *os.File) error {
-	ticker := time.NewTicker(s.res.Sampled)
-	defer ticker.Stop()
-	lines := json.NewEncoder(out)
-	told := began
-	for time.Since(began) < s.o.Duration {
-		select {
-		case <-ticker.C:
-		case <-t.Context().Done():
-			return context.Cause(t.Context())
-		}
-		if t.Failed() {
-			return errors.New("a server did not do what it was told to")
-		}
-		x := Sample{Seconds: time.Since(began).Seconds(), Redis: s.lookAtRedis(t.Context())}
-		for _, site := range s.sites {
-			consumers, err := readStats(site.round.Dir, s.res.Sampled)
-			if err != nil {
-				return err
-			}
-			pub := site.round.pub
-			x.Sites = append(x.Sites, SiteSample{Site: site.Broker.Kind(), Messages: pub.messages.Load(), Backlog: pub.backlog(), Consumers: consumers})
-		}
-		if err := lines.Encode(x); err != nil {
-			return err
-		}
-		if time.Since(told) > tellEvery {
-			told = time.Now()
-			t.Log(x.String())
-		}
-	}
-	return nil
-}
-
-const tellEvery = 30 * time.Second
-
-// String is a line that tells of progress.
-func (x *Sample) String() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%.0fs:", x.Seconds)
-	for _, site := range x.Sites {
-		fmt.Fprintf(&b, " %s %d messages, %d behind;", site.Site, site.Messages, site.Backlog)
-	}
-	if x.Redis == nil {
-		b.WriteString(" Redis is away")
-	} else {
-		fmt.Fprintf(&b, " Redis %d keys, %d MB", x.Redis.Keys, x.Redis.Memory/1e6)
-	}
-	return b.String()
-}
-
-func (s *soak) lookAtRedis(ctx context.Context) *RedisSample {
-	ctx, cancel := context.WithTimeout(ctx, s.res.Sampled/2)
-	defer cancel()
-	keys, err := s.redis.DBSize(ctx).Result()
-	if err != nil {
-		return nil
-	}
-	memory, err := s.redis.InfoMap(ctx, "memory").Result()
-	if err != nil {
-		return nil
-	}
-	r := &RedisSample{Keys: keys}
-	if _, err := fmt.Sscan(memory["Memory"]["used_memory"], &r.Memory); err != nil {
-		return nil
-	}
-	return r
-}
-
-// readStats returns the last figures of each consumer that has written some of late.
-func readStats(dir string, every time.Duration) (all []role.Stats, err error) {
-	files, err := filepath.Glob(filepath.Join(dir, role.StatsFile("*"+history.Suffix)))
-	if err != nil {
-		return nil, err
-	}
-	for _, file := range files {
-		if info, err := os.Stat(file); err != nil || time.Since(info.ModTime()) > every {
-			continue // it has ended, or is stopped
-		}
-		text, err := os.ReadFile(file)
-		if err != nil {
-			return nil, err
-		}
-		text = text[:bytes.LastIndexByte(text, '\n')+1]
-		text = text[bytes.LastIndexByte(bytes.TrimSuffix(text, []byte("\n")), '\n')+1:]
-		var s role.Stats
-		if len(text) == 0 || json.Unmarshal(text, &s) != nil {
-			continue // its first line is being written
-		}
-		all = append(all, s)
-	}
-	return all, nil
-}
-
 // ReadSoak reads a result file.
 func ReadSoak(path string) (*SoakResult, error) {
 	text, err := os.ReadFile(path)
@@ -481,23 +328,6 @@ func ReadSoak(path string) (*SoakResult, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return r, nil
-}
-
-// ReadSamples reads a samples file.
-func ReadSamples(path string) (all []Sample, err error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	for d := json.NewDecoder(bufio.NewReader(f)); d.More(); {
-		var x Sample
-		if err := d.Decode(&x); err != nil {
-			return nil, fmt.Errorf("%s: sample %d: %w", path, len(all)+1, err)
-		}
-		all = append(all, x)
-	}
-	return all, nil
 }
 
 // verdict holds what a site did to the promise. The histories of an hour are large: one

@@ -16,7 +16,7 @@ var (
 	flagSite     = flag.String("torture.site", "", "sites, as in kafka-*/redis,nats/*; empty: all")
 	flagParallel = flag.Int("torture.parallel", 2, "sites at a time")
 	flagRate     = flag.Int("torture.rate", 0, "messages a second of a site at most; zero: as many as it takes")
-	flagDir      = flag.String("torture.dir", "", "of the results, and of what failing rounds leave; empty: one that is removed unless a round fails")
+	flagDir      = flag.String("torture.dir", "", "of the results, and of what failing rounds leave; empty: e2e/.torture")
 	flagReport   = flag.String("torture.report", "", "file that the page of all results in torture.dir is written to")
 )
 
