@@ -79,10 +79,11 @@ func (f *faults) happen(ctx context.Context, fault Fault) (lasted bool) {
 	switch fault.Kind {
 	case Slow:
 		e.Process = slot.command(role.Slow, fault.Amount)
-		lasted = pass(ctx, fault.For)
+		lasted = pass(ctx, fault.For) && e.Process != 0
 		slot.command(role.Slow, 0)
 	case Clock:
 		e.Process = slot.command(role.Clock, fault.Amount)
+		lasted = e.Process != 0
 	case BrokerRestart:
 		f.restartBroker()
 	case StoreRestart, StoreEmpty, StoreFailover, StoreFull:

@@ -149,6 +149,9 @@ func TestFaultsAtTheEndOfARound(t *testing.T) {
 	f.carryOut(t.Context(), Fault{Kind: BrokerLatency, For: time.Millisecond})
 	f.carryOut(t.Context(), Fault{Kind: BrokerReset})
 	f.carryOut(t.Context(), Fault{Kind: Kill})
+	for _, k := range []Kind{Kill, Pause, Slow, Clock} {
+		f.carryOut(t.Context(), Fault{Kind: k, Slot: 2}) // which has no process
+	}
 	if want := map[Kind]int{Pause: 1, BrokerLatency: 1, BrokerReset: 1, Kill: 1}; !maps.Equal(f.done, want) {
 		t.Errorf("counted are %v, want %v", f.done, want)
 	}
