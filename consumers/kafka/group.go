@@ -305,16 +305,28 @@ func (m *membership) start(ctx context.Context, p *partition, offset int64) (int
 	}
 }
 
-// lookIntoGap is for the message after p.last: offsets between them are missing for
-// compaction, a marker, or because they were deleted, which kafka-go tells nobody.
+// lookIntoGap is called with the offset that came after p.last. What is missing between was
+// compacted, or is a marker, or was deleted unhandled, which kafka-go tells nobody: the last
+// is told.
 func (c *Consumer) lookIntoGap(ctx context.Context, p *partition, offset int64) {
 	next := p.last + 1
-	if offset <= next || time.Since(p.asked) < askAboutGap {
+	if offset <= next || time.Since(p.gapAsked) < askAboutGap {
 		return
 	}
-	p.asked = time.Now()
-	if first, _, err := c.ask.ends(ctx, p.topic, p.id); err == nil && first > next {
-		consumers.EmitFinding(c.s.guard, deleted(p.topic, p.id, next, min(first, offset)))
+	p.gapAsked = time.Now()
+	first, _, err := c.ask.ends(ctx, p.topic, p.id)
+	if err != nil || first <= next {
+		return
+	}
+	if c.source != nil { // another member may have had the partition meanwhile
+		committed, err := c.source.standing.committed(ctx, p.place())
+		if err != nil {
+			return
+		}
+		next = max(next, committed)
+	}
+	if first = min(first, offset); first > next {
+		consumers.EmitFinding(c.s.guard, deleted(p.topic, p.id, next, first))
 	}
 }
 

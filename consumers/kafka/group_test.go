@@ -445,19 +445,37 @@ func TestDeletedByRetention(t *testing.T) {
 }
 
 // And so is what was deleted while Run was at work: kafka-go's reader goes on behind it, and
-// tells nobody.
+// tells nobody. What is missing for another reason is not.
 func TestDeletedWhileReading(t *testing.T) {
 	t.Parallel()
-	a := newAsked(t)
-	deleteBefore(t, a.addrs[0], "orders", 8)
-	s, stop := a.asks(t, (&journal{}).handle)
-	for _, offset := range []int64{4, 5, 9, 11} { // 10 is there, and compacted
-		s.msgs <- at(0, offset, fmt.Sprint("m-", offset))
-	}
-	testenv.Await(t, "the commit", func() bool { return s.offsets()[0] == 12 })
-	stop()
-	if deleted := a.events.of(idem.EventFinding); !a.events.has(idem.EventFinding, "offsets 6 to 7 were deleted") || a.events.has(idem.EventFinding, "offsets 10") {
-		t.Errorf("findings %v", deleted)
+	for _, c := range []struct {
+		name      string
+		committed int64 // by the group, when the gap is met; -1: nothing
+		fetch     []int64
+		want      string
+	}{
+		{name: "deleted", committed: -1, fetch: []int64{4, 5, 9}, want: "offsets 6 to 7 were deleted"},
+		{name: "compacted", committed: -1, fetch: []int64{9, 11}},
+		{name: "handled by another member, and deleted", committed: 9, fetch: []int64{4, 5, 9}},
+		{name: "in part handled by another member, and deleted", committed: 7, fetch: []int64{4, 5, 9}, want: "offsets 7 to 7 were deleted"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			a := newAsked(t)
+			deleteBefore(t, a.addrs[0], "orders", 8)
+			s, stop := a.asks(t, (&journal{}).handle)
+			a.is(standing{offset: c.committed})
+			for _, offset := range c.fetch {
+				s.msgs <- at(0, offset, fmt.Sprint("m-", offset))
+			}
+			last := c.fetch[len(c.fetch)-1]
+			testenv.Await(t, "the commit", func() bool { return s.offsets()[0] == last+1 })
+			stop()
+			told := a.events.of(idem.EventFinding)
+			if !a.events.has(idem.EventFinding, c.want) || c.want == "" && a.events.has(idem.EventFinding, "were deleted") {
+				t.Errorf("findings %v", told)
+			}
+		})
 	}
 }
 

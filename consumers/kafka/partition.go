@@ -29,20 +29,20 @@ const reportStill = time.Second
 // partition is one assignment of a partition: its messages from where it was assigned
 // until it goes away, or begins anew at a lower offset.
 type partition struct {
-	s      *settler
-	topic  string
-	id     int
-	track  *tracker
-	lanes  []*lane
-	seed   maphash.Seed
-	shelf  *shelf
-	ctx    context.Context // ends with the assignment
-	end    context.CancelCauseFunc
-	last   int64     // offset that was fetched last
-	asked  time.Time // about a gap before a message
-	passed uint64    // messages fetched when the group was first found further; zero: it is not; see standing
-	stored int       // messages on the shelf; guarded by the shelf
-	feeds  sync.WaitGroup
+	s        *settler
+	topic    string
+	id       int
+	track    *tracker
+	lanes    []*lane
+	seed     maphash.Seed
+	shelf    *shelf
+	ctx      context.Context // ends with the assignment
+	end      context.CancelCauseFunc
+	last     int64 // offset that was fetched last
+	gapAsked time.Time
+	passed   uint64 // messages fetched when the group was first found further; zero: it is not; see standing
+	stored   int    // messages on the shelf; guarded by the shelf
+	feeds    sync.WaitGroup
 }
 
 // lane is one line of a partition, and what waits for its turn there.

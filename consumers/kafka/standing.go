@@ -126,19 +126,13 @@ func (s *standing) ask(ctx context.Context, batch map[*partition]prefix) (map[pl
 		partitions[p.topic] = append(partitions[p.topic], p.id)
 		next[p.place()] = c.next
 	}
-	committed, err := s.client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: s.group, Topics: partitions})
-	if err == nil {
-		err = committed.Error
-	}
-	switch {
-	case errors.Is(err, kafka.GroupIdNotFound): // it is new
-		return nil, nil
-	case err != nil:
+	committed, err := s.fetch(ctx, partitions)
+	if err != nil {
 		return nil, err
 	}
 	reached := make(map[place]int64)
 	ends := make(map[string][]kafka.OffsetRequest)
-	for topic, all := range committed.Topics {
+	for topic, all := range committed {
 		for _, p := range all {
 			at := place{topic, p.Partition}
 			switch {
@@ -166,4 +160,39 @@ func (s *standing) ask(ctx context.Context, batch map[*partition]prefix) (map[pl
 		}
 	}
 	return reached, nil
+}
+
+// fetch returns the group's offsets.
+func (s *standing) fetch(ctx context.Context, partitions map[string][]int) (map[string][]kafka.OffsetFetchPartition, error) {
+	committed, err := s.client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: s.group, Topics: partitions})
+	if err == nil {
+		err = committed.Error
+	}
+	switch {
+	case errors.Is(err, kafka.GroupIdNotFound): // it is new
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	return committed.Topics, nil
+}
+
+// committed returns the group's offset of one partition; -1: there is none.
+func (s *standing) committed(ctx context.Context, at place) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, standingWithin)
+	defer cancel()
+	var err error
+	for range standingTries {
+		var all map[string][]kafka.OffsetFetchPartition
+		if all, err = s.fetch(ctx, map[string][]int{at.topic: {at.id}}); err != nil {
+			continue
+		}
+		for _, p := range all[at.topic] {
+			if p.Partition == at.id {
+				return p.CommittedOffset, p.Error
+			}
+		}
+		return -1, nil
+	}
+	return -1, err
 }
