@@ -314,6 +314,21 @@ func (c *Consumer) lookIntoGap(ctx context.Context, p *partition, offset int64) 
 		return
 	}
 	p.gapAsked = time.Now()
+	if c.source == nil {
+		c.tellDeleted(ctx, p, next, offset)
+		return
+	}
+	p.track.hold(true) // else the answer may be what this member handled behind the gap
+	c.source.questions.Go(func() {
+		c.tellDeleted(ctx, p, next, offset)
+		p.track.hold(false)
+		c.s.commitSoon()
+	})
+}
+
+// tellDeleted tells of what was deleted before this group had handled it, of the offsets from
+// next up to end.
+func (c *Consumer) tellDeleted(ctx context.Context, p *partition, next, end int64) {
 	first, _, err := c.ask.ends(ctx, p.topic, p.id)
 	if err != nil || first <= next {
 		return
@@ -325,7 +340,7 @@ func (c *Consumer) lookIntoGap(ctx context.Context, p *partition, offset int64) 
 		}
 		next = max(next, committed)
 	}
-	if first = min(first, offset); first > next {
+	if first = min(first, end); first > next {
 		consumers.EmitFinding(c.s.guard, deleted(p.topic, p.id, next, first))
 	}
 }

@@ -479,6 +479,39 @@ func TestDeletedWhileReading(t *testing.T) {
 	}
 }
 
+// What was deleted is asked for beside the fetching, and the end of Run does not wait for the
+// answer. Until it comes no offset behind the gap is committed: else what was lost could not be
+// told from what another member handled.
+func TestQuestionAboutAGapHoldsUpNothing(t *testing.T) {
+	t.Parallel()
+	const soon = 3 * time.Second // a question lasts for 5
+	a := newAsked(t)
+	var j journal
+	s, stop := a.asks(t, j.handle)
+	a.beMute()
+	began := time.Now()
+	for i, offset := range []int64{4, 9, 10, 11} {
+		s.msgs <- at(0, offset, fmt.Sprint("m-", offset))
+		s.msgs <- at(1, int64(i), fmt.Sprint("n-", i))
+	}
+	testenv.Await(t, "the other partition", func() bool { return j.len() == 8 && s.offsets()[1] == 4 })
+	if took := time.Since(began); took > soon {
+		t.Errorf("messages behind a gap, and those of another partition, took %v", took)
+	}
+	testenv.Await(t, "the question", func() bool { return a.muteTimes() > 0 })
+	if got := s.offsets(); got[0] > 5 {
+		t.Errorf("committed %v while it is not known what is missing", got)
+	}
+	began = time.Now()
+	stop()
+	if took := time.Since(began); took > soon {
+		t.Errorf("the end took %v", took)
+	}
+	if got := s.offsets(); got[0] != 12 {
+		t.Errorf("committed %v at the end", got)
+	}
+}
+
 // A consumer that stops leaves the group, with its offsets committed, in a moment: the
 // next has the partitions long before a session would have timed out.
 func TestStopLeavesTheGroup(t *testing.T) {

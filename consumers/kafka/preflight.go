@@ -69,8 +69,9 @@ func (b brokers) ends(ctx context.Context, topic string, id int) (first, last in
 		if conn, err = b.theDialer().DialLeader(ctx, "tcp", addr, topic, id); err != nil {
 			continue
 		}
-		_ = conn.SetDeadline(time.Now().Add(askTimeout)) // a closed one fails below
+		stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 		first, last, err = conn.ReadOffsets()
+		stop()
 		_ = conn.Close()
 		if err == nil {
 			return first, last, nil

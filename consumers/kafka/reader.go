@@ -20,7 +20,8 @@ import (
 type reading struct {
 	Reader
 
-	standing *standing
+	standing  *standing
+	questions sync.WaitGroup // about gaps; they end with the fetching
 
 	mu         sync.Mutex
 	partitions map[place]*partition
@@ -43,6 +44,7 @@ func (r *reading) run(ctx context.Context, c *Consumer, e *consumers.Engine, sta
 	var wg sync.WaitGroup
 	wg.Go(func() { s.commitUntil(committing, func() bool { return r.commit(committing, s) }) })
 	err := e.Run(ctx, func(ctx context.Context) error { return r.fetch(ctx, c, e) })
+	r.questions.Wait()
 	stop()
 	wg.Wait()
 	r.commit(base, s)

@@ -37,6 +37,8 @@ type asked struct {
 	mu     sync.Mutex
 	answer standing
 	n      int
+	ends   int // questions about the ends of a partition while mute
+	mute   bool
 }
 
 func newAsked(t *testing.T) *asked {
@@ -79,6 +81,15 @@ func newAsked(t *testing.T) *asked {
 		resp.Topics = append(resp.Topics, topic)
 		return resp, nil, true
 	})
+	fake.ControlKey(int16(kmsg.ListOffsets), func(kmsg.Request) (kmsg.Response, error, bool) {
+		fake.KeepControl()
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.mute {
+			a.ends++
+		}
+		return nil, nil, a.mute
+	})
 	return a
 }
 
@@ -86,6 +97,19 @@ func (a *asked) is(s standing) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.answer, a.n = s, 0
+}
+
+// beMute answers no question about the ends of a partition any more.
+func (a *asked) beMute() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.mute = true
+}
+
+func (a *asked) muteTimes() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.ends
 }
 
 func (a *asked) times() int {

@@ -14,6 +14,7 @@ type tracker struct {
 	committed int64      // -1: not known
 	fresh     int        // messages that have come to the prefix since the last commit
 	open      int        // messages that are not done
+	held      bool       // nothing is to be committed
 }
 
 type mark struct {
@@ -108,11 +109,18 @@ type prefix struct {
 	fresh int
 }
 
+// hold has toCommit return nothing, until it is called with false.
+func (t *tracker) hold(on bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.held = on
+}
+
 // toCommit returns the offset to commit, unless it was committed.
 func (t *tracker) toCommit() (c prefix, found bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return prefix{t.next, t.fresh}, t.next > t.committed
+	return prefix{t.next, t.fresh}, t.next > t.committed && !t.held
 }
 
 // wasCommitted notes a commit of what toCommit returned.
