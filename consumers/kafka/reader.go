@@ -91,10 +91,12 @@ func (r *reading) partition(ctx context.Context, s *settler, e *consumers.Engine
 	at := place{msg.Topic, msg.Partition}
 	r.mu.Lock()
 	p := r.partitions[at]
-	r.mu.Unlock()
 	if p != nil && msg.Offset > p.last {
+		r.mu.Unlock()
 		return p
 	}
+	delete(r.partitions, at) // before drop, which takes a while: a commit under way looks there
+	r.mu.Unlock()
 	if p != nil {
 		p.drop(errAnew)
 	}
