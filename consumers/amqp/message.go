@@ -22,7 +22,7 @@ import (
 // consumer does it. The handler does not change body or headers in place, nor after it
 // returned: the next attempt, a dead-letter copy and a fingerprint are made of them. A panic
 // is not recovered: the claim is given back, which spends budget, and the panic ends the
-// process.
+// process, or, under Wrap, goes on to the caller.
 type Handler func(ctx context.Context, d amqp.Delivery) error
 
 // BatchHandler handles several messages. It returns nil where all effects are done, or an

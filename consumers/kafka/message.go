@@ -17,7 +17,7 @@ import (
 // commit: the consumer does, when what comes before is done too. It does not change the key,
 // the value or the headers in place: the next attempt, a dead-letter copy and a fingerprint
 // are made of them. A panic is not recovered: the claim is given back, which spends budget,
-// and the panic ends the process.
+// and the panic ends the process, or, under Wrap, goes on to the caller.
 type Handler func(ctx context.Context, msg kafka.Message) error
 
 // BatchHandler handles several messages. It returns nil where all effects are done, or an

@@ -83,12 +83,12 @@ func (b brokers) ends(ctx context.Context, topic string, id int) (first, last in
 // errMissing: a topic does not exist.
 var errMissing = errors.New("it does not exist: create it first")
 
-// Preflight asks the store and the brokers, and returns what weakens the promise:
-// topics that keep messages for longer than the guard remembers them, or delete them
-// before they are handled (compaction), or have done so; a dead-letter topic that is less safe than the
-// topics; settings of the reader; and what the store finds (Guard.Preflight). The error is
-// what would end Run: a topic that is missing, a committed offset beyond the end of its
-// partition, what consumers.Strict does not let pass; or that a server did not answer.
+// Preflight asks the store and the brokers, and returns what weakens the promise: topics
+// that keep messages for longer than the guard remembers them, that may delete them
+// unhandled (compaction), or that did (kafka-deleted); a dead-letter topic that is less safe
+// than the topics; settings of the reader; and what the store finds (Guard.Preflight). The
+// error is what would end Run: a topic that is missing, a committed offset beyond the end of
+// its partition, what consumers.Strict does not let pass; or that a server did not answer.
 // docs/preflight.md lists all findings. It changes nothing, and may be called at any time,
 // also while Run is at work. A loop around Wrap has Guard.Preflight for the store.
 //

@@ -20,6 +20,7 @@ import (
 type reading struct {
 	Reader
 
+	c         *Consumer
 	standing  *standing
 	questions sync.WaitGroup // about gaps; they end with the fetching
 
@@ -36,24 +37,23 @@ func (p *partition) place() place { return place{p.topic, p.id} }
 
 // run is Run over a Reader.
 func (r *reading) run(ctx context.Context, c *Consumer, e *consumers.Engine, standing *standing) error {
-	s := c.s
-	r.partitions, r.standing = make(map[place]*partition), standing
+	r.c, r.partitions, r.standing = c, make(map[place]*partition), standing
 	defer standing.close()
 	base := context.WithoutCancel(ctx)
 	committing, stop := context.WithCancel(base) // through the drain
 	var wg sync.WaitGroup
-	wg.Go(func() { s.commitUntil(committing, func() bool { return r.commit(committing, s) }) })
-	err := e.Run(ctx, func(ctx context.Context) error { return r.fetch(ctx, c, e) })
+	wg.Go(func() { c.s.commitUntil(committing, func() bool { return r.commit(committing) }) })
+	err := e.Run(ctx, func(ctx context.Context) error { return r.fetch(ctx, e) })
 	r.questions.Wait()
 	stop()
 	wg.Wait()
-	r.commit(base, s)
+	r.commit(base)
 	return err
 }
 
 // fetch hands messages to their partitions, until ctx ends or the Reader is closed.
-func (r *reading) fetch(ctx context.Context, c *Consumer, e *consumers.Engine) error {
-	s := c.s
+func (r *reading) fetch(ctx context.Context, e *consumers.Engine) error {
+	s := r.c.s
 	sh := newShelf(s.conf.bufferMessages, s.conf.bufferBytes)
 	var p consumers.Pause
 	eof := false // was the last answer
@@ -76,8 +76,8 @@ func (r *reading) fetch(ctx context.Context, c *Consumer, e *consumers.Engine) e
 			continue
 		}
 		p.Reset()
-		at := r.partition(ctx, s, e, sh, msg)
-		c.lookIntoGap(ctx, at, msg.Offset)
+		at := r.partition(ctx, e, sh, msg)
+		r.c.lookIntoGap(ctx, at, msg.Offset)
 		if err := at.push(ctx, msg); err != nil {
 			return err
 		}
@@ -87,7 +87,7 @@ func (r *reading) fetch(ctx context.Context, c *Consumer, e *consumers.Engine) e
 // partition returns the assignment that a message belongs to. A Reader does not say
 // when partitions come and go; one that comes back at a lower offset begins anew, so
 // that what is done late in the old one does not move the new one's offset.
-func (r *reading) partition(ctx context.Context, s *settler, e *consumers.Engine, sh *shelf, msg kafka.Message) *partition {
+func (r *reading) partition(ctx context.Context, e *consumers.Engine, sh *shelf, msg kafka.Message) *partition {
 	at := place{msg.Topic, msg.Partition}
 	r.mu.Lock()
 	p := r.partitions[at]
@@ -101,13 +101,13 @@ func (r *reading) partition(ctx context.Context, s *settler, e *consumers.Engine
 		p.drop(errAnew)
 	}
 	// Not ctx: at the end of Run what has started is finished.
-	p = s.newPartition(context.WithoutCancel(ctx), ctx, e, sh, msg.Topic, msg.Partition)
+	p = r.c.s.newPartition(context.WithoutCancel(ctx), ctx, e, sh, msg.Topic, msg.Partition)
 	p.last = msg.Offset - 1
 	if r.Config().StartOffset == kafka.LastOffset {
 		// Nothing may be committed yet: whoever got the partition then would begin at the
 		// end, behind this message.
 		p.track.startAt(msg.Offset)
-		s.commitSoon()
+		r.c.s.commitSoon()
 	}
 	r.mu.Lock()
 	r.partitions[at] = p
@@ -118,7 +118,7 @@ func (r *reading) partition(ctx context.Context, s *settler, e *consumers.Engine
 // commit commits, for each partition, the prefix of what is done, unless the group has
 // committed as much. It reports a failure: the next try includes it. One call is made at
 // a time.
-func (r *reading) commit(ctx context.Context, s *settler) (committed bool) {
+func (r *reading) commit(ctx context.Context) (committed bool) {
 	r.mu.Lock()
 	batch := prefixes(maps.Values(r.partitions))
 	r.mu.Unlock()
@@ -141,7 +141,7 @@ func (r *reading) commit(ctx context.Context, s *settler) (committed bool) {
 	}
 	if err := r.CommitMessages(within, msgs...); err != nil {
 		if ctx.Err() == nil { // else the last one makes up for it
-			s.commitFailed(err)
+			r.c.s.commitFailed(err)
 		}
 		return false
 	}

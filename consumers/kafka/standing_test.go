@@ -192,7 +192,7 @@ func TestCommitsBehindTheGroup(t *testing.T) {
 }
 
 // Brokers that do not answer hold up one commit, for two seconds, and not each; that is
-// told once, and again after an answer.
+// told once.
 func TestSilentBrokers(t *testing.T) {
 	t.Parallel()
 	a := newAsked(t)

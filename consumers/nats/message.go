@@ -20,7 +20,8 @@ import (
 // (idem.FromContext), and ends when that is lost. The message cannot be settled:
 // the consumer does it. The handler does not change data or headers in place: the next
 // attempt, a dead-letter copy and a fingerprint are made of them. A panic is not recovered:
-// the claim is given back, which spends budget, and the panic ends the process.
+// the claim is given back, which spends budget, and the panic ends the process, or,
+// under Wrap, goes on to the caller.
 type Handler func(ctx context.Context, msg jetstream.Msg) error
 
 // BatchHandler handles several messages. It returns nil where all effects are done, or an
