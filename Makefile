@@ -58,14 +58,14 @@ cover: ## measure how much of idem and consumers the tests reach, per package an
 	@.ci/cover $(CACHE)/cover.out
 	@echo "line by line: go tool cover -html=.cache/cover.out"
 
-# SEED, SITE=kafka-*/redis,nats/*, ROUND=20s, and AHEAD, NEAR, BATCH and PGX=on or off choose; REPORT=1 also has
+# SEED, SITE=kafka-*/redis,nats/*, ROUND=20s, and AHEAD, NEAR, BATCH, WORK and PGX=on or off choose; REPORT=1 also has
 # the planted bugs found, and writes docs/faults.md, from all results that are in e2e/.torture.
 .PHONY: torture
-torture: ## run consumers of every broker with every store under faults (DURATION, SEED, SITE, ROUND, AHEAD, NEAR, BATCH, PGX, REPORT=1)
+torture: ## run consumers of every broker with every store under faults (DURATION, SEED, SITE, ROUND, AHEAD, NEAR, BATCH, WORK, PGX, REPORT=1)
 	@.ci/with-servers go test -C e2e -count=1 -v -timeout=0 -run='^Test(Torture$(if $(REPORT),|PlantedBugs))$$' ./torture \
 		-torture.duration=$(DURATION) $(if $(SEED),-torture.seed=$(SEED)) $(if $(SITE),-torture.site='$(SITE)') \
 		$(if $(ROUND),-torture.round=$(ROUND)) $(if $(AHEAD),-torture.ahead=$(AHEAD)) $(if $(NEAR),-torture.near=$(NEAR)) \
-		$(if $(BATCH),-torture.batch=$(BATCH)) $(if $(PGX),-torture.pgx=$(PGX)) \
+		$(if $(BATCH),-torture.batch=$(BATCH)) $(if $(WORK),-torture.work=$(WORK)) $(if $(PGX),-torture.pgx=$(PGX)) \
 		$(if $(REPORT),-torture.report=$(CURDIR)/docs/faults.md)
 
 .PHONY: soak

@@ -92,6 +92,9 @@ func (r *Round) withDefaults() {
 	def(&r.Config.Lease, DefaultLease)
 	if r.Rate == 0 {
 		r.Rate = DefaultRate
+		if r.Settings["work"] {
+			r.Rate = workRate
+		}
 	}
 	c := &r.Config
 	if c.Concurrency == 0 {

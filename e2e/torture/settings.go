@@ -5,6 +5,7 @@ import (
 	"hash/fnv"
 	"math/rand/v2"
 	"strings"
+	"time"
 
 	"github.com/idemq/idemq/e2e/torture/role"
 )
@@ -27,6 +28,13 @@ const nearCache = 1000
 // the consumer): several such batches wait in a round's backlog.
 const maxBatch = 32
 
+// work is how long a handler takes in some rounds, and workRate how many messages a second
+// these have: so that a process that is paused, or cut off, has messages in its handlers.
+const (
+	work     = 20 * time.Millisecond
+	workRate = 100
+)
+
 var settings = []setting{
 	{"ahead", "working ahead", true, func(c *role.Config, on bool) {
 		if !on {
@@ -45,6 +53,11 @@ var settings = []setting{
 			c.Batch = maxBatch
 		}
 	}, fitsBatches},
+	{"work", "handlers that take 20 ms", false, func(c *role.Config, on bool) {
+		if on {
+			c.Work = work
+		}
+	}, nil},
 	{"pgx", "pgxstore", false, func(c *role.Config, on bool) { c.PGX = on }, func(p place) bool { return p.store.kind == "postgres" }},
 }
 

@@ -44,7 +44,7 @@ func TestSettingsAreDrawn(t *testing.T) {
 		}
 	}
 	// A seed that somebody noted down has to give the same settings next year.
-	for name, want := range map[string]string{"ahead": "on on on on off on off off", "batch": "off on off on off on off on", "pgx": "on on off on off on on on"} {
+	for name, want := range map[string]string{"ahead": "on on on on off on off off", "batch": "off on off on off on off on", "work": "off off off off on off on off", "pgx": "on on off on off on on on"} {
 		got := ""
 		for seed := range uint64(8) {
 			got += " " + onOff(drawn.draw(seed, natsPostgres(t))[name])
@@ -134,15 +134,19 @@ func TestSettingsReachConsumers(t *testing.T) {
 		pgx      bool
 		words    string
 	}{
-		{"nothing said", nil, 0, 0, 0, false, "working ahead on, near cache off, batches off, pgxstore off"},
-		{"off", Settings{"ahead": false}, role.NoneAhead, 0, 0, false, "working ahead off, near cache off, batches off, pgxstore off"},
-		{"on is the default", Settings{"ahead": true}, 0, 0, 0, false, "working ahead on, near cache off, batches off, pgxstore off"},
-		{"a near cache", Settings{"near": true}, 0, nearCache, 0, false, "working ahead on, near cache on, batches off, pgxstore off"},
-		{"batches", Settings{"batch": true}, 0, 0, maxBatch, false, "working ahead on, near cache off, batches on, pgxstore off"},
-		{"pgxstore", Settings{"pgx": true}, 0, 0, 0, true, "working ahead on, near cache off, batches off, pgxstore on"},
+		{"nothing said", nil, 0, 0, 0, false, "working ahead on, near cache off, batches off, handlers that take 20 ms off, pgxstore off"},
+		{"off", Settings{"ahead": false}, role.NoneAhead, 0, 0, false, "working ahead off, near cache off, batches off, handlers that take 20 ms off, pgxstore off"},
+		{"on is the default", Settings{"ahead": true}, 0, 0, 0, false, "working ahead on, near cache off, batches off, handlers that take 20 ms off, pgxstore off"},
+		{"a near cache", Settings{"near": true}, 0, nearCache, 0, false, "working ahead on, near cache on, batches off, handlers that take 20 ms off, pgxstore off"},
+		{"batches", Settings{"batch": true}, 0, 0, maxBatch, false, "working ahead on, near cache off, batches on, handlers that take 20 ms off, pgxstore off"},
+		{"handlers that take their time", Settings{"work": true}, 0, 0, 0, false, "working ahead on, near cache off, batches off, handlers that take 20 ms on, pgxstore off"},
+		{"pgxstore", Settings{"pgx": true}, 0, 0, 0, true, "working ahead on, near cache off, batches off, handlers that take 20 ms off, pgxstore on"},
 	} {
 		r := Round{Seed: 1, Settings: tt.settings}
 		r.withDefaults()
+		if takes := r.Config.Work == work; takes != tt.settings["work"] || takes != (r.Rate == workRate) {
+			t.Errorf("%s: handlers take %v, at %d messages a second", tt.name, r.Config.Work, r.Rate)
+		}
 		if c := r.Config; c.Ahead != tt.ahead || c.NearCache != tt.near || c.Batch != tt.batch || c.PGX != tt.pgx {
 			t.Errorf("%s: consumers are told %d ahead, a near cache of %d and batches of %d, pgxstore: %t; want %d, %d, %d, %t", tt.name, c.Ahead, c.NearCache, c.Batch, c.PGX, tt.ahead, tt.near, tt.batch, tt.pgx)
 		}

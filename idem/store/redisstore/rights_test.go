@@ -66,8 +66,8 @@ func TestRightsAreDocumented(t *testing.T) {
 			t.Errorf("the package's doc does not have %v for %s", rules, what)
 		}
 	}
-	if want := strings.Join(lists["Verify"], " "); !strings.Contains(string(code), want) {
-		t.Errorf("the package's doc does not have %s for Verify", want)
+	if want := strings.Join(lists["Preflight"], " "); !strings.Contains(string(code), want) {
+		t.Errorf("the package's doc does not have %s for Preflight", want)
 	}
 }
 
@@ -178,7 +178,7 @@ func TestMissingRights(t *testing.T) {
 			server := v.Start(t, durable...)
 			admin := server.Client(t)
 			server.StartReplica(t)
-			all := slices.Concat(lists["store"], lists["replicas"], lists["Verify"])
+			all := slices.Concat(lists["store"], lists["replicas"], lists["Preflight"])
 			only := func(rules []string, opts ...redisstore.Option) *redisstore.Store {
 				t.Helper()
 				if err := errors.Join(admin.Do(context.Background(), "ACL", "DELUSER", "orders").Err(),
