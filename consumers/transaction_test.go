@@ -177,6 +177,48 @@ func TestCommitInTheHandler(t *testing.T) {
 	})
 }
 
+// A handler that returns before its CommitWith has failed, and stops no consumer: what comes of
+// that is waited for, before the message is acked or handled again.
+func TestCommitOutlivesItsHandler(t *testing.T) {
+	for name, tc := range map[string]struct {
+		commit  func(apply func() error) error
+		returns error
+		handled []string
+	}{
+		"committed, error":     {func(apply func() error) error { return apply() }, errBoom, []string{"a", "b"}},
+		"committed, nil":       {func(apply func() error) error { return apply() }, nil, []string{"a", "b"}},
+		"not committed, error": {func(func() error) error { return errBoom }, errBoom, []string{"a", "a", "b"}},
+		"not committed, nil":   {func(func() error) error { return errBoom }, nil, []string{"a", "a", "b"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r, _ := newDatabaseRig(t, consumers.Broker{})
+				r.b.publish("a", "b")
+				first := true
+				stop := r.start(func(ctx context.Context, _ *delivery) error {
+					if !first {
+						return nil
+					}
+					first = false
+					c, _ := idem.FromContext(ctx)
+					go func() {
+						_ = c.CommitWith(ctx, func(ctx context.Context, s store.Store, b *store.Batch) error {
+							time.Sleep(lease / 3)
+							return tc.commit(func() error { return s.Apply(ctx, b) })
+						})
+					}()
+					synctest.Wait()
+					return tc.returns
+				})
+				time.Sleep(time.Minute)
+				r.mustStop(stop)
+				r.wantSettled("ack 1", "ack 2")
+				r.wantHandled(tc.handled...)
+			})
+		})
+	}
+}
+
 // While it is not known whether a transaction was committed, its message is not acked,
 // and at the end of a drain it is left to the broker.
 func TestUnknownOutcomeAtTheEnd(t *testing.T) {

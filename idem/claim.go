@@ -2,6 +2,7 @@ package idem
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -217,6 +218,9 @@ func (c *Claim) Retry(ctx context.Context, counted bool, req Request) (*Claim, e
 	}
 	if err != nil {
 		c.Abandon()
+		if errors.Is(err, errEnding) { // by a CommitWith that the handler did not wait for
+			err = inProgress(c.token, g.core.opts.lease/3)
+		}
 		return nil, err
 	}
 	c.Rollback()
@@ -325,7 +329,10 @@ func (c *Claim) lock() error {
 func (c *claim) lock(commits bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.ended || c.ending || commits && c.committed {
+	switch {
+	case c.ending:
+		return fmt.Errorf("idem: token %q: attempt %d: %w", c.token, c.attempt, errEnding)
+	case c.ended, commits && c.committed:
 		return fmt.Errorf("idem: token %q: attempt %d: %w", c.token, c.attempt, ErrClaimEnded)
 	}
 	c.ending = true
