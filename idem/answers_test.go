@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/idemq/idemq/idem"
@@ -45,6 +47,56 @@ func TestSenselessAnswers(t *testing.T) {
 				t.Errorf("%s is answered %+v: %v, want an error that names the driver", call, reply, err)
 			}
 		}
+	}
+}
+
+// A driver's panic, or that of a hook in its client, is a trip that failed: whoever waits for it is
+// answered, nothing stays claimed, and observers are told where it came from.
+func TestDriverPanics(t *testing.T) {
+	for _, whose := range []string{"caller", "guard"} {
+		t.Run("on a goroutine of the "+whose, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx := context.Background()
+				if whose == "guard" {
+					ctx = t.Context()
+				}
+				var panics atomic.Bool
+				told := make(chan error, 10)
+				s := watched{memstore.New(), func(context.Context, *store.Batch) error {
+					if panics.Load() {
+						panic("a hook")
+					}
+					return nil
+				}}
+				g := idem.New(idem.WithStore(s), idem.WithObserver(idem.ObserverFunc(func(e idem.Event) {
+					if e.Kind == idem.EventStoreDown {
+						told <- e.Err
+					}
+				}))).Group("g")
+				failed := func(what string, err error) {
+					if err == nil || !strings.Contains(err.Error(), "watched panicked: a hook") || idem.Done(err) {
+						t.Errorf("%s: %v, want an error that names the driver", what, err)
+					}
+				}
+				panics.Store(true)
+				_, err := g.Begin(ctx, "a")
+				failed("Begin", err)
+				panics.Store(false)
+				c, err := g.Begin(ctx, "a")
+				if err != nil {
+					t.Fatal(err)
+				}
+				panics.Store(true)
+				failed("Commit", c.Commit(ctx))
+				panics.Store(false)
+				if err := c.Commit(ctx); err != nil {
+					t.Errorf("Commit: %v", err)
+				}
+				if err := <-told; !strings.Contains(err.Error(), "answers_test.go") {
+					t.Errorf("told %v, want where it came from", err)
+				}
+			})
+		})
 	}
 }
 

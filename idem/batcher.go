@@ -281,7 +281,7 @@ func (b *batcher) resume(o *outage) {
 // others. If it takes too long for a caller who may be let go, the calls are sent again.
 func (b *batcher) flyHere(ctx context.Context, f *flight, mayGo bool) {
 	late, landing := false, false
-	defer func() { // also where the store's driver panics
+	defer func() { // also where the store's driver ends the goroutine
 		b.mu.Lock()
 		b.flights--
 		if !landing {

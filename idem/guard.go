@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -216,9 +217,15 @@ func (c *core) tripTimeout() time.Duration { return max(c.opts.lease/3, 250*time
 // quickTimeout is for how long a caller whose context ends may be held up.
 func (c *core) quickTimeout() time.Duration { return min(c.opts.lease/10, 100*time.Millisecond) }
 
-// apply makes one trip.
-func (c *core) apply(ctx context.Context, b *store.Batch) error {
+// apply makes one trip. A panic of the driver, or of a hook in its client, is a failure of the
+// trip: whoever waits for the answers is not the one it panics on.
+func (c *core) apply(ctx context.Context, b *store.Batch) (err error) {
 	o := c.opts
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("the driver %T panicked: %v\n%s", o.store, r, debug.Stack())
+		}
+	}()
 	c.terms(b)
 	if o.instance != "" {
 		n, err := c.incarnation.draw(ctx, o)
