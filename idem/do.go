@@ -23,7 +23,8 @@ import (
 //
 // Where fn wrote in the store's own transaction (sqlstore.Tx), effect and completion are
 // committed together: whatever the error, neither happened, unless it says that this is
-// not known. ErrRolledBack (a deadlock, say) spends no budget: try again.
+// not known, or fn did not wait for its CommitWith. ErrRolledBack (a deadlock, say) spends no
+// budget: try again.
 func (g *Guard) Do(ctx context.Context, token string, fn func(context.Context) error, opts ...ClaimOption) error {
 	c, err := g.ask(ctx, store.Begin, newRequest(token, opts))
 	if err != nil {
@@ -80,6 +81,9 @@ func (c *Claim) complete(ctx context.Context) error {
 	case errors.Is(err, ErrRolledBack):
 		_ = c.giveBackWithin(ctx)
 		return fmt.Errorf("idem: the handler returned nil, and its transaction was rolled back: %w", err)
+	case errors.Is(err, ErrClaimEnded):
+		c.Abandon()
+		return fmt.Errorf("idem: the handler returned nil while its CommitWith was under way, and what comes of that is not known: %w", err)
 	case joined && !errors.Is(err, store.ErrUnavailable) && !errors.Is(err, ErrLeaseLost):
 		_ = c.endWithin(ctx, c.Release) // refused: a deferred constraint, say
 		return fmt.Errorf("idem: the handler returned nil, and its transaction could not be committed: %w", err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -528,6 +529,9 @@ func TestCommitWithOutlivesItsHandler(t *testing.T) {
 					})
 					if err == nil || ending == "retry" && !errors.Is(err, idem.ErrInProgress) {
 						t.Errorf("while it is not known whether it commits: %v", err)
+					}
+					if ending == "nil" && (!errors.Is(err, idem.ErrClaimEnded) || !strings.Contains(err.Error(), "not known")) {
+						t.Errorf("Do: %v, want an error that says that the outcome is not known", err)
 					}
 					if _, err := g.Begin(t.Context(), "a"); !errors.Is(err, idem.ErrInProgress) {
 						t.Errorf("Begin while it commits: %v", err)
