@@ -17,7 +17,8 @@ import (
 func TestHandlersErrorIsNoAnswer(t *testing.T) {
 	for _, answer := range []error{
 		idem.ErrDuplicate, idem.ErrInProgress, idem.ErrUnknownToken, idem.ErrUnsigned, idem.ErrConflict, idem.ErrInvalidToken,
-		idem.ErrLeaseLost, idem.ErrNeedAlone, store.ErrUnreadable, store.ErrNewer,
+		idem.ErrLeaseLost, idem.ErrRolledBack, idem.ErrNeedAlone, idem.ErrClaimEnded, idem.ErrClaimBorrowed,
+		store.ErrUnreadable, store.ErrNewer,
 	} {
 		t.Run(answer.Error(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -107,12 +107,13 @@ func (c *claim) commitsBy() func(context.Context, *store.Batch) error {
 
 // RolledBack reports whether err, of Commit or of the handler, says that the database
 // gave the handler's transaction up, or could not be reached for one, for a reason that is
-// not the message's. Such an attempt should spend no budget.
+// not the message's. Such an attempt should spend no budget. It says so of no claim without a
+// transaction: an error of that one's handler is of another's.
 func (c *Claim) RolledBack(err error) bool {
-	if err == nil {
+	tx := c.transaction()
+	if err == nil || tx == nil && c.committer() == nil {
 		return false
 	}
-	tx := c.transaction()
 	return errors.Is(err, ErrRolledBack) || tx != nil && tx.RolledBack(err)
 }
 
