@@ -50,6 +50,57 @@ func TestSenselessAnswers(t *testing.T) {
 	}
 }
 
+// An answer without sense to a renewal, or to a commit in a transaction, does not say that
+// somebody took over: the claim is held, as far as its lease goes.
+func TestSenselessAnswerIsNoLoss(t *testing.T) {
+	for _, reply := range []store.Reply{{}, {Status: 99}} {
+		synctest.Test(t, func(t *testing.T) {
+			var told []error
+			g := idem.New(idem.WithStore(renewing{memstore.New(), reply}), idem.WithLease(txLease), idem.WithObserver(idem.ObserverFunc(func(e idem.Event) {
+				if e.Kind == idem.EventRefused {
+					told = append(told, e.Err)
+				}
+			}))).Group("g")
+			c := begin(t, g, "a")
+			time.Sleep(txLease / 2)
+			if cause := context.Cause(c.Context()); cause != nil {
+				t.Errorf("a renewal is answered %+v: %v", reply, cause)
+			}
+			if len(told) == 0 || !strings.Contains(told[0].Error(), "renewing") {
+				t.Errorf("a renewal is answered %+v: told %v, want an error that names the driver", reply, told)
+			}
+			first := true
+			err := c.CommitWith(t.Context(), func(ctx context.Context, s store.Store, b *store.Batch) error {
+				err := s.Apply(ctx, b)
+				if first {
+					first, b.Replies[0] = false, reply
+				}
+				return err
+			})
+			if err == nil || errors.Is(err, idem.ErrLeaseLost) || !strings.Contains(err.Error(), "renewing") {
+				t.Errorf("a commit is answered %+v: %v, want an error that names the driver", reply, err)
+			}
+			if err := c.Commit(t.Context()); err != nil {
+				t.Errorf("Commit: %v", err)
+			}
+		})
+	}
+}
+
+// renewing is a driver that answers renewals like this.
+type renewing struct {
+	store.Store
+	reply store.Reply
+}
+
+func (r renewing) Apply(ctx context.Context, b *store.Batch) error {
+	err := r.Store.Apply(ctx, b)
+	if does(b, store.Renew) {
+		b.Replies[0] = r.reply
+	}
+	return err
+}
+
 // A driver's panic, or that of a hook in its client, is a trip that failed: whoever waits for it is
 // answered, nothing stays claimed, and observers are told where it came from.
 func TestDriverPanics(t *testing.T) {

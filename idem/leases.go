@@ -1,6 +1,7 @@
 package idem
 
 import (
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -124,13 +125,19 @@ func (c *claim) answered(answered *call) {
 	if !held || answered.err != nil {
 		return
 	}
-	if answered.reply.Status != store.OK {
+	switch answered.reply.Status {
+	case store.OK:
+		c.mu.Lock()
+		c.deadline = answered.sent.Add(l.core.opts.lease)
+		c.mu.Unlock()
+	case store.Lost:
 		if !c.wasEnding(answered.sent) { // else it may have come amid or just after the commit
 			c.lose()
 		}
-		return
+	default:
+		c.guard.Emit(Event{
+			Kind: EventRefused, Token: c.token,
+			Err: fmt.Errorf("idem: renew token %q: %w", c.token, l.core.senseless(answered.reply)),
+		})
 	}
-	c.mu.Lock()
-	c.deadline = answered.sent.Add(l.core.opts.lease)
-	c.mu.Unlock()
 }

@@ -215,8 +215,14 @@ func (c *Claim) tryCommit(ctx context.Context, within time.Duration, b *store.Ba
 	if len(b.Replies) != len(b.Ops) {
 		return fmt.Errorf("the driver gave %d replies to %d operations", len(b.Replies), len(b.Ops))
 	}
-	if len(b.Replies) > 0 {
-		return b.Replies[0].Err
+	if len(b.Replies) == 0 {
+		return nil
+	}
+	switch r := b.Replies[0]; {
+	case r.Err != nil:
+		return r.Err
+	case r.Status != store.OK && r.Status != store.Lost:
+		return c.guard.core.senseless(r)
 	}
 	return nil
 }
