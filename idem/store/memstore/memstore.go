@@ -51,9 +51,10 @@ type Option func(*Store)
 // A full store drops what has expired; then it forgets the record that is
 // closest to its expiry among done, dead, forgotten and issued ones: a completed
 // token that it forgets is handled again when it is redelivered. Each is told to
-// [OnForget], and all who use its prefix by [store.Batch.Notice]. Records in progress or released
-// are not forgotten before their time; when nothing else is left, an operation
-// that needs a new record is answered with [store.ErrFull].
+// [OnForget], and all who use its prefix by [store.Batch.Notice]: a guard tells of what goes
+// after its first batch. Records in progress or released are not forgotten before their time;
+// when nothing else is left, an operation that needs a new record is answered with
+// [store.ErrFull].
 func WithMaxRecords(n int) Option {
 	return func(s *Store) {
 		if n > 0 {
