@@ -24,8 +24,8 @@ type Transactor interface {
 	Enlist(ctx context.Context, terms *Batch, hold func()) (context.Context, Tx)
 }
 
-// Tx is the transaction of one run of a handler. Its methods are called one at a
-// time, after the handler has returned.
+// Tx is the transaction of one run of a handler. Its methods are safe for concurrent use;
+// Commit is called one at a time.
 type Tx interface {
 	// Used reports whether the handler opened the transaction, also after its end.
 	Used() bool
