@@ -171,12 +171,13 @@ func (c *core) claimable() error {
 }
 
 // noticed takes in what a store says that it lost, and returns what to tell, if that is
-// new. What was lost before this guard asked for anything is not its loss.
+// new. Where it is known, what has to come of it is done. What was lost before this guard asked
+// for anything is not its loss.
 func (c *core) noticed(b *store.Batch) (Event, bool) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	fresh := b.Losses == 0 || c.answered && b.Losses > c.losses
 	c.answered, c.losses = true, max(c.losses, b.Losses)
-	c.mu.Unlock()
 	if b.Notice == "" || !fresh {
 		return Event{}, false
 	}

@@ -168,9 +168,6 @@ func (c *Claim) commitBy(ctx context.Context, commit func(context.Context, *stor
 		c.mu.Unlock()
 		err := c.tryCommit(ctx, within, &b, commit)
 		within = c.guard.core.tripTimeout() // of a question
-		if notice, is := c.guard.core.noticed(&b); is {
-			c.guard.core.opts.observers.emit(notice)
-		}
 		switch {
 		case err == nil && (c.oneTrip || b.Replies[0].Status == store.OK):
 			c.done()
@@ -211,6 +208,9 @@ func (c *Claim) tryCommit(ctx context.Context, within time.Duration, b *store.Ba
 	returned = true
 	if err != nil {
 		return err
+	}
+	if notice, is := c.guard.core.noticed(b); is {
+		c.guard.core.opts.observers.emit(notice)
 	}
 	if len(b.Replies) != len(b.Ops) {
 		return fmt.Errorf("the driver gave %d replies to %d operations", len(b.Replies), len(b.Ops))

@@ -412,9 +412,13 @@ func TestNoticeAtCommit(t *testing.T) {
 		}))).Group("g")
 		err := g.Do(t.Context(), "a", func(ctx context.Context) error {
 			c, _ := idem.FromContext(ctx)
+			asked := false
 			return c.CommitWith(ctx, func(ctx context.Context, s store.Store, b *store.Batch) error {
 				err := s.Apply(ctx, b)
 				b.Notice = "The tables were made anew."
+				if !asked { // what came with an error says nothing
+					asked, err = true, store.ErrUnavailable
+				}
 				return err
 			})
 		})
