@@ -280,11 +280,11 @@ func (b *batcher) resume(o *outage) {
 // flyHere sends one batch of the caller's own calls, and leaves what queued meanwhile to
 // others. If it takes too long for a caller who may be let go, the calls are sent again.
 func (b *batcher) flyHere(ctx context.Context, f *flight, mayGo bool) {
-	late, landing := false, false
+	late, landed := false, false
 	defer func() { // also where the store's driver ends the goroutine
 		b.mu.Lock()
 		b.flights--
-		if !landing {
+		if !landed {
 			b.disembark(f)
 		}
 		if late {
@@ -298,7 +298,7 @@ func (b *batcher) flyHere(ctx context.Context, f *flight, mayGo bool) {
 	}()
 	err := b.travel(ctx, f)
 	if late = mayGo && err != nil && ctx.Err() != nil; !late {
-		landing = true
+		landed = true
 		b.land(f, err)
 	}
 }
@@ -333,122 +333,156 @@ func (b *batcher) travel(ctx context.Context, f *flight) error {
 	return b.core.apply(ctx, &f.batch)
 }
 
+// landing is what comes of one trip.
+type landing struct {
+	f   *flight
+	err error // of the whole trip
+	now time.Time
+
+	events          []Event
+	given, unwanted []*call // to be answered; claims to be given back
+	someApart       bool    // some calls wait for a part of the store
+	apartAnswered   bool    // some that did are answered
+}
+
 // land hands out the answers of a batch, or keeps its calls for another try.
 func (b *batcher) land(f *flight, err error) {
-	batch, probe := &f.batch, f.probe
-	given, unwanted := f.given[:0], f.unwanted[:0]
-	var events []Event
-	now := time.Now()
+	l := landing{f: f, err: err, now: time.Now(), given: f.given[:0], unwanted: f.unwanted[:0]}
 
 	b.mu.Lock()
 	b.disembark(f)
-	switch {
-	case err != nil && !probe:
-		if b.outage.fail(now, f.sent, err) {
-			events = append(events, Event{Kind: EventStoreDown, Err: err})
-		}
-	case err == nil:
-		if b.outage.failures > 0 {
-			events = append(events, Event{Kind: EventStoreUp, Wait: now.Sub(b.outage.since)})
-			b.outage.failures = 0
-			b.resume(&b.outage)
-		}
-		if notice, is := b.core.noticed(batch); is {
-			events = append(events, notice)
-		}
-	}
+	b.noteTrip(&l)
 	next := 0
-	unanswered := func(o *outage, c *call, err error) {
-		switch {
-		case c.abandoned:
-			unwanted = append(unwanted, c)
-		case o.givesUp(c, now):
-			c.err, c.finished = err, true
-			given, unwanted = append(given, c), append(unwanted, c)
-		default:
-			b.stall(o, c)
-		}
-	}
-	partly, whole := false, false // some calls wait for a part; some that did wait no more
-	waitApart := func(c *call, err error) {
-		if !partly && b.part.fail(now, f.sent, err) {
-			events = append(events, Event{Kind: EventStoreDown, Err: err})
-		}
-		switch {
-		case !errors.Is(err, store.ErrUnavailable):
-			c.away = time.Time{}
-		case c.away.IsZero():
-			c.away = now
-		}
-		partly, c.apart = true, true
-		unanswered(&b.part, c, err)
-	}
 	for _, c := range f.calls {
 		switch {
-		case err != nil && probe:
-			waitApart(c, err)
+		case err != nil && f.probe:
+			b.waitApart(&l, c, err)
 			continue
 		case err != nil:
-			unanswered(&b.outage, c, err)
+			b.noAnswer(&l, &b.outage, c, err)
 			continue
 		}
 		if c.before != nil {
 			next++
 		}
-		reply := batch.Replies[next]
+		b.take(&l, c, &f.batch.Replies[next])
 		next++
-		if errors.Is(reply.Err, store.ErrUnavailable) || errors.Is(reply.Err, store.ErrRefused) {
-			waitApart(c, reply.Err)
-			continue
-		}
-		whole = whole || c.apart
-		if errors.Is(reply.Err, store.ErrFull) {
-			if b.full.fail(now, f.sent, reply.Err) {
-				events = append(events, Event{Kind: EventStoreDown, Err: reply.Err})
-			}
-			if !c.abandoned && !b.full.givesUp(c, now) {
-				c.crowded = true
-				b.stall(&b.full, c)
-				continue
-			}
-		} else if b.full.failures > 0 && reply.Status == store.Claimed && (c.crowded || b.full.stalled.length == 0) {
-			events = append(events, Event{Kind: EventStoreUp, Wait: now.Sub(b.full.since)})
-			b.full.failures = 0
-			b.resume(&b.full)
-		}
-		if c.abandoned {
-			if reply.Status == store.Claimed {
-				unwanted = append(unwanted, c)
-			}
-			continue
-		}
-		c.reply, c.now, c.sent, c.err, c.finished = reply, batch.Now, f.sent, reply.Err, true
-		if reply.Status == store.Claimed && c.op.Kind == store.Begin && b.core.dataLoss.Load() {
-			c.err = ErrDataLoss // it may have been done, before the store forgot; what is spent stays spent
-			unwanted = append(unwanted, c)
-		}
-		given = append(given, c)
 	}
-	if quiet := now.Sub(b.part.last) > max(b.core.opts.lease, 2*lastRetry); err == nil && !partly && b.part.failures > 0 && (whole || quiet) {
-		events = append(events, Event{Kind: EventStoreUp, Wait: now.Sub(b.part.since)})
-		b.part.failures = 0
-		b.resume(&b.part)
-	}
-	if err == nil && !probe && !partly {
-		b.distance.add(now, now.Sub(f.sent))
+	b.notePart(&l)
+	if err == nil && !f.probe && !l.someApart {
+		b.distance.add(l.now, l.now.Sub(f.sent))
 	}
 	b.mu.Unlock()
 
-	for _, e := range events {
+	for _, e := range l.events {
 		b.core.opts.observers.emit(e)
 	}
-	b.giveBack(unwanted)
-	for _, c := range given {
+	b.giveBack(l.unwanted)
+	for _, c := range l.given {
 		c.answer() // and it is the caller's again
 	}
-	clear(given)
-	clear(unwanted)
-	f.given, f.unwanted = given, unwanted
+	clear(l.given)
+	clear(l.unwanted)
+	f.given, f.unwanted = l.given, l.unwanted
+}
+
+// noteTrip looks at the trip as a whole, with mu held.
+func (b *batcher) noteTrip(l *landing) {
+	switch {
+	case l.err != nil && !l.f.probe:
+		b.down(l, &b.outage, l.err)
+	case l.err == nil:
+		if b.outage.failures > 0 {
+			b.up(l, &b.outage)
+		}
+		if notice, is := b.core.noticed(&l.f.batch); is {
+			l.events = append(l.events, notice)
+		}
+	}
+}
+
+// down notes a failure, with mu held.
+func (b *batcher) down(l *landing, o *outage, err error) {
+	if o.fail(l.now, l.f.sent, err) {
+		l.events = append(l.events, Event{Kind: EventStoreDown, Err: err})
+	}
+}
+
+// up ends an outage, with mu held.
+func (b *batcher) up(l *landing, o *outage) {
+	l.events = append(l.events, Event{Kind: EventStoreUp, Wait: l.now.Sub(o.since)})
+	o.failures = 0
+	b.resume(o)
+}
+
+// noAnswer keeps c for another try, if anybody still waits for it, with mu held.
+func (b *batcher) noAnswer(l *landing, o *outage, c *call, err error) {
+	switch {
+	case c.abandoned:
+		l.unwanted = append(l.unwanted, c)
+	case o.givesUp(c, l.now):
+		c.err, c.finished = err, true
+		l.given, l.unwanted = append(l.given, c), append(l.unwanted, c)
+	default:
+		b.stall(o, c)
+	}
+}
+
+// waitApart is noAnswer where a part of the store gave none, with mu held.
+func (b *batcher) waitApart(l *landing, c *call, err error) {
+	if !l.someApart {
+		b.down(l, &b.part, err)
+	}
+	switch {
+	case !errors.Is(err, store.ErrUnavailable):
+		c.away = time.Time{}
+	case c.away.IsZero():
+		c.away = l.now
+	}
+	l.someApart, c.apart = true, true
+	b.noAnswer(l, &b.part, c, err)
+}
+
+// take gives c its answer, with mu held.
+func (b *batcher) take(l *landing, c *call, reply *store.Reply) {
+	if errors.Is(reply.Err, store.ErrUnavailable) || errors.Is(reply.Err, store.ErrRefused) {
+		b.waitApart(l, c, reply.Err)
+		return
+	}
+	l.apartAnswered = l.apartAnswered || c.apart
+	if errors.Is(reply.Err, store.ErrFull) {
+		b.down(l, &b.full, reply.Err)
+		if !c.abandoned && !b.full.givesUp(c, l.now) {
+			c.crowded = true
+			b.stall(&b.full, c)
+			return
+		}
+	} else if b.full.failures > 0 && reply.Status == store.Claimed && (c.crowded || b.full.stalled.length == 0) {
+		b.up(l, &b.full)
+	}
+	if c.abandoned {
+		if reply.Status == store.Claimed {
+			l.unwanted = append(l.unwanted, c)
+		}
+		return
+	}
+	c.reply, c.now, c.sent, c.err, c.finished = *reply, l.f.batch.Now, l.f.sent, reply.Err, true
+	if reply.Status == store.Claimed && c.op.Kind == store.Begin && b.core.dataLoss.Load() {
+		c.err = ErrDataLoss // it may have been done, before the store forgot; what is spent stays spent
+		l.unwanted = append(l.unwanted, c)
+	}
+	l.given = append(l.given, c)
+}
+
+// notePart ends the outage of a part of the store, with mu held: when one of the calls that
+// wait for it was answered, or none has failed for long.
+func (b *batcher) notePart(l *landing) {
+	if l.err != nil || l.someApart || b.part.failures == 0 {
+		return
+	}
+	if l.apartAnswered || l.now.Sub(b.part.last) > max(b.core.opts.lease, 2*lastRetry) {
+		b.up(l, &b.part)
+	}
 }
 
 // wait is for the answers to some calls.

@@ -120,13 +120,13 @@ func Bugs() []Bug {
 			What: "a request for a claim whose reply was lost counts as refused: somebody must have had the message before",
 			Replace: []Replacement{{
 				File: "idem/batcher.go",
-				Old:  "			b.stall(o, c)\n",
-				New: `			if c.op.Kind == store.Begin {
-				c.reply, c.finished = store.Reply{Status: store.Duplicate, Attempt: 1}, true
-				given = append(given, c)
-			} else {
-				b.stall(o, c)
-			}
+				Old:  "		b.stall(o, c)\n",
+				New: `		if c.op.Kind == store.Begin {
+			c.reply, c.finished = store.Reply{Status: store.Duplicate, Attempt: 1}, true
+			l.given = append(l.given, c)
+		} else {
+			b.stall(o, c)
+		}
 `,
 			}},
 			Trial: storeGoes,
