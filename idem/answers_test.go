@@ -63,6 +63,7 @@ func TestSenselessAnswerIsNoLoss(t *testing.T) {
 			}))).Group("g")
 			c := begin(t, g, "a")
 			time.Sleep(txLease / 2)
+			synctest.Wait()
 			if cause := context.Cause(c.Context()); cause != nil {
 				t.Errorf("a renewal is answered %+v: %v", reply, cause)
 			}

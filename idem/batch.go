@@ -21,7 +21,7 @@ func StartAll(ctx context.Context, claims []*Claim) (_ context.Context, end cont
 		c.start(shared)
 		own[i] = &Claim{claim: c.claim, borrowed: true}
 		c.mu.Lock()
-		c.loses = cancel
+		c.cancelBatch = cancel
 		lost := c.lost
 		c.mu.Unlock()
 		if lost {

@@ -18,55 +18,58 @@ type Claim struct {
 }
 
 type claim struct {
-	guard    *Guard
-	id       string
-	token    string
-	attempt  int
-	spent    int
-	redrive  int
-	at       time.Time
-	oneTrip  bool // made by Spend: nothing to renew, commit or release
-	patient  bool
-	failOpen time.Duration
+	guard   *Guard
+	id      string
+	token   string
+	attempt int
+	spent   int
+	redrive int
+	at      time.Time
+	oneTrip bool // made by Spend: nothing to renew, commit or release
+	patient bool
 
 	renewal renewal // guarded by the leases' mutex
 
-	mu        sync.Mutex
-	deadline  time.Time // of the lease, on this process's clock
-	lost      bool
-	ended     bool
-	ending    bool      // Commit, Release or Bury is under way
-	failed    time.Time // when the last of them failed
-	abandoned bool      // meanwhile: it ends with that, whatever comes of it
-	entered   bool      // holds the token in this guard
-	result    []byte
-	parent    context.Context
-	handling  context.Context // that the handler is given
-	lazy      handlerContext  // which is this, or made of it
-	ctx       context.Context // what it is made of; nil: it was not asked for yet
-	cancel    context.CancelCauseFunc
-	loses     context.CancelCauseFunc // of the context that it shares with others; see StartAll
-	stopAfter func() bool
-	derived   map[string]any
-	tx        store.Tx                                  // the handler's transaction, where the store has any
-	with      func(context.Context, *store.Batch) error // see committer
-	committed bool                                      // by CommitWith, in the handler
+	mu sync.Mutex // guards what follows
+
+	// A claim is held, then ending while Commit, Release, Bury or CommitWith is under way, then
+	// held again, or ended. What a handler's CommitWith has committed is held until the handler
+	// returns. What was abandoned ends with what is under way, whatever comes of that.
+	ending, ended, committed, abandoned bool
+
+	lost     bool
+	entered  bool      // holds the token in this guard
+	failed   time.Time // when what was to end it failed last
+	deadline time.Time // of the lease, on this process's clock
+	result   []byte
+	derived  map[string]any
+
+	parent      context.Context
+	handling    context.Context // that the handler is given
+	lazy        handlerContext  // which is this, or made of it
+	ctx         context.Context // what it is made of; nil: it was not asked for yet
+	cancel      context.CancelCauseFunc
+	cancelBatch context.CancelCauseFunc // of the context that it shares with others; see StartAll
+	stopAfter   func() bool
+
+	tx       store.Tx                                  // the handler's transaction, where the store has any
+	commitFn func(context.Context, *store.Batch) error // see committer
 }
 
 func (g *Guard) newClaim(ctx context.Context, answered *call) *Claim {
 	r := answered.reply
 	made := &struct {
-		all    Claim
-		shared claim
-	}{shared: claim{
+		handle Claim
+		state  claim
+	}{state: claim{
 		guard: g, id: answered.op.Claim, token: answered.op.Token,
 		attempt: r.Attempt, spent: r.Spent, redrive: r.Redrive, at: answered.now,
-		oneTrip: answered.op.Kind == store.Spend, patient: answered.patient, failOpen: answered.failOpen,
+		oneTrip: answered.op.Kind == store.Spend, patient: answered.patient,
 		deadline: answered.sent.Add(g.core.opts.lease), parent: ctx,
 		entered: answered.op.Kind != store.Spend,
 	}}
-	c := &made.all
-	c.claim = &made.shared
+	c := &made.handle
+	c.claim = &made.state
 	if c.oneTrip {
 		g.core.leave(g.run(c.token)) // it is done: a repeat is a duplicate
 	} else {
@@ -144,7 +147,7 @@ func (c *claim) start(ctx context.Context) context.Context {
 
 // Commit records that the message was handled. After ErrLeaseLost somebody else
 // has the message; after another error it is not known whether the completion was
-// recorded, and Commit may be called again.
+// recorded, and Commit may be called again, unless the claim was abandoned meanwhile.
 //
 // Where the handler wrote in the store's own transaction (sqlstore.Tx), the completion
 // commits with it, or neither does. ErrRolledBack says that neither did, and the claim is
@@ -178,23 +181,21 @@ func (c *Claim) Bury(ctx context.Context) error {
 	return c.end(ctx, store.Bury, false)
 }
 
-// Abandon ends the claim in this process only: it is neither committed nor released,
-// and its lease runs out. It is for whoever could not end it, and has the handler back.
-// What is under way to end it, a CommitWith of the handler's, say, goes on, and this guard
-// does not claim the token again before that is over.
+// Abandon gives the claim up in this process only: the store is told nothing, and the lease
+// runs out. Call it when Commit, Release or Bury has failed and the handler has returned. What is
+// under way to end the claim, a CommitWith of the handler's, say, goes on, and this guard does not
+// claim the token again before that is over or, where the context of Begin has ended, the lease is.
 func (c *Claim) Abandon() {
 	if c.borrowed {
 		return
 	}
 	c.mu.Lock()
-	c.abandoned = c.ending
-	free := !c.ending && !c.ended
-	c.ending = c.ending || free
+	c.abandoned = true
 	c.mu.Unlock()
 	c.StopRenewing()
-	if free {
+	if c.beginEnd() == nil { // else it has ended, or does when finish sees the flag
 		c.Rollback()
-		c.finish(true, true)
+		c.finish(true)
 	}
 }
 
@@ -202,19 +203,22 @@ func (c *Claim) Abandon() {
 // claim can still be ended; until then, this guard does not claim the token again.
 func (c *Claim) StopRenewing() {
 	if !c.borrowed {
-		c.guard.core.leases.remove(c.claim)
+		c.stopRenewing()
 	}
 }
 
+func (c *claim) stopRenewing() { c.guard.core.leases.remove(c) }
+
 // Retry gives the claim back and claims the token anew, in one trip: the next
-// attempt. Counted, it spends budget. Whatever the answer, this claim has ended. The next one
-// is renewed until it is ended, whatever becomes of ctx.
+// attempt. Counted, it spends budget. Whatever the answer, this claim has ended, or, where its
+// handler did not wait for a CommitWith, ends with that: until then the answer is ErrInProgress.
+// The next one is renewed until it is ended, whatever becomes of ctx.
 func (c *Claim) Retry(ctx context.Context, counted bool, req Request) (*Claim, error) {
 	g := c.guard
 	req.Token = c.token
 	err := g.check(&req)
 	if err == nil {
-		err = c.lock()
+		err = c.beginEnd()
 	}
 	if err != nil {
 		c.Abandon()
@@ -229,7 +233,7 @@ func (c *Claim) Retry(ctx context.Context, counted bool, req Request) (*Claim, e
 	c.entered = false // the next claim's, whatever lapse does meanwhile
 	c.mu.Unlock()
 	if !entered && !g.core.enter(g.run(c.token)) { // Begin's context ended long ago
-		c.finish(true, false)
+		c.finish(true)
 		return nil, inProgress(c.token, g.core.opts.lease/3)
 	}
 	next := new(call)
@@ -237,7 +241,7 @@ func (c *Claim) Retry(ctx context.Context, counted bool, req Request) (*Claim, e
 	release := c.op(store.Release, counted)
 	next.before = &release
 	g.core.batcher.do(ctx, next)
-	c.finish(true, false) // the token stays entered, for the next claim
+	c.finish(true)
 	b := g.begun(ctx, next)
 	return b.Claim, b.Err
 }
@@ -271,9 +275,9 @@ func (c *Claim) end(ctx context.Context, kind store.Kind, counted bool) error {
 	return err
 }
 
-// ends locks the claim and makes the call that ends it, or ends it without one.
+// ends begins the end of the claim and makes the call for it, or ends it without one.
 func (c *Claim) ends(ctx context.Context, kind store.Kind, counted bool, made *call) (sends bool, _ error) {
-	if err := c.lock(); err != nil {
+	if err := c.beginEnd(); err != nil {
 		return false, err
 	}
 	if by := c.commitsBy(); kind == store.Commit && by != nil {
@@ -281,7 +285,7 @@ func (c *Claim) ends(ctx context.Context, kind store.Kind, counted bool, made *c
 	}
 	c.Rollback()
 	if c.oneTrip && kind != store.Bury || c.isCommitted() {
-		c.finish(true, true)
+		c.finish(true)
 		return false, nil
 	}
 	made.op, made.patient, made.age = c.op(kind, counted), c.patient, c.guard.core.near.now()
@@ -317,22 +321,22 @@ func (g *Guard) endAll(ctx context.Context, claims []*Claim, kind store.Kind, co
 	return errs
 }
 
-// lock keeps a second Commit, Release or Bury out until finish.
-func (c *Claim) lock() error {
+// beginEnd keeps a second Commit, Release or Bury out until finish.
+func (c *Claim) beginEnd() error {
 	if c.borrowed {
 		return fmt.Errorf("idem: token %q: %w", c.token, ErrClaimBorrowed)
 	}
-	return c.claim.lock(false)
-}
-
-// lock is refused once the claim has ended; by CommitWith, once it was committed.
-func (c *claim) lock(commits bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.setEnding()
+}
+
+// setEnding is called with mu held.
+func (c *claim) setEnding() error {
 	switch {
 	case c.ending:
 		return fmt.Errorf("idem: token %q: attempt %d: %w", c.token, c.attempt, errEnding)
-	case c.ended, commits && c.committed:
+	case c.ended:
 		return fmt.Errorf("idem: token %q: attempt %d: %w", c.token, c.attempt, ErrClaimEnded)
 	}
 	c.ending = true
@@ -342,6 +346,11 @@ func (c *claim) lock(commits bool) error {
 func (c *claim) op(kind store.Kind, counted bool) store.Op {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.opLocked(kind, counted)
+}
+
+// opLocked is called with mu held.
+func (c *claim) opLocked(kind store.Kind, counted bool) store.Op {
 	return store.Op{
 		Kind: kind, Group: c.guard.group, Token: c.token, Claim: c.id, Attempt: c.attempt,
 		Counted: counted, Result: c.result,
@@ -364,52 +373,49 @@ func (c *Claim) endedBy(answered *call) error {
 	}
 	switch {
 	case answered.err != nil:
-		c.finish(false, false)
+		c.finish(false)
 		return fmt.Errorf("idem: %s token %q: attempt %d: %w", how.verb, c.token, c.attempt, answered.err)
 	case answered.reply.Status != store.OK && answered.reply.Status != store.Lost:
-		c.finish(false, false)
+		c.finish(false)
 		return fmt.Errorf("idem: %s token %q: %w", how.verb, c.token, c.guard.core.senseless(answered.reply))
 	case answered.reply.Status == store.Lost:
 		c.lose()
-		c.finish(true, true)
+		c.finish(true)
 		return fmt.Errorf("idem: %s token %q: attempt %d: %w", how.verb, c.token, c.attempt, ErrLeaseLost)
 	}
 	if answered.op.Kind == store.Commit {
 		c.guard.core.near.committed(c.claim, answered)
 	}
-	c.finish(true, true)
+	c.finish(true)
 	c.guard.Emit(Event{Kind: how.event, Token: c.token, Attempt: c.attempt})
 	return nil
 }
 
-// finish undoes lock. An ended claim is not renewed, its context is over, and,
-// unless another claim follows it, its token may be claimed here again.
-func (c *Claim) finish(ended, leave bool) {
+// finish undoes beginEnd. An ended claim is not renewed, its context is over, and its token
+// may be claimed here again.
+func (c *Claim) finish(ended bool) {
 	c.mu.Lock()
 	over := c.abandoned && !ended
-	ended, leave = ended || over, leave || over
+	ended = ended || over
 	if c.ending, c.ended = false, ended; !ended {
 		c.failed = time.Now()
+		c.mu.Unlock()
+		return
 	}
-	if ended && c.cancel != nil {
+	if c.cancel != nil {
 		c.cancel(nil)
 	}
-	stop := c.stopAfter
-	held := c.entered
-	if ended {
-		c.entered = false
-	}
+	stop, held := c.stopAfter, c.entered
+	c.entered = false
 	c.mu.Unlock()
-	if ended {
-		c.guard.core.leases.remove(c.claim)
-	}
+	c.stopRenewing()
 	if over {
 		c.rollback()
 	}
-	if ended && stop != nil {
+	if stop != nil {
 		stop()
 	}
-	if leave && held {
+	if held {
 		c.guard.core.leave(c.guard.run(c.token))
 	}
 }
@@ -456,7 +462,7 @@ func (c *claim) lose() {
 	first := !c.lost && !c.ended && !c.committed
 	if first {
 		c.lost = true
-		for _, cancel := range [...]context.CancelCauseFunc{c.cancel, c.loses} {
+		for _, cancel := range [...]context.CancelCauseFunc{c.cancel, c.cancelBatch} {
 			if cancel != nil {
 				cancel(ErrLeaseLost)
 			}
@@ -464,7 +470,7 @@ func (c *claim) lose() {
 	}
 	c.mu.Unlock()
 	if first {
-		c.guard.core.leases.remove(c)
+		c.stopRenewing()
 		c.guard.Emit(Event{Kind: EventLeaseLost, Token: c.token, Attempt: c.attempt})
 	}
 }

@@ -75,6 +75,7 @@ func (c *Claim) endBy(ctx context.Context, err error) error {
 func (c *Claim) complete(ctx context.Context) error {
 	joined := c.Joined()
 	err := c.Commit(c.oneLease(ctx))
+	what := "the handler returned nil, and its completion is not recorded; a redelivery runs it again"
 	switch {
 	case err == nil:
 		return nil
@@ -82,17 +83,15 @@ func (c *Claim) complete(ctx context.Context) error {
 		_ = c.giveBackWithin(ctx)
 		return fmt.Errorf("idem: the handler returned nil, and its transaction was rolled back: %w", err)
 	case errors.Is(err, ErrClaimEnded):
-		c.Abandon()
-		return fmt.Errorf("idem: the handler returned nil while its CommitWith was under way, and what comes of that is not known: %w", err)
+		what = "the handler returned nil while its CommitWith was under way, and what comes of that is not known"
 	case joined && !errors.Is(err, store.ErrUnavailable) && !errors.Is(err, ErrLeaseLost):
 		_ = c.endWithin(ctx, c.Release) // refused: a deferred constraint, say
 		return fmt.Errorf("idem: the handler returned nil, and its transaction could not be committed: %w", err)
 	case joined:
-		c.Abandon()
-		return fmt.Errorf("idem: the handler returned nil: %w", err)
+		what = "the handler returned nil"
 	}
 	c.Abandon()
-	return fmt.Errorf("idem: the handler returned nil, and its completion is not recorded; a redelivery runs it again: %w", err)
+	return fmt.Errorf("idem: %s: %w", what, err)
 }
 
 func isRetryAfter(err error) bool {

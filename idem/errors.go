@@ -51,8 +51,8 @@ var (
 	// ErrNeedAlone answers a claim made ahead: earlier processes that claimed this
 	// token died, so it is claimed with nothing else beside it.
 	ErrNeedAlone = errors.New("token must be claimed alone")
-	// ErrClaimEnded: the claim was committed, released, buried or abandoned before, or one of
-	// these is under way.
+	// ErrClaimEnded: the claim has been ended, or its end is under way: committed, released,
+	// buried, abandoned.
 	ErrClaimEnded = errors.New("claim has ended")
 	errEnding     = fmt.Errorf("its end is under way: %w", ErrClaimEnded)
 	// ErrClaimBorrowed: a handler does not end the claim that it runs under.

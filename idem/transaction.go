@@ -24,20 +24,10 @@ func (c *claim) enlist(ctx context.Context) (context.Context, store.Tx) {
 	var b store.Batch
 	c.guard.core.terms(&b)
 	if !c.oneTrip {
-		b.Ops = []store.Op{c.commitOp()}
+		b.Ops = []store.Op{c.opLocked(store.Commit, false)}
 	}
-	return t.Enlist(ctx, &b, c.hold)
+	return t.Enlist(ctx, &b, c.stopRenewing) // while the transaction keeps everybody else out
 }
-
-// commitOp is called with mu held.
-func (c *claim) commitOp() store.Op {
-	return store.Op{
-		Kind: store.Commit, Group: c.guard.group, Token: c.token, Claim: c.id, Attempt: c.attempt, Result: c.result,
-	}
-}
-
-// hold is called where the transaction keeps everybody else from the claim.
-func (c *claim) hold() { c.guard.core.leases.remove(c) }
 
 func (c *claim) transaction() store.Tx {
 	c.mu.Lock()
@@ -90,7 +80,7 @@ func (c *claim) rollback() {
 func (c *claim) committer() func(context.Context, *store.Batch) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.with
+	return c.commitFn
 }
 
 // commitsBy is what commits the claim together with its handler's effect; nil where the
@@ -127,16 +117,16 @@ func (c *Claim) RolledBack(err error) bool {
 // After an error the claim is still held, and Commit and CommitWith go on with the same
 // function: the completion is not recorded without the effect.
 func (c *Claim) CommitWith(ctx context.Context, commit func(ctx context.Context, s store.Store, b *store.Batch) error) error {
-	if err := c.claim.lock(true); err != nil {
+	if err := c.beginCommitWith(); err != nil {
 		return err
 	}
 	s := c.guard.core.opts.store
 	if s == nil {
-		c.finish(false, false)
+		c.finish(false)
 		return ErrRedisNotEnabled
 	}
 	if c.usesTx() {
-		c.finish(false, false)
+		c.finish(false)
 		return fmt.Errorf("idem: commit token %q: the handler has opened the store's own transaction: commit one of the two", c.token)
 	}
 	c.rollback() // it is not opened any more
@@ -144,10 +134,20 @@ func (c *Claim) CommitWith(ctx context.Context, commit func(ctx context.Context,
 	if with == nil {
 		with = func(ctx context.Context, b *store.Batch) error { return commit(ctx, s, b) }
 		c.mu.Lock()
-		c.with = with
+		c.commitFn = with
 		c.mu.Unlock()
 	}
 	return c.commitBy(ctx, with)
+}
+
+// beginCommitWith is beginEnd for the handler too, until it has committed.
+func (c *claim) beginCommitWith() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.committed {
+		return fmt.Errorf("idem: token %q: attempt %d: %w", c.token, c.attempt, ErrClaimEnded)
+	}
+	return c.setEnding()
 }
 
 // commitBy calls commit until the outcome is known, or, for one lease (a Patient claim's,
@@ -162,10 +162,9 @@ func (c *Claim) commitBy(ctx context.Context, commit func(context.Context, *stor
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
 		var b store.Batch
 		c.guard.core.terms(&b)
-		if c.mu.Lock(); !c.oneTrip {
-			b.Ops = []store.Op{c.commitOp()}
+		if !c.oneTrip {
+			b.Ops = []store.Op{c.op(store.Commit, false)}
 		}
-		c.mu.Unlock()
 		err := c.tryCommit(ctx, within, &b, commit)
 		within = c.guard.core.tripTimeout() // of a question
 		switch {
@@ -174,10 +173,10 @@ func (c *Claim) commitBy(ctx context.Context, commit func(context.Context, *stor
 			return nil
 		case err == nil:
 			c.lose()
-			c.finish(!c.borrowed, !c.borrowed)
+			c.finish(!c.borrowed)
 			return fmt.Errorf("idem: commit token %q: attempt %d: %w", c.token, c.attempt, ErrLeaseLost)
 		case c.oneTrip, !errors.Is(err, store.ErrUnavailable), c.isAbandoned():
-			c.finish(false, false)
+			c.finish(false)
 			return fmt.Errorf("idem: commit token %q: attempt %d: %w", c.token, c.attempt, err)
 		}
 		c.guard.Emit(Event{
@@ -189,7 +188,7 @@ func (c *Claim) commitBy(ctx context.Context, commit func(context.Context, *stor
 		case <-t.C:
 		case <-ctx.Done():
 			t.Stop()
-			c.finish(false, false)
+			c.finish(false)
 			return fmt.Errorf("idem: commit token %q: attempt %d: whether the handler's transaction was committed is not known: %w", c.token, c.attempt, err)
 		}
 	}
@@ -201,7 +200,7 @@ func (c *Claim) tryCommit(ctx context.Context, within time.Duration, b *store.Ba
 	returned := false
 	defer func() {
 		if !returned { // it panics: whoever recovers can end the claim
-			c.finish(false, false)
+			c.finish(false)
 		}
 	}()
 	err := commit(ctx, b)
@@ -231,16 +230,16 @@ func (c *Claim) tryCommit(ctx context.Context, within time.Duration, b *store.Ba
 // returns, and whoever began it ends it.
 func (c *Claim) done() {
 	c.mu.Lock()
-	c.with = nil
+	c.commitFn = nil
 	goesOn := c.borrowed && !c.abandoned
 	if goesOn {
 		c.committed, c.ending = true, false
 	}
 	c.mu.Unlock()
 	if goesOn {
-		c.hold()
+		c.stopRenewing()
 	} else {
-		c.finish(true, true)
+		c.finish(true)
 	}
 	if !c.oneTrip {
 		c.guard.Emit(Event{Kind: EventCommitted, Token: c.token, Attempt: c.attempt})
