@@ -6,6 +6,11 @@ BENCH     ?= .
 DURATION  ?= 5m
 FUZZTIME  ?= 20
 
+# make splits at spaces, and a recipe that removes a folder must not remove another.
+ifneq ($(words $(CURDIR)),1)
+$(error the path of this checkout has a space in it, which make cannot handle: $(CURDIR))
+endif
+
 CACHE := $(CURDIR)/.cache
 # The linter's version is the one in tools/go.mod; built by another Go it may refuse the code.
 LINT   = $(CACHE)/bin/golangci-lint-$(shell awk '$$1 ~ /golangci-lint\/v2$$/ { print $$2 }' tools/go.mod)-$(shell go env GOVERSION)
@@ -20,14 +25,14 @@ help: ## list the targets
 
 .PHONY: test
 test: ## run every test of every module with the race detector; gets and starts the servers they need
-	@rm -rf $(REPORTS) && mkdir -p $(REPORTS)
+	@rm -rf "$(REPORTS)" && mkdir -p "$(REPORTS)"
 	@IDEM_CONFORMANCE=$(REPORTS) IDEM_HISTORIES=15 IDEM_TORTURE_DURATION=5m .ci/with-servers .ci/each go test $(TESTFLAGS) ./...
 	@go run ./internal/conformance -reports $(REPORTS) -doc docs/stores.md -check
 
 # It runs the tests that have Store in their names: a suite's run under another is not in the table.
 .PHONY: conformance
 conformance: ## run the stores' conformance suite on every server, and write its table into docs/stores.md
-	@rm -rf $(REPORTS) && mkdir -p $(REPORTS)
+	@rm -rf "$(REPORTS)" && mkdir -p "$(REPORTS)"
 	@IDEM_CONFORMANCE=$(REPORTS) .ci/with-servers go test -count=1 -timeout=15m -run=Store ./idem/store/...
 	@go run ./internal/conformance -reports $(REPORTS) -doc docs/stores.md
 
@@ -141,4 +146,4 @@ tidy: ## run go mod tidy in every module
 
 .PHONY: clean
 clean: ## remove .cache
-	@rm -rf $(CACHE)
+	@rm -rf "$(CACHE)"
