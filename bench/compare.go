@@ -98,7 +98,7 @@ func Compare(t *testing.T, o Options) *Result {
 				}
 			})
 		case partDo:
-			t.Run("Do", func(t *testing.T) { res.measureDo(t, pick(o, 5*time.Second, time.Second/2)) })
+			whole(t, "Do", func(t *testing.T) { res.measureDo(t, pick(o, 5*time.Second, time.Second/2)) })
 		case partTrips:
 			res.eachBroker(t, o, true, func(t *testing.T, b Broker, rows []Row) {
 				t.Helper()
@@ -112,13 +112,13 @@ func Compare(t *testing.T, o Options) *Result {
 				}
 			})
 		case partSeconds:
-			t.Run("seconds", func(t *testing.T) { res.measureSeconds(t, pick(o, time.Minute, 3*time.Second)) })
+			whole(t, "seconds", func(t *testing.T) { res.measureSeconds(t, pick(o, time.Minute, 3*time.Second)) })
 		case partNetwork:
-			t.Run("network", func(t *testing.T) {
+			whole(t, "network", func(t *testing.T) {
 				res.measureNetwork(t, pick(o, 5*time.Second, time.Second/2), pick(o, o.Messages/2, o.Messages/10))
 			})
 		case partSoak:
-			t.Run("soak", func(t *testing.T) { res.measureSoak(t, o.Soak) })
+			whole(t, "soak", func(t *testing.T) { res.measureSoak(t, o.Soak) })
 		}
 		if t.Failed() {
 			t.FailNow()
@@ -170,7 +170,7 @@ func (res *Result) eachBroker(t *testing.T, o Options, flooded bool, part func(t
 			}
 		}
 		if len(rows) > 0 {
-			t.Run(b.Name, func(t *testing.T) { part(t, b, rows) })
+			whole(t, b.Name, func(t *testing.T) { part(t, b, rows) })
 		}
 	}
 }
@@ -245,10 +245,25 @@ func describe(t *testing.T, o Options) *Result {
 	if h, err := host.Info(); err == nil {
 		res.System = strings.TrimSpace(fmt.Sprintf("%s %s, kernel %s", h.Platform, h.PlatformVersion, h.KernelVersion))
 	}
-	if out, err := exec.Command("git", "describe", "--always", "--dirty", "--abbrev=12").Output(); err == nil {
-		res.Library = strings.TrimSpace(string(out))
-	}
+	res.Library = commit(".")
 	return res
+}
+
+// commit is that of a checkout, -dirty where files differ from it that are no pages: these the
+// program writes itself. Outside of one it is empty.
+func commit(dir string) string {
+	git := func(args ...string) (string, error) {
+		out, err := exec.Command("git", append([]string{"-C", dir}, args...)...).Output()
+		return strings.TrimSpace(string(out)), err
+	}
+	at, err := git("describe", "--always", "--abbrev=12")
+	if err != nil {
+		return ""
+	}
+	if changed, err := git("status", "--porcelain", "--", ":/", ":(top,exclude)docs"); err != nil || changed != "" {
+		at += "-dirty"
+	}
+	return at
 }
 
 // clientModules are the clients of the rows in Go.

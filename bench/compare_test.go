@@ -25,6 +25,17 @@ var (
 	flagCommand  = flag.String("compare.command", "go test", "the command that asked for this, for the page")
 )
 
+// keepsItsParts ends the test where a page would be written without some of its parts.
+func keepsItsParts(t *testing.T, o Options, file string, all []string) {
+	t.Helper()
+	switch gone, err := lacking(o.Dir, file, o.Parts, all); {
+	case err != nil:
+		t.Fatal(err)
+	case len(gone) > 0:
+		t.Fatalf("the page would lose %s, of which %s has no records: measure all parts once", strings.Join(gone, ", "), o.Dir)
+	}
+}
+
 // TestCompare is the program behind make bench.
 func TestCompare(t *testing.T) {
 	if *flagMessages == 0 {
@@ -38,11 +49,15 @@ func TestCompare(t *testing.T) {
 	if err != nil {
 		t.Fatalf("-compare.parts: %v", err)
 	}
-	res := Compare(t, Options{
+	o := Options{
 		Messages: *flagMessages, Rounds: *flagRounds, Rows: rows, Command: *flagCommand,
 		Parts: parts, Quick: *flagQuick, Soak: *flagSoak,
 		Dir: filepath.Join(testenv.Root(t), ".cache", pick(Options{Quick: *flagQuick}, "bench", "bench-quick")),
-	})
+	}
+	if *flagDocs != "" {
+		keepsItsParts(t, o, RecordsFile, Parts)
+	}
+	res := Compare(t, o)
 	if slices.Contains(parts, partRows) && len(res.Records) == 0 {
 		t.Fatalf("no row was run: -compare.rows is %q", *flagRows)
 	}

@@ -44,11 +44,81 @@ func parseParts(list string, all []string, besides ...string) ([]string, error) 
 	return chosen, nil
 }
 
-// Ran is when and of what a part was measured.
+// through runs a subtest, and tells whether it came to its end. One that was skipped did not,
+// and has measured nothing.
+func through(t *testing.T, name string, f func(*testing.T)) (ended bool) {
+	t.Helper()
+	t.Run(name, func(t *testing.T) {
+		f(t)
+		ended = true
+	})
+	return ended
+}
+
+// whole is through for a subtest without which its part is not measured.
+func whole(t *testing.T, name string, f func(*testing.T)) {
+	t.Helper()
+	if !through(t, name, f) {
+		t.Fatalf("%s did not come to its end", name)
+	}
+}
+
+// Ran is when, on what and of what a part was measured.
 type Ran struct {
 	Time    time.Time `json:"time"`
 	Library string    `json:"library,omitempty"` // its commit
 	Command string    `json:"command"`
+	Machine string    `json:"machine,omitempty"`
+	CPUs    int       `json:"cpus,omitempty"`
+}
+
+// on are lines that say how each part was measured, with the machine where that is not the
+// page's.
+func (res *Result) on(ran map[string]Ran, parts []string) string {
+	var b strings.Builder
+	for _, part := range parts {
+		r, is := ran[part]
+		if !is {
+			continue
+		}
+		fmt.Fprintf(&b, "- %s: `%s`, %s", part, r.Command, r)
+		if r.Machine != "" && r.Machine != res.hardware() {
+			fmt.Fprintf(&b, ", on %s", r.Machine)
+		}
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+// lacking are the parts of a whole that are neither asked for nor in a folder's records: a page
+// would lose them.
+func lacking(dir, file string, parts, all []string) ([]string, error) {
+	var last struct {
+		Ran map[string]Ran `json:"ran"`
+	}
+	if _, err := load(dir, file, &last); err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(slices.Clone(all), func(part string) bool {
+		_, there := last.Ran[part]
+		return there || slices.Contains(parts, part)
+	}), nil
+}
+
+// ranNow is of a part that was begun then.
+func (res *Result) ranNow(o Options, begun time.Time) Ran {
+	return Ran{
+		Time: begun.UTC().Truncate(time.Second), Library: res.Library, Command: o.Command,
+		Machine: res.hardware(), CPUs: res.CPUs,
+	}
+}
+
+// cpusOf are those of the machine that a part was measured on.
+func (res *Result) cpusOf(part string) int {
+	if n := res.Ran[part].CPUs; n > 0 {
+		return n
+	}
+	return max(res.CPUs, 1)
 }
 
 func (r Ran) String() string {
@@ -92,7 +162,7 @@ func (res *Result) measured(t *testing.T, o Options, part string, begun time.Tim
 	if res.Ran == nil {
 		res.Ran = map[string]Ran{}
 	}
-	res.Ran[part] = Ran{Time: begun.UTC().Truncate(time.Second), Library: res.Library, Command: o.Command}
+	res.Ran[part] = res.ranNow(o, begun)
 	if err := save(o.Dir, RecordsFile, res); err != nil {
 		t.Fatal(err)
 	}

@@ -56,7 +56,7 @@ func Page(res *Result) string {
 		}
 	}
 	section("Latency", len(res.Latency) > 0, func() string { return latencySection(res.Latency) })
-	section("Do", len(res.Do) > 0, func() string { return doSection(res.Do, res.CPUs) })
+	section("Do", len(res.Do) > 0, func() string { return doSection(res.Do, res.cpusOf(partDo)) })
 	section("Round trips", len(res.Trips) > 0, func() string { return tripsSection(res.Trips) })
 	section("The slowest second", len(res.Seconds) > 0, func() string { return secondsSection(res.Seconds) })
 	section("Redis behind a network", len(res.Network) > 0, func() string { return networkSection(res.Network) })
@@ -77,20 +77,18 @@ func Page(res *Result) string {
 
 // again says how each part is measured, and what on.
 func again(res *Result) string {
-	var b strings.Builder
-	for _, part := range append(slices.Clone(Parts), partSoak) {
-		if ran, is := res.Ran[part]; is {
-			fmt.Fprintf(&b, "- %s: `%s`, %s\n", part, ran.Command, ran)
-		}
-	}
-	fmt.Fprintf(&b, "\n%s %s.\n", res.machine(), strings.Join(res.Clients, ", "))
-	return b.String()
+	parts := res.on(res.Ran, append(slices.Clone(Parts), partSoak))
+	return fmt.Sprintf("%s\n%s %s.\n", parts, res.machine(), strings.Join(res.Clients, ", "))
+}
+
+// hardware is what it ran on, but for servers and Go.
+func (res *Result) hardware() string {
+	return fmt.Sprintf("%s, %d CPUs, %.0f GB of memory, %s", cmp.Or(res.CPU, "CPU unknown"), res.CPUs, float64(res.Memory)/1e9, res.System)
 }
 
 // machine is what it ran on.
 func (res *Result) machine() string {
-	return fmt.Sprintf("%s, %d CPUs, %.0f GB of memory, %s; client and servers on the one machine, over loopback. %s, %s.",
-		cmp.Or(res.CPU, "CPU unknown"), res.CPUs, float64(res.Memory)/1e9, res.System, strings.Join(res.Servers, ", "), res.Go)
+	return fmt.Sprintf("%s; client and servers on the one machine, over loopback. %s, %s.", res.hardware(), strings.Join(res.Servers, ", "), res.Go)
 }
 
 const legend = `- *messages/s*: from the first message that the row has until the broker has seen everything settled, [lowest-highest] round. Rows marked * settle by a timer or when they are closed: their clock stops at the last effect, in their favour.

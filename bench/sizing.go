@@ -98,7 +98,7 @@ func Size(t *testing.T, o SizingOptions) *Sizing {
 	length := pick(o.Options, 4*time.Second, time.Second/2)
 	for _, part := range o.Parts {
 		begun := time.Now()
-		t.Run(part, func(t *testing.T) {
+		whole(t, part, func(t *testing.T) {
 			switch part {
 			case partTokens:
 				z.sizeTokens(t, o, length)
@@ -117,7 +117,7 @@ func Size(t *testing.T, o SizingOptions) *Sizing {
 		if t.Failed() {
 			t.FailNow()
 		}
-		z.Ran[part] = Ran{Time: begun.UTC().Truncate(time.Second), Library: z.Machine.Library, Command: o.Command}
+		z.Ran[part] = z.Machine.ranNow(o.Options, begun)
 		if err := save(o.Dir, SizingFile, z); err != nil {
 			t.Fatal(err)
 		}
@@ -139,7 +139,7 @@ func (z *Sizing) sizeTokens(t *testing.T, o SizingOptions, length time.Duration)
 	t.Helper()
 	z.Tokens, z.Cliffs = nil, nil
 	for i, n := range o.Records {
-		t.Run(fmt.Sprint("records ", n), func(t *testing.T) {
+		whole(t, fmt.Sprint("records ", n), func(t *testing.T) {
 			roomFor(t, n, recordRoom)
 			b := z.bed(t)
 			f, empty := fillable(t, b)
@@ -159,7 +159,7 @@ func (z *Sizing) sizeTokens(t *testing.T, o SizingOptions, length time.Duration)
 		})
 	}
 	for _, n := range o.Compact {
-		t.Run(fmt.Sprint("compact ", n), func(t *testing.T) {
+		whole(t, fmt.Sprint("compact ", n), func(t *testing.T) {
 			roomFor(t, n+n/2, compactRoom)
 			b := z.bed(t)
 			f, empty := fillable(t, b)
@@ -190,7 +190,7 @@ func (z *Sizing) sizeServers(t *testing.T, n int, length time.Duration) {
 	z.Servers = nil
 	for _, v := range redistest.Versions(t) {
 		for _, l := range []layout{layouts()[0], compactLayout(n)} {
-			t.Run(v.Name+" "+l.name, func(t *testing.T) {
+			whole(t, v.Name+" "+l.name, func(t *testing.T) {
 				roomFor(t, n, recordRoom)
 				b := bedOn(t, v.Start(t, ownServer...), 0)
 				f, empty := fillable(t, b)

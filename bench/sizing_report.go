@@ -35,7 +35,7 @@ func (z *Sizing) Page() (string, error) {
 		}}),
 		"PerCore": z.perCore(), "Budget": z.budgetTable(), "Inputs": z.inputs(),
 		"Peak": usual.peak, "Headroom": percent(usual.headroom), "MasterMemory": fmt.Sprintf("%.0f GB", usual.memory/1e9),
-		"Retention": fmt.Sprintf("%.0f h", usual.retention.Hours()), "Again": z.again(), "Machine": z.Machine.machine(),
+		"Retention": fmt.Sprintf("%.0f h", usual.retention.Hours()), "Again": z.Machine.on(z.Ran, SizingParts), "Machine": z.Machine.machine(),
 	}
 	if len(z.Partitions) > 0 {
 		data["KafkaMessages"] = grouped(int(z.Partitions[0].Done))
@@ -187,14 +187,4 @@ func (z *Sizing) budgetTable() string {
 		return ""
 	}
 	return markdown(rows)
-}
-
-func (z *Sizing) again() string {
-	var b strings.Builder
-	for _, part := range SizingParts {
-		if ran, is := z.Ran[part]; is {
-			fmt.Fprintf(&b, "- %s: `%s`, %s\n", part, ran.Command, ran)
-		}
-	}
-	return b.String()
 }

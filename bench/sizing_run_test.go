@@ -40,6 +40,9 @@ func TestSizing(t *testing.T) {
 	if o.Compact, err = parseNumbers(pick(o.Options, *flagSizingCompact, "10k,30k")); err != nil {
 		t.Fatalf("-sizing.compact: %v", err)
 	}
+	if *flagSizingDocs != "" {
+		keepsItsParts(t, o.Options, SizingFile, SizingParts)
+	}
 	z := Size(t, o)
 	page, err := z.Page()
 	if err != nil {

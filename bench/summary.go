@@ -79,7 +79,7 @@ func (res *Result) summary(b Broker, row Row) (s Summary, ran bool) {
 		client = append(client, rec.ClientCPU/n*per)
 		redis = append(redis, rec.RedisCPU/n*per)
 		broker = append(broker, rec.BrokerCPU/n*per)
-		busy = append(busy, (rec.ClientCPU+rec.RedisCPU+rec.BrokerCPU)/rec.Seconds/float64(max(res.CPUs, 1)))
+		busy = append(busy, (rec.ClientCPU+rec.RedisCPU+rec.BrokerCPU)/rec.Seconds/float64(res.cpusOf(partRows)))
 		commands = append(commands, float64(rec.Commands)/n)
 		trips = append(trips, float64(rec.Trips)/n)
 		mallocs = append(mallocs, float64(rec.Mallocs)/n)
