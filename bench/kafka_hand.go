@@ -28,7 +28,11 @@ const (
 	finished = "done"
 )
 
-const leaseMany = "lease and done, 64 goroutines"
+// The rows that are measured behind a network as well.
+const (
+	leaseMany      = "lease and done, 64 goroutines"
+	leasePipelines = "lease and done, 2 pipelines per 1,000"
+)
 
 // kafkaByHand are consumers as they are written by hand over kafka-go and go-redis.
 func kafkaByHand() []Row {
@@ -50,7 +54,7 @@ func kafkaByHand() []Row {
 		row("SETNX, pipelines of 200", func(rdb *redis.Client, handle effect) taking { return gathered(markBatch, markAll(rdb, handle)) }),
 		single,
 		row(leaseMany, func(rdb *redis.Client, handle effect) taking { return many(workers, lease(rdb, handle)) }),
-		row("lease and done, 2 pipelines per 1,000", func(rdb *redis.Client, handle effect) taking {
+		row(leasePipelines, func(rdb *redis.Client, handle effect) taking {
 			return gathered(leaseBatch, leaseAll(rdb, handle))
 		}),
 	}

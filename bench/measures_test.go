@@ -94,8 +94,9 @@ func TestSlowest(t *testing.T) {
 		share     float64
 	}{
 		{"no whole second", nil, slowSecond{}, 0},
-		{"the second of four", []int64{100, 40, 120, 100}, slowSecond{At: 1, Done: 40, Median: 100}, 0.4},
+		{"the second of four", []int64{100, 40, 120, 100}, slowSecond{At: 1, Done: 40, Median: 100, Below: 1}, 0.4},
 		{"the first of two that are alike", []int64{9, 5, 5}, slowSecond{At: 1, Done: 5, Median: 5}, 1},
+		{"half of the median is not below it", []int64{50, 100, 10, 100, 100}, slowSecond{At: 2, Done: 10, Median: 100, Below: 1}, 0.1},
 		{"nothing at all was done", []int64{0, 0}, slowSecond{}, 0},
 	} {
 		if got := slowest(c.perSecond); got != c.want || got.Share() != c.share {

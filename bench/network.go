@@ -96,12 +96,12 @@ func (res *Result) measureNetwork(t *testing.T, length time.Duration, messages i
 			t.Logf("%v away, %+v", away, pair)
 		}
 		l.away = away
-		pair, err := l.besideKafka(t, messages)
+		pairs, err := l.besideKafka(t, messages)
 		if err != nil {
 			t.Fatal(err)
 		}
-		d.Pairs = append(d.Pairs, pair)
-		t.Logf("%v away, %+v", away, pair)
+		d.Pairs = append(d.Pairs, pairs...)
+		t.Logf("%v away, %+v", away, pairs)
 		res.Network = append(res.Network, d)
 	}
 }
@@ -140,39 +140,45 @@ func besideDo(tb testing.TB, b *bed, n int, length time.Duration) (Beside, error
 	return pair, nil
 }
 
-// besideKafka has two rows consume the same work, one after the other.
-func (l *lab) besideKafka(tb testing.TB, messages int) (Beside, error) {
+// besideKafka has our row and two by hand consume the same work, one after the other: the usual
+// one, and the fastest.
+func (l *lab) besideKafka(tb testing.TB, messages int) ([]Beside, error) {
 	tb.Helper()
-	pair := Beside{What: fmt.Sprintf("Kafka, by hand %d goroutines, ours in order", workers)}
 	w, err := NewWork(messages, 1)
 	if err != nil {
-		return pair, err
+		return nil, err
 	}
-	for _, side := range []struct {
-		of  *Side
-		row string
-	}{
-		{&pair.Hand, leaseMany},
-		{&pair.Ours, groupRecords},
-	} {
-		row := l.broker.Rows[slices.IndexFunc(l.broker.Rows, func(r Row) bool { return r.Name == side.row })]
+	rate := func(name string) (float64, error) {
+		row := l.broker.Rows[slices.IndexFunc(l.broker.Rows, func(r Row) bool { return r.Name == name })]
 		rec := l.measure(tb, row, w, 1)
-		if rec.Failed != "" {
-			return pair, errors.New(rec.Failed)
+		switch {
+		case rec.Failed != "":
+			return 0, errors.New(rec.Failed)
+		case rec.Missing > 0:
+			return 0, fmt.Errorf("%s: %d messages had no effect", name, rec.Missing)
 		}
-		if rec.Missing > 0 {
-			return pair, fmt.Errorf("%s: %d messages had no effect", side.row, rec.Missing)
-		}
-		side.of.Rate = float64(messages) / rec.Seconds
+		return float64(messages) / rec.Seconds, nil
 	}
-	return pair, nil
+	ours, err := rate(groupRecords)
+	if err != nil {
+		return nil, err
+	}
+	var pairs []Beside
+	for _, name := range []string{leaseMany, leasePipelines} {
+		hand, err := rate(name)
+		if err != nil {
+			return nil, err
+		}
+		pairs = append(pairs, Beside{What: "Kafka, by hand " + name + "; ours in order", Hand: Side{Rate: hand}, Ours: Side{Rate: ours}})
+	}
+	return pairs, nil
 }
 
 const networkAbout = "Two phases by hand, and this library with records, where each answer of Redis is read so much later; *ping* is what a `PING` then takes, half of them less. " +
-	"Rates of `Do` and of the consumer, a second; times of a call of `Do`. What surrounds the trips is the same in all: the further Redis is, the more a call is its two trips, by hand and here, and the more a consumer gains by making few."
+	"Rates of `Do` and of the consumer, a second; times of a call of `Do`. What surrounds the trips is the same in all: the further Redis is, the more a call is its two trips, by hand and here, and the more a consumer gains by making few, which pipelines by hand do as well. " + closedLoop
 
 func networkSection(all []Distance) string {
-	rows := [][]string{{"away", "ping", "", "by hand", "ours", "ours/by hand", "p50 by hand", "ours", "p99 by hand", "ours"}}
+	rows := [][]string{{"away", "ping", "", "rate by hand", "rate ours", "ours/by hand", "p50 by hand", "p50 ours", "p99 by hand", "p99 ours"}}
 	for _, d := range all {
 		for _, p := range d.Pairs {
 			cells := []string{

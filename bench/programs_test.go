@@ -68,9 +68,16 @@ func TestNetwork(t *testing.T) {
 		}
 	}
 	w := testMessages / workers * away.Seconds() // at least, by hand
-	pair, err := l.besideKafka(t, testMessages)
-	if err != nil || pair.Hand.Rate <= 0 || pair.Hand.Rate > testMessages/w || pair.Ours.Rate <= pair.Hand.Rate {
-		t.Errorf("%+v: %v", pair, err)
+	pairs, err := l.besideKafka(t, testMessages)
+	if err != nil || len(pairs) != 2 {
+		t.Fatalf("%+v: %v, want two", pairs, err)
+	}
+	if many := pairs[0]; many.Hand.Rate <= 0 || many.Hand.Rate > testMessages/w || many.Ours.Rate <= many.Hand.Rate {
+		t.Errorf("%+v", many)
+	}
+	trips := 2.0 * testMessages / leaseBatch
+	if few := pairs[1]; few.Hand.Rate <= 0 || few.Hand.Rate > testMessages/(trips*away.Seconds()) || few.Ours.Rate <= 0 {
+		t.Errorf("%+v", few)
 	}
 }
 

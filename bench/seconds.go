@@ -55,6 +55,7 @@ type slowSecond struct {
 	At     int // counted from 0
 	Done   int64
 	Median float64
+	Below  int // seconds that did less than half of the median
 }
 
 // Share is what it did of what the median second did.
@@ -75,20 +76,28 @@ func slowest(perSecond []int64) slowSecond {
 		values[i] = float64(n)
 	}
 	least := slices.Min(perSecond)
-	return slowSecond{At: slices.Index(perSecond, least), Done: least, Median: median(values)}
+	s := slowSecond{At: slices.Index(perSecond, least), Done: least, Median: median(values)}
+	for _, n := range values {
+		if n < s.Median/2 {
+			s.Below++
+		}
+	}
+	return s
 }
 
+const secondsAbout = "`Guard.Do` with fresh tokens from %d goroutines for %.0f s, for each layout; no broker takes part. The last row is what the machine itself does to the slowest second: commands that take no more memory as they go on, from %d goroutines. A call of that row is a pipeline of %d. "
+
 func secondsSection(all []Load) string {
-	rows := [][]string{{"", "median second", "slowest second", "of the median", "which", "p99.9 of a call", "longest call"}}
+	rows := [][]string{{"", "median second", "slowest second", "of the median", "which", "seconds below half of the median", "p99.9 of a call", "longest call"}}
 	length := 0.0
 	for i := range all {
 		l := &all[i]
 		s := slowest(l.PerSecond)
 		length = l.Seconds
 		rows = append(rows, []string{
-			l.Name, grouped(int(s.Median)), grouped(int(s.Done)), fmt.Sprintf("%.0f %%", 100*s.Share()), fmt.Sprint(s.At + 1),
+			l.Name, grouped(int(s.Median)), grouped(int(s.Done)), fmt.Sprintf("%.0f %%", 100*s.Share()), fmt.Sprint(s.At + 1), fmt.Sprint(s.Below),
 			milliseconds(l.Latency.P999), milliseconds(l.Latency.Max),
 		})
 	}
-	return fmt.Sprintf("`Guard.Do` with fresh tokens from %d goroutines for %.0f s, for each layout; no broker takes part. The last row is what the machine itself does to the slowest second: commands that take no more memory as they go on, from %d goroutines.\n\n%s", loadGoroutines, length, flushers, markdown(rows))
+	return fmt.Sprintf(secondsAbout, loadGoroutines, length, flushers, pipelined) + closedLoop + "\n\n" + markdown(rows)
 }

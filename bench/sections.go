@@ -54,7 +54,10 @@ func latencySection(all []Latency) string {
 	return latencyAbout + "\n\n" + markdown(rows)
 }
 
-const doAbout = `%s with fresh tokens and a handler that does nothing, for %.0f s each on an emptied Redis, without a broker. The limits are what Redis alone does with the same commands, pipelined: *Redis' core* is operations for each second of its CPU time, as many as one core could do that it has to itself. *of the limit* is a row's rate beside the limit of its kind: of the commands by hand, or of the layout's script. Here client and Redis share %d threads, so none can reach it.`
+// closedLoop says what the times of calls leave out.
+const closedLoop = "Each goroutine calls again when its call has returned: a stall delays calls that are then not counted."
+
+const doAbout = `%s with fresh tokens and a handler that does nothing, for %.0f s each on an emptied Redis, without a broker. The limits are what Redis alone does with the same commands, pipelined: *Redis' core* is operations for each second of its CPU time, as many as one core could do that it has to itself. *of the limit* is a row's rate beside the limit of its kind: of the commands by hand, or of the layout's script. Here client and Redis share %d threads, so none can reach it. `
 
 func doSection(all []Load, cpus int) string {
 	rows := [][]string{{"", "a second", "Redis' core", "of the limit", "p50", "p99", "p99.9", "trips", "client CPU", "Redis CPU"}}
@@ -73,7 +76,7 @@ func doSection(all []Load, cpus int) string {
 		}
 		rows = append(rows, append(cells, short(float64(l.Trips)/float64(l.Done)), per100k(l.ClientCPU), per100k(l.RedisCPU)))
 	}
-	return fmt.Sprintf(doAbout, "`Guard.Do`, and two phases by hand,", seconds, cpus) + "\n\n" + markdown(rows)
+	return fmt.Sprintf(doAbout, "`Guard.Do`, and two phases by hand,", seconds, cpus) + closedLoop + "\n\n" + markdown(rows)
 }
 
 const tripsAbout = `Round trips to Redis for a message: many fresh ones published at once, the same once more, and one at a time, the next when the one before is settled.`

@@ -23,7 +23,7 @@ var sizingTemplate = template.Must(template.New(SizingPageFile).Parse(sizingText
 func (z *Sizing) Page() (string, error) {
 	usual := usualPlan(0)
 	data := map[string]any{
-		"CPUs": z.Machine.CPUs, "Redis": z.redis(), "Goroutines": loadGoroutines, "Handling": handling,
+		"CPUs": z.Machine.CPUs, "Redis": z.redis(), "Goroutines": loadGoroutines, "Handling": handling, "ClosedLoop": closedLoop,
 		"Allocator": z.Allocator, "Tokens": z.tokensTable(), "Servers": z.serversTable(), "Cliffs": z.cliffsTable(),
 		"Partitions": sizedTable(z.Partitions, "partitions", nil),
 		"Handlers": sizedTable(z.Handlers, "goroutines", &column{"at most", func(s *Sized) string {
