@@ -34,6 +34,25 @@ func TestTripsAndLatency(t *testing.T) {
 	}
 }
 
+// How long a leg was behind is asked after the producer's flush, which must not be long for that.
+func TestFlushHasFewToLookAt(t *testing.T) {
+	n := openNATS(t)
+	n.create(t, "many", 1)
+	p := n.producer(t, "many").(*natsProducer)
+	w := fresh(2 * publishAhead)
+	for i := range w.Messages() {
+		if err := p.send(t.Context(), w.at(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(p.confirms) > publishAhead {
+		t.Errorf("%d confirmations are left to flush, want %d at most", len(p.confirms), publishAhead)
+	}
+	if err := p.flush(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 // Every load does what it is to do, in as many trips as it says.
 func TestDoLoads(t *testing.T) {
 	b := newBed(t)
