@@ -17,16 +17,20 @@ import (
 	"github.com/idemq/idemq/internal/testenv"
 )
 
+// camelConsumers is one for each partition, as the other rows have: Camel's default is one for
+// all.
+const camelConsumers = partitions
+
 // camelRow is Camel's idempotent consumer with its repository in Redis: camel has its
 // source. It is a process of Java, which is measured after it has read everything once.
 func camelRow() Row {
-	return Row{Name: "Camel, idempotent consumer (Redis)", Kind: Peer, Late: true, warm: warmCamel}
+	return Row{Name: fmt.Sprintf("Camel, idempotent consumer (Redis), %d consumers", camelConsumers), Kind: Peer, Late: true, warm: warmCamel}
 }
 
 // camelArgs are what the process is started with.
 func (s *Site) camelArgs(w *Work) ([]string, error) {
 	host, port, err := net.SplitHostPort(s.Redis.Options().Addr)
-	return []string{s.Addr, s.Source, s.Group, host, port, strconv.Itoa(w.Messages()), strconv.Itoa(w.Distinct())}, err
+	return []string{s.Addr, s.Source, s.Group, host, port, strconv.Itoa(w.Messages()), strconv.Itoa(w.Distinct()), strconv.Itoa(camelConsumers)}, err
 }
 
 func warmCamel(tb testing.TB, s *Site, w *Work) (consume, error) {

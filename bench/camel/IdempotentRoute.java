@@ -18,7 +18,7 @@ import org.springframework.data.redis.core.StringRedisTemplate;
 /**
  * A route from Kafka through Camel's idempotent consumer, with its repository in Redis.
  *
- * <p>Arguments: broker, topic, group, host and port of Redis, messages, tokens. It consumes the
+ * <p>Arguments: broker, topic, group, host and port of Redis, messages, tokens, consumers. It consumes the
  * topic once in another group, to warm up, prints "warm" and waits for a line. Then it consumes
  * the topic again and prints "first" at the first message, "handled" and the CPU seconds between
  * when every token has had its effect, and "effects" with a digit for each token when all
@@ -29,6 +29,7 @@ public final class IdempotentRoute {
     private final String topic;
     private final int messages;
     private final int tokens;
+    private final int consumers;
     private final StringRedisTemplate redis;
 
     private IdempotentRoute(String[] args) {
@@ -36,6 +37,7 @@ public final class IdempotentRoute {
         topic = args[1];
         messages = Integer.parseInt(args[5]);
         tokens = Integer.parseInt(args[6]);
+        consumers = Integer.parseInt(args[7]);
         var connections = new JedisConnectionFactory(new RedisStandaloneConfiguration(args[3], Integer.parseInt(args[4])));
         connections.afterPropertiesSet();
         connections.start();
@@ -68,7 +70,7 @@ public final class IdempotentRoute {
         context.addRoutes(new RouteBuilder() {
             @Override
             public void configure() {
-                from("kafka:" + topic + "?brokers=" + broker + "&groupId=" + group + "&autoOffsetReset=earliest"
+                from("kafka:" + topic + "?brokers=" + broker + "&groupId=" + group + "&autoOffsetReset=earliest&consumersCount=" + consumers
                         + "&valueDeserializer=org.apache.kafka.common.serialization.ByteArrayDeserializer")
                     .process(exchange -> {
                         if (measured && !begun.get() && begun.compareAndSet(false, true)) {
