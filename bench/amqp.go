@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -118,21 +119,34 @@ func (a *amqpServer) discard(tb testing.TB, source string) {
 	}
 }
 
+// How many deliveries are acked at once where it is not each, and how long they wait at most.
+const (
+	usualAcks = 32 // of a prefetch of 65: the broker has the other half to send meanwhile
+	longAcks  = 100
+	ackWithin = time.Millisecond
+)
+
+// amqpRows has two raw rows for each prefetch: one that acks each delivery, which ratios are to,
+// and one that acks many at once, as ours do.
 func amqpRows() []Row {
+	raw := func(name string, kind Kind, prefetch, acks int) Row {
+		return Row{Name: "no deduplication, " + name, Kind: kind, Repeats: true, consume: func(ctx context.Context, s *Site, r *Run) error {
+			return consumeAMQP(ctx, s, r, prefetch, acks)
+		}}
+	}
 	return []Row{
-		{Name: "no deduplication, Consume and Ack", Kind: Baseline, Repeats: true, consume: ackEach(usualPrefetch)},
+		raw("an ack each", Baseline, usualPrefetch, 1),
+		raw(fmt.Sprintf("acks of up to %d", usualAcks), ByHand, usualPrefetch, usualAcks),
 		ourAMQP("idemamqp.NewQueueConsumer, records", 40_000),
-		{Name: "no deduplication, prefetch 1,000", Kind: Baseline, Repeats: true, consume: ackEach(longPrefetch)},
+		raw("prefetch 1,000, an ack each", Baseline, longPrefetch, 1),
+		raw(fmt.Sprintf("prefetch 1,000, acks of up to %d", longAcks), ByHand, longPrefetch, longAcks),
 		ourAMQP("idemamqp.NewQueueConsumer, records, Prefetch(1000)", 0, idemamqp.Prefetch(longPrefetch)),
 	}
 }
 
-// ackEach handles deliveries one after another, and acks each.
-func ackEach(prefetch int) consume {
-	return func(ctx context.Context, s *Site, r *Run) error { return consumeAMQP(ctx, s, r, prefetch) }
-}
-
-func consumeAMQP(ctx context.Context, s *Site, r *Run, prefetch int) (err error) {
+// consumeAMQP handles deliveries one after another, and acks so many at once, or what there is
+// after a while.
+func consumeAMQP(ctx context.Context, s *Site, r *Run, prefetch, acks int) (err error) {
 	conn, err := amqp.Dial(s.Addr)
 	if err != nil {
 		return err
@@ -149,7 +163,12 @@ func consumeAMQP(ctx context.Context, s *Site, r *Run, prefetch int) (err error)
 	if err != nil {
 		return err
 	}
+	tick := time.NewTicker(ackWithin)
+	defer tick.Stop()
+	var last amqp.Delivery
+	handled := 0 // and not acked
 	for {
+		enough := acks
 		select {
 		case d, open := <-deliveries:
 			if !open {
@@ -159,14 +178,22 @@ func consumeAMQP(ctx context.Context, s *Site, r *Run, prefetch int) (err error)
 			if err := r.Handle(d.Body); err != nil {
 				return err
 			}
-			if err := d.Ack(false); err != nil {
-				return fmt.Errorf("acking: %w", err)
-			}
+			last = d
+			handled++
+		case <-tick.C:
+			enough = 1
 		case <-r.Over():
 			return nil
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+		if handled < enough {
+			continue
+		}
+		if err := last.Ack(handled > 1); err != nil {
+			return fmt.Errorf("acking: %w", err)
+		}
+		handled = 0
 	}
 }
 

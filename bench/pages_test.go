@@ -43,7 +43,7 @@ func TestSections(t *testing.T) {
 		"| 2 ms | 2.3 ms | `Do`, 1 goroutine | 200 | 150 | 0.75 | 5 ms | 7 ms | 6 ms | 8 ms |",
 		"| 2 ms | 2.3 ms | Kafka | 9,000 | 90,000 | 10 |  |  |  |  |",
 		"| 1,000,000 | 20 | 12.3 MB | 90.0 MB |",
-		"| no deduplication | 50,000 [10,000-100,000] |",
+		"| no deduplication | 50,000 [10,000-100,000] | 100,000 |",
 	} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page lacks %q", want)

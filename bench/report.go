@@ -91,14 +91,14 @@ func (res *Result) machine() string {
 	return fmt.Sprintf("%s; client and servers on the one machine, over loopback. %s, %s.", res.hardware(), strings.Join(res.Servers, ", "), res.Go)
 }
 
-const legend = `- *messages/s*: from the first message that the row has until the broker has seen everything settled, [lowest-highest] round. Rows marked * settle by a timer or when they are closed: their clock stops at the last effect, in their favour.
-- *of raw*: the rate beside that of the nearest row above which deduplicates nothing. *ours/this*: how many times as fast the first of our rows below that one is.
+const legend = `- *messages/s*: from the first message that the row has (ours: that its handler gets, a batch of claims later) until the broker has seen everything settled, [lowest-highest] round. Rows marked * settle by a timer or when they are closed: their clock stops at the last effect, in their favour. *until handled*: the same for every row until the last token's effect. Ours of Kafka commit what is left once 0.1 s have passed, which is in the first and not in the second.
+- *of raw*: the rate beside that of the nearest row above which deduplicates nothing; of RabbitMQ, of the one with an ack each. Ours ack many messages at once: how that compares with the raw row that does so too is in its *ours/this*, which is how many times as fast the first of our rows below a row is.
 - *again*: effects beyond a token's first.
 - *trips* and *commands*: round trips to Redis, and commands that Redis executed, those inside scripts included, for each message.
 - *client CPU*, *Redis CPU*, *broker CPU*: seconds per 100,000 messages. *busy*: what the three are of the CPU time that the machine had meanwhile. *allocations*: objects on the client's heap for each message, those of the broker's client and of Redis's included.
 - Redis has no persistence, and is empty at the start of a run.`
 
-var columns = []string{"", "messages/s", "of raw", "ours/this", "again", "trips", "commands", "client CPU", "Redis CPU", "broker CPU", "busy", "allocations"}
+var columns = []string{"", "messages/s", "until handled", "of raw", "ours/this", "again", "trips", "commands", "client CPU", "Redis CPU", "broker CPU", "busy", "allocations"}
 
 func table(rows []Summary) string {
 	all := [][]string{columns}
@@ -113,6 +113,10 @@ func table(rows []Summary) string {
 			all = append(all, append([]string{name, "not measured"}, make([]string, len(columns)-2)...))
 			continue
 		}
+		handled := ""
+		if s.UntilHandled > 0 {
+			handled = grouped(int(s.UntilHandled))
+		}
 		allocations := short(s.Mallocs)
 		if s.Mallocs == 0 {
 			allocations = "" // not a process of Go
@@ -123,7 +127,7 @@ func table(rows []Summary) string {
 		}
 		all = append(all, []string{
 			name, fmt.Sprintf("%s [%s-%s]", grouped(int(s.Rate)), grouped(int(s.Least)), grouped(int(s.Most))),
-			percent(s.OfBaseline), short(s.OurTimes), grouped(s.Doubled),
+			handled, percent(s.OfBaseline), short(s.OurTimes), grouped(s.Doubled),
 			short(s.Trips), short(s.Commands),
 			fmt.Sprintf("%.2f", s.ClientCPU), fmt.Sprintf("%.2f", s.RedisCPU), broker, busy, allocations,
 		})

@@ -8,6 +8,7 @@ type Summary struct {
 	Broker string
 
 	Rate, Least, Most   float64 // messages a second
+	UntilHandled        float64 // likewise, by the clock that stops at the last effect
 	OfBaseline          float64 // the median of the ratios of the same rounds
 	OurTimes            float64 // how many times as fast the first row of ours with this baseline is, likewise
 	ClientCPU, RedisCPU float64 // seconds per 100,000 messages
@@ -60,7 +61,7 @@ func (b Broker) compared() (parts [][]Row) {
 
 func (res *Result) summary(b Broker, row Row) (s Summary, ran bool) {
 	s = Summary{Row: row, Broker: b.Name}
-	var rates, client, redis, broker, busy, commands, trips, mallocs []float64
+	var rates, handled, client, redis, broker, busy, commands, trips, mallocs []float64
 	n := float64(res.Messages)
 	for i := range res.Records {
 		rec := &res.Records[i]
@@ -76,6 +77,9 @@ func (res *Result) summary(b Broker, row Row) (s Summary, ran bool) {
 		}
 		s.Runs++
 		rates = append(rates, n/rec.Seconds)
+		if rec.Handled > 0 {
+			handled = append(handled, n/rec.Handled)
+		}
 		client = append(client, rec.ClientCPU/n*per)
 		redis = append(redis, rec.RedisCPU/n*per)
 		broker = append(broker, rec.BrokerCPU/n*per)
@@ -87,6 +91,7 @@ func (res *Result) summary(b Broker, row Row) (s Summary, ran bool) {
 	}
 	if s.Runs > 0 {
 		s.Rate, s.Least, s.Most = median(rates), slices.Min(rates), slices.Max(rates)
+		s.UntilHandled = median(handled)
 		s.ClientCPU, s.RedisCPU, s.BrokerCPU, s.Busy = median(client), median(redis), median(broker), median(busy)
 		s.Commands, s.Trips, s.Mallocs = median(commands), median(trips), median(mallocs)
 	}
