@@ -24,6 +24,9 @@ func usualPlan(perDay float64) plan {
 type cost struct {
 	bytes   float64 // of a token of one retention
 	perCore float64 // messages a second of Redis' own CPU time
+	// perCoreOfSeveral is perCore of masters of a cluster, where a batch is a call for each tag;
+	// zero: it was not measured.
+	perCoreOfSeveral float64
 }
 
 // budget is what follows.
@@ -40,16 +43,28 @@ func (p plan) budget(c cost) budget {
 	b := budget{Mean: p.perDay / day.Seconds()}
 	b.Busiest = b.Mean * p.peak
 	b.Memory = p.perDay * c.bytes * (float64(p.retention) / float64(day)) // no rounding where it is a day
-	b.BySpeed = atLeastOne(b.Busiest / (c.perCore * p.headroom))
-	b.ByMemory = atLeastOne(b.Memory / (p.memory * p.headroom))
+	b.BySpeed = mastersFor(b.Busiest, c.perCore*p.headroom)
+	b.ByMemory = mastersFor(b.Memory, p.memory*p.headroom)
+	if max(b.BySpeed, b.ByMemory) > 1 && c.perCoreOfSeveral > 0 {
+		b.BySpeed = mastersFor(b.Busiest, c.perCoreOfSeveral*p.headroom)
+	}
 	b.Masters = max(b.BySpeed, b.ByMemory)
 	return b
 }
 
-func atLeastOne(n float64) int { return max(1, int(math.Ceil(n))) }
+// mastersFor is how many masters it takes until the one with the most tags of a prefix, which
+// are not divided, has no more than so much. Where one tag has more there are several prefixes.
+func mastersFor(all, each float64) int {
+	for n := 1; n < fillTags; n++ {
+		if fullest := (fillTags + n - 1) / n; all*float64(fullest)/fillTags <= each {
+			return n
+		}
+	}
+	return max(fillTags, int(math.Ceil(all/each)))
+}
 
-// costs are those of a layout at the number of tokens nearest to n that was measured; false:
-// it was not.
+// costs are those of a layout at the number of tokens nearest to n that was measured, and of
+// the most masters; false: no number of tokens was.
 func (z *Sizing) costs(layout string, n int) (c cost, at int, ok bool) {
 	for i := range z.Tokens {
 		r := &z.Tokens[i]
@@ -57,6 +72,12 @@ func (z *Sizing) costs(layout string, n int) (c cost, at int, ok bool) {
 			continue
 		}
 		c, at, ok = cost{bytes: r.Bytes(), perCore: r.Load.Limit()}, r.Tokens, true
+	}
+	several := 1.0
+	for i := range z.Masters {
+		if m := &z.Masters[i]; m.Layout == layout && m.Value > several && m.Failed == "" {
+			several, c.perCoreOfSeveral = m.Value, m.Limit()
+		}
 	}
 	return c, at, ok
 }

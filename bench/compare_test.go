@@ -16,7 +16,7 @@ import (
 // What make bench sets.
 var (
 	flagMessages = flag.Int("compare.messages", 0, "of each row and round, a multiple of ten; zero: nothing is compared")
-	flagParts    = flag.String("compare.parts", "", "parts, separated by commas: rows, latency, do, trips, seconds, network, soak; empty: all but soak")
+	flagParts    = flag.String("compare.parts", "", "parts, separated by commas: rows, latency, do, trips, seconds, network, soak, page; empty: all but soak; page: none, and the page is written")
 	flagQuick    = flag.Bool("compare.quick", false, "makes the parts behind the rows short, to see that they work")
 	flagSoak     = flag.Int("compare.soak", 10_000_000, "messages of the part soak")
 	flagRounds   = flag.Int("compare.rounds", 3, "rounds, in each of which every row runs once")
@@ -45,7 +45,7 @@ func TestCompare(t *testing.T) {
 	if err != nil {
 		t.Fatalf("-compare.rows: %v", err)
 	}
-	parts, err := parseParts(*flagParts, Parts, partSoak)
+	parts, err := parseParts(*flagParts, Parts, partSoak, partPage)
 	if err != nil {
 		t.Fatalf("-compare.parts: %v", err)
 	}

@@ -2,6 +2,7 @@ package bench
 
 import (
 	"encoding/binary"
+	"errors"
 	"math"
 	"slices"
 	"strings"
@@ -151,14 +152,29 @@ func TestBudget(t *testing.T) {
 		want budget
 	}{
 		{
-			"memory decides", usualPlan(1e9),
+			"memory decides: with 25 masters the fullest has 3 of 64 tags, 9.4 GB of the 8 that it may have", usualPlan(1e9),
 			cost{bytes: 200, perCore: 100_000},
-			budget{Mean: 11574.07, Busiest: 34722.2, Memory: 200e9, BySpeed: 1, ByMemory: 25, Masters: 25},
+			budget{Mean: 11574.07, Busiest: 34722.2, Memory: 200e9, BySpeed: 1, ByMemory: 32, Masters: 32},
 		},
 		{
 			"speed decides", usualPlan(1e9),
 			cost{bytes: 7, perCore: 20_000},
 			budget{Mean: 11574.07, Busiest: 34722.2, Memory: 7e9, BySpeed: 4, ByMemory: 1, Masters: 4},
+		},
+		{
+			"a core of a cluster does less, where there has to be one", usualPlan(1e9),
+			cost{bytes: 14, perCore: 90_000, perCoreOfSeveral: 30_000},
+			budget{Mean: 11574.07, Busiest: 34722.2, Memory: 14e9, BySpeed: 3, ByMemory: 2, Masters: 3},
+		},
+		{
+			"and is not asked for where one is enough", usualPlan(1e9),
+			cost{bytes: 7, perCore: 90_000, perCoreOfSeveral: 30_000},
+			budget{Mean: 11574.07, Busiest: 34722.2, Memory: 7e9, BySpeed: 1, ByMemory: 1, Masters: 1},
+		},
+		{
+			"more than a tag each", usualPlan(1e10),
+			cost{bytes: 100, perCore: 1e6},
+			budget{Mean: 115740.7, Busiest: 347222, Memory: 1e12, BySpeed: 1, ByMemory: 125, Masters: 125},
 		},
 		{
 			"half of a day is remembered",
@@ -181,6 +197,14 @@ func TestCostsAreOfTheNearest(t *testing.T) {
 		z.Tokens = append(z.Tokens,
 			Remembered{Layout: "compact", Tokens: n, Used: int64(9 * n)},
 			Remembered{Layout: "compact", Tokens: n, Used: int64(14 * n), Load: &Load{Done: int64(n), RedisCPU: 1}})
+	}
+	z.Masters = []Sized{
+		{Layout: "compact", Value: 1, Load: Load{Done: 9, RedisCPU: 1}},
+		{Layout: "compact", Value: 3, Load: Load{Done: 6, RedisCPU: 1}},
+		{Layout: "compact, 12 tags", Value: 3, Load: Load{Done: 7, RedisCPU: 1}},
+	}
+	if c, _, _ := z.costs("compact", 12); c.perCoreOfSeveral != 6 {
+		t.Errorf("%+v, want the 6 of three masters with the usual tags", c)
 	}
 	if c, at, ok := z.costs("compact", 12); !ok || at != 10 || c.bytes != 14 || c.perCore != 10 {
 		t.Errorf("%+v at %d, %v; want 14 bytes, with both generations, at 10", c, at, ok)
@@ -245,6 +269,21 @@ func TestKeep(t *testing.T) {
 	}
 	if there, err := load(t.TempDir(), RecordsFile, &read); there || err != nil {
 		t.Errorf("no records: %v, %v", there, err)
+	}
+}
+
+// A page alone is of the records as they are.
+func TestPageAlone(t *testing.T) {
+	o := Options{Parts: []string{partPage}, Dir: t.TempDir(), Command: "another"}
+	if err := errors.Join(save(o.Dir, RecordsFile, planted()), save(o.Dir, SizingFile, plantedSizing())); err != nil {
+		t.Fatal(err)
+	}
+	if got := Page(Compare(t, o)); got != Page(planted()) {
+		t.Errorf("another page:\n%s", got)
+	}
+	got, err := Size(t, SizingOptions{Options: o}).Page()
+	if want, _ := plantedSizing().Page(); err != nil || got != want {
+		t.Errorf("another page: %v\n%s", err, got)
 	}
 }
 

@@ -25,6 +25,9 @@ const (
 	partSoak    = "soak" // asked for by its name only
 )
 
+// partPage, in place of others, has nothing measured: the page is written from the records.
+const partPage = "page"
+
 // Parts are those of a whole comparison, in the order in which they are measured.
 var Parts = []string{partRows, partLatency, partDo, partTrips, partSeconds, partNetwork}
 

@@ -34,7 +34,7 @@ func (z *Sizing) Page() (string, error) {
 			return fmt.Sprintf("%.2f s", s.RedisCPU/float64(s.Done)*per/s.Value)
 		}}),
 		"PerCore": z.perCore(), "Budget": z.budgetTable(), "Inputs": z.inputs(),
-		"Peak": usual.peak, "Headroom": percent(usual.headroom), "MasterMemory": fmt.Sprintf("%.0f GB", usual.memory/1e9),
+		"Tags": fillTags, "Peak": usual.peak, "Headroom": percent(usual.headroom), "MasterMemory": fmt.Sprintf("%.0f GB", usual.memory/1e9),
 		"Retention": fmt.Sprintf("%.0f h", usual.retention.Hours()), "Again": z.Machine.on(z.Ran, SizingParts), "Machine": z.Machine.machine(),
 	}
 	if len(z.Partitions) > 0 {
@@ -161,8 +161,12 @@ func (z *Sizing) inputs() string {
 	var all []string
 	for _, l := range layouts() {
 		if c, at, ok := z.costs(l.name, costTokens); ok {
-			all = append(all, fmt.Sprintf("%s: %.1f bytes a token and %s messages a second of a core, measured at %s tokens.",
-				strings.ToUpper(l.name[:1])+l.name[1:], c.bytes, grouped(int(c.perCore)), grouped(at)))
+			text := fmt.Sprintf("%s: %.1f bytes a token and %s messages a second of a core, measured at %s tokens",
+				strings.ToUpper(l.name[:1])+l.name[1:], c.bytes, grouped(int(c.perCore)), grouped(at))
+			if c.perCoreOfSeveral > 0 {
+				text += fmt.Sprintf("; %s where there are several masters", grouped(int(c.perCoreOfSeveral)))
+			}
+			all = append(all, text+".")
 		}
 	}
 	return strings.Join(all, " ")

@@ -13,7 +13,7 @@ import (
 // What make sizing sets.
 var (
 	flagSizing        = flag.Bool("sizing", false, "measures; else nothing is")
-	flagSizingParts   = flag.String("sizing.parts", "", "parts, separated by commas: tokens, servers, partitions, handlers, duplicates, masters; empty: all")
+	flagSizingParts   = flag.String("sizing.parts", "", "parts, separated by commas: tokens, servers, partitions, handlers, duplicates, masters, page; empty: all; page: none, and the page is written")
 	flagSizingQuick   = flag.Bool("sizing.quick", false, "makes all parts short, to see that they work")
 	flagSizingRecords = flag.String("sizing.records", "1M,10M,50M", "numbers of tokens to be remembered as records, lowest first; 50M take 12 GB")
 	flagSizingCompact = flag.String("sizing.compact", "1M,10M,100M", "the same in the compact layout; 100M take 2 GB")
@@ -26,7 +26,7 @@ func TestSizing(t *testing.T) {
 	if !*flagSizing {
 		t.Skip("measures at length: make sizing")
 	}
-	parts, err := parseParts(*flagSizingParts, SizingParts)
+	parts, err := parseParts(*flagSizingParts, SizingParts, partPage)
 	if err != nil {
 		t.Fatalf("-sizing.parts: %v", err)
 	}
