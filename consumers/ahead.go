@@ -129,7 +129,7 @@ func (l *Lane) nextAhead() (batch []*entry, ok bool) {
 }
 
 // mayAhead reports, with mu held, whether claims may be made ahead.
-func (l *Lane) mayAhead() bool { return l.waiting == 0 && !l.e.gate.wanted() }
+func (l *Lane) mayAhead() bool { return l.stalled == 0 && !l.e.gate.wanted() }
 
 func (l *Lane) heldAhead() int {
 	n := 0
@@ -151,7 +151,7 @@ func (l *Lane) claimable() []*entry {
 		case !l.isClaimable(en):
 		case en.heldLong():
 			en.tried = true
-			l.cond.Broadcast() // a worker may leave it to be claimed ahead
+			l.cond.Broadcast() // a worker may have left it to be claimed ahead, and takes it now
 		default:
 			batch = append(batch, en)
 		}

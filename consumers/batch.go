@@ -116,14 +116,11 @@ func (l *Lane) processBatch(run []*entry) (isHandled bool) {
 	}
 	l.complete(done...)
 	again := make([]bool, len(run))
-	for _, i := range rest {
-		again[i] = run[i].endTogether(ctx, errs[i])
-	}
-	// These may wait for their destination, and none of them starts anything any more.
+	// Those last that may wait for their destination: none of them starts anything any more.
 	for _, i := range dead {
 		run[i].leaveGate()
 	}
-	for _, i := range dead {
+	for _, i := range append(rest, dead...) {
 		again[i] = run[i].endTogether(ctx, errs[i])
 	}
 	for i, en := range run {

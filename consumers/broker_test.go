@@ -23,17 +23,18 @@ import (
 type broker struct {
 	shape consumers.Broker
 
-	mu      sync.Mutex
-	next    int
-	ready   []*message
-	arrived chan struct{}
-	log     []string // settlements, in order
-	letters []letter
-	dlqErr  error
-	extErr  error
-	extends int
-	ackErr  error
-	ackRTT  time.Duration // how long an ack takes to be confirmed
+	mu       sync.Mutex
+	next     int
+	ready    []*message
+	arrived  chan struct{}
+	log      []string // settlements, in order
+	letters  []letter
+	dlqErr   error
+	dlqTakes time.Duration // for a letter
+	extErr   error
+	extends  int
+	ackErr   error
+	ackRTT   time.Duration // how long an ack takes to be confirmed
 }
 
 type message struct {
@@ -187,6 +188,7 @@ func (d *delivery) Redeliver(_ context.Context, after time.Duration) error {
 }
 
 func (d *delivery) DeadLetter(_ context.Context, l consumers.Letter) error {
+	time.Sleep(d.b.dlqTakes)
 	d.b.mu.Lock()
 	defer d.b.mu.Unlock()
 	if d.b.dlqErr != nil {

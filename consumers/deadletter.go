@@ -24,7 +24,7 @@ func (en *entry) deadLetter(reason string, cause error) (again bool) {
 	}
 	en.leaveGate() // nothing is started any more that could end the process
 	l := Letter{Token: en.token, Reason: reason, Err: cause, Attempt: c.Attempt(), Redrive: c.Redrive() + 1}
-	if !en.isPosted(en.post(en.waits, en.l.ph.final, l), itsKept) {
+	if !en.posted(en.post(en.waits, en.l.ph.final, l), en.kept()) {
 		en.giveBack(false)
 		return true
 	}
@@ -56,7 +56,7 @@ func (en *entry) failedOnce(cause error) (again bool) {
 		return true
 	}
 	l := Letter{Token: en.token, Reason: ReasonFailed, Err: cause, Attempt: c.Attempt(), Redrive: redrive}
-	if !en.isPosted(en.post(en.l.ph.final, en.l.ph.final, l), itsSpent) {
+	if !en.posted(en.post(en.l.ph.final, en.l.ph.final, l), itsSpent) {
 		// The next delivery is a duplicate of what is recorded as dead.
 		e.emit(en, idem.Event{Kind: idem.EventDropped, Attempt: c.Attempt(), Err: cause})
 		return true
@@ -89,20 +89,20 @@ func (en *entry) refuse(reason string, cause error) (again bool) {
 		en.halt(noDestination(en, reason, cause))
 		return false
 	}
-	return !en.isPosted(en.sendAway(en.waits, en.l.ph.final, reason, cause), itsKept)
+	if !en.posted(en.postUnclaimed(en.waits, en.l.ph.final, reason, cause), en.kept()) {
+		return true
+	}
+	en.settle(en.d.Terminate, settled)
+	return false
 }
 
-// sendAway dead-letters a message without a claim. Its error is that of post.
-func (en *entry) sendAway(waits, final context.Context, reason string, cause error) error {
-	l := Letter{Token: en.token, Reason: reason, Err: cause}
+// postUnclaimed is post for a message without a claim.
+func (en *entry) postUnclaimed(waits, final context.Context, reason string, cause error) error {
+	l := Letter{Token: en.token, Reason: reason, Err: cause, Attempt: en.failures}
 	if en.invalid == nil {
 		l.Redrive = en.redrive + 1
 	}
-	if err := en.post(waits, final, l); err != nil {
-		return err
-	}
-	en.settle(en.d.Terminate, settled)
-	return nil
+	return en.post(waits, final, l)
 }
 
 // post publishes the copy until the destination confirms it. Each try may last until final
@@ -131,14 +131,24 @@ func (en *entry) post(waits, final context.Context, l Letter) error {
 	}
 }
 
+// What has become of a message that stops the consumer.
 const (
 	itsKept  = "nothing was skipped"
+	itsLast  = "the broker does not deliver it again: look into the dead-letter exchange of its queue, or publish it anew with its token"
 	itsSpent = "its token is spent: have the guard Forget it before the consumer starts again, or the message is dropped"
 )
 
-// isPosted acts on what post, or sendAway, returned: what no waiting mends stops the
-// consumer. The message is what state says.
-func (en *entry) isPosted(err error, state string) bool {
+// kept is itsKept, where the broker keeps the message too.
+func (en *entry) kept() string {
+	if en.d.Final() {
+		return itsLast
+	}
+	return itsKept
+}
+
+// posted reports whether the copy is at its destination, by what post returned. An error that
+// no waiting mends stops the consumer, with one that ends in what has become of the message.
+func (en *entry) posted(err error, state string) bool {
 	if errors.Is(err, ErrUndeliverable) {
 		en.halt(fmt.Errorf("consumer: %s (token %q): %w; %s", en.d, en.token, err, state))
 	}
@@ -146,5 +156,5 @@ func (en *entry) isPosted(err error, state string) bool {
 }
 
 func noDestination(en *entry, reason string, cause error) error {
-	return fmt.Errorf("consumer: %s (token %q): %s, and there is no dead-letter destination: give the consumer one with DeadLetter, or mend the cause and start again (a message whose processes died too often needs guard.Forget besides); %s: %w", en.d, en.token, reason, itsKept, cause)
+	return fmt.Errorf("consumer: %s (token %q): %s, and there is no dead-letter destination: give the consumer one with DeadLetter, or mend the cause and start again (a message whose processes died too often needs guard.Forget besides); %s: %w", en.d, en.token, reason, en.kept(), cause)
 }

@@ -230,43 +230,71 @@ func (e *Engine) drain(ph *phases) error {
 		case <-time.After(drainGrace):
 		}
 	}
-	// The phases may be over; a broker that has gone must not hold Run up.
-	letters, cancelLetters := context.WithTimeout(context.WithoutCancel(ph.final), drainGrace)
-	defer cancelLetters()
-	back, cancel := context.WithTimeout(context.WithoutCancel(ph.final), 2*drainGrace)
-	defer cancel()
 	var stuck []string
-	var returned []*entry
+	var toReturn, last []*entry
 	for _, en := range e.allHeld() {
-		if en.inHandler() {
+		switch {
+		case en.inHandler():
 			stuck = append(stuck, fmt.Sprintf("%s (token %q)", en.d, en.token))
 			en.stopRenewing()
 			e.emit(en, idem.Event{Kind: idem.EventStuck, Wait: e.policy.drainTimeout})
 			continue
-		}
-		if en.l.ctx.Err() == nil {
-			returned = append(returned, en)
+		case en.l.ctx.Err() != nil: // it is another consumer's now
+		case en.d.Final():
+			last = append(last, en)
+		default:
+			toReturn = append(toReturn, en)
 		}
 		e.forget(en, unsettled)
 	}
-	sent := make(chan struct{})
-	go func() { // a client may not mind the end of its context
-		defer close(sent)
-		for _, en := range returned {
-			if back.Err() == nil {
-				en.returnAtEnd(letters, back)
-			}
-		}
-	}()
-	select {
-	case <-sent:
-	case <-back.Done():
-	}
+	returnAll(ph, toReturn)
+	returnLast(ph, last)
 	if len(stuck) == 0 {
 		return nil
 	}
 	slices.Sort(stuck)
 	return fmt.Errorf("consumer: handlers did not return within %v of shutdown, nor when their context was cancelled: %s", e.policy.drainTimeout, strings.Join(stuck, ", "))
+}
+
+// returnAll gives back to the broker, in their order, what was not handled. The phases may be
+// over; a broker that has gone must not hold Run up.
+func returnAll(ph *phases, all []*entry) {
+	back, cancel := context.WithTimeout(context.WithoutCancel(ph.final), drainGrace)
+	defer cancel()
+	whileItLasts(back, all, func(en *entry) { _ = en.d.Redeliver(back, 0) })
+}
+
+// returnLast gives back last deliveries, each of which is to be dead-lettered before: that has
+// what is left of the drain, and the grace at least.
+func returnLast(ph *phases, all []*entry) {
+	base := context.WithoutCancel(ph.final)
+	letters := ph.final
+	if letters.Err() != nil {
+		var cancel context.CancelFunc
+		letters, cancel = context.WithTimeout(base, drainGrace)
+		defer cancel()
+	}
+	back, cancel := context.WithCancel(base)
+	defer cancel()
+	defer context.AfterFunc(letters, func() { time.AfterFunc(drainGrace, cancel) })()
+	whileItLasts(back, all, func(en *entry) { en.returnLast(letters, back) })
+}
+
+// whileItLasts calls f for each until ctx ends, and then returns: a client may not mind that.
+func whileItLasts(ctx context.Context, all []*entry, f func(*entry)) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for _, en := range all {
+			if ctx.Err() == nil {
+				f(en)
+			}
+		}
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
 }
 
 // Room waits until the engine wants more deliveries, for any of its lanes, and returns
@@ -386,8 +414,8 @@ func (e *Engine) forget(en *entry, o outcome) {
 // again in the order in which it is told to.
 func (e *Engine) allHeld() []*entry {
 	e.mu.Lock()
-	defer e.mu.Unlock()
 	all := slices.Clone(e.held)
+	e.mu.Unlock()
 	slices.SortFunc(all, func(a, b *entry) int { return cmp.Compare(a.nth, b.nth) })
 	return all
 }

@@ -120,18 +120,15 @@ func (en *entry) leaveHandler() {
 }
 
 // tellOverdue is called once a lease, and tells once that the handler goes on for longer than
-// that though its context has ended. With HandlerTimeout that is told anyhow.
+// that though its context has ended. That of a HandlerTimeout is told by run.
 func (en *entry) tellOverdue() {
 	e := en.l.e
-	if e.policy.handlerTimeout > 0 {
-		return
-	}
 	en.mu.Lock()
-	over := en.handling != nil && en.handling.Err() != nil
+	over := en.handling != nil && en.handling.Err() != nil && !errors.Is(context.Cause(en.handling), ErrHandlerTimeout)
 	if over {
 		en.overdue++
 	}
-	tell := over && en.overdue == 2
+	tell := over && en.overdue == 2 // the first look may come just after the end
 	en.mu.Unlock()
 	if tell {
 		e.emit(en, idem.Event{Kind: idem.EventStuck, Wait: e.guard.Settings().Lease})

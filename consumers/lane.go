@@ -31,7 +31,7 @@ type Lane struct {
 	last     map[string]*entry // by token, the latest that is not settled
 	returned []*entry          // handled, completion to be recorded
 	working  int               // workers at work, entries between queue and returned included
-	waiting  int               // workers that wait for a message that is held elsewhere
+	stalled  int               // workers that wait for a message that is held elsewhere
 	closed   bool              // no more are added
 	pace     time.Duration     // what a handler takes, a moving average
 }
@@ -60,7 +60,7 @@ func (e *Engine) lane(ctx context.Context, g *idem.Guard) *Lane {
 	l.ask, l.waits = ask, waits
 	endHandling := l.handlers()
 	end := func() {
-		endAsk(fmt.Errorf("%w: %v", errLaneEnded, context.Cause(ctx))) //nolint:errorlint // it is no answer about a token
+		endAsk(fmt.Errorf("%w: %v", errLaneEnded, context.Cause(ctx))) //nolint:errorlint // see errLaneEnded
 		endWaits(context.Cause(ctx))
 		l.wake()
 	}
@@ -88,6 +88,8 @@ func (e *Engine) lane(ctx context.Context, g *idem.Guard) *Lane {
 	return l
 }
 
+// errLaneEnded ends requests for claims. What ended the lane may be an answer about another
+// token: it is told, and not wrapped.
 var errLaneEnded = errors.New("the message is this consumer's no longer")
 
 // handlers makes the parent of handlers' contexts: it outlives the beginning of the drain,

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -311,11 +312,11 @@ func TestDrainOfTheLastDelivery(t *testing.T) {
 		want    []string
 		letters int
 	}{
-		{"dead-lettered", consumers.Broker{DeadLetters: true}, nil, []string{"term 1", "redeliver 2", "term 3"}, 2},
-		{"one is not begun, in no order", consumers.Broker{DeadLetters: true, Workers: 2}, nil, []string{"term 1", "redeliver 2", "term 3"}, 2},
-		{"no copy is taken", consumers.Broker{DeadLetters: true}, errBoom, []string{"redeliver 1", "redeliver 2", "redeliver 3"}, 0},
-		{"no copy can be taken", consumers.Broker{DeadLetters: true}, consumers.ErrUndeliverable, []string{"redeliver 1", "redeliver 2", "redeliver 3"}, 0},
-		{"no destination", consumers.Broker{}, nil, []string{"redeliver 1", "redeliver 2", "redeliver 3"}, 0},
+		{"dead-lettered", consumers.Broker{DeadLetters: true}, nil, []string{"redeliver 2", "term 1", "term 3"}, 2},
+		{"one is not begun, in no order", consumers.Broker{DeadLetters: true, Workers: 2}, nil, []string{"redeliver 2", "term 1", "term 3"}, 2},
+		{"no copy is taken", consumers.Broker{DeadLetters: true}, errBoom, []string{"redeliver 2", "redeliver 1", "redeliver 3"}, 0},
+		{"no copy can be taken", consumers.Broker{DeadLetters: true}, consumers.ErrUndeliverable, []string{"redeliver 2", "redeliver 1", "redeliver 3"}, 0},
+		{"no destination", consumers.Broker{}, nil, []string{"redeliver 2", "redeliver 1", "redeliver 3"}, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -346,6 +347,56 @@ func TestDrainOfTheLastDelivery(t *testing.T) {
 				}
 				if n := r.count(idem.EventDropped); n != 2-c.letters {
 					t.Errorf("%d messages were told of as dropped, want %d", n, 2-c.letters)
+				}
+			})
+		})
+	}
+}
+
+// Each letter takes its time, and all of them together more than a consumer has at the end
+// where a handler does not return.
+func TestDrainOfManyLastDeliveries(t *testing.T) {
+	const messages = 100
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, consumers.Broker{DeadLetters: true})
+		r.b.dlqTakes = 100 * time.Millisecond
+		r.store.Set(storefault.Away)
+		for range messages {
+			r.b.add(&message{headers: map[string][]string{idem.Header: {"a"}}, final: true})
+		}
+		stop := r.start(fine, consumers.WorkAhead(messages))
+		time.Sleep(100 * time.Millisecond)
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+		if n := len(r.b.posted()); n != messages {
+			t.Errorf("%d of %d are dead-lettered", n, messages)
+		}
+	})
+}
+
+// What the broker does not keep has been skipped, whatever ends the consumer.
+func TestStopByALastDelivery(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		broker consumers.Broker
+		dlqErr error
+	}{
+		{"no destination", consumers.Broker{}, nil},
+		{"no copy can be taken", consumers.Broker{DeadLetters: true}, consumers.ErrUndeliverable},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, c.broker)
+				r.b.dlqErr = c.dlqErr
+				r.b.add(&message{headers: map[string][]string{idem.Header: {"a"}}, final: true})
+				stop := r.start(fine)
+				time.Sleep(time.Second)
+				if err := stop(); err == nil || strings.Contains(err.Error(), "nothing was skipped") || !strings.Contains(err.Error(), "publish it anew") {
+					t.Error(err)
+				}
+				if n := r.count(idem.EventDropped); n != 1 {
+					t.Errorf("told of %d times as dropped", n)
 				}
 			})
 		})

@@ -35,7 +35,7 @@ func (en *entry) process() {
 	}
 	for again := true; again; {
 		if en.over() {
-			en.stall(false)
+			en.unstall()
 			if en.claim != nil {
 				en.giveBack(false)
 			}
@@ -54,12 +54,15 @@ func (en *entry) process() {
 // again is dead-lettered, without a claim: somebody may have it, who may complete it, and
 // then the copy is a duplicate.
 func (en *entry) returnHeld() {
-	e := en.l.e
+	e, final := en.l.e, en.l.ph.final
 	switch {
 	case !en.d.Final():
 		e.emit(en, idem.Event{Kind: idem.EventWaiting, Wait: e.broker.HoldLimit, Err: fmt.Errorf("%s goes back to the broker: %w", en.d, errHeldLong)})
 	case e.broker.DeadLetters:
-		if !en.isPosted(en.sendAway(en.l.ph.final, en.l.ph.final, ReasonFinal, fmt.Errorf("%w: %w", errHeldLong, errFinal)), itsKept) {
+		err := en.postUnclaimed(final, final, ReasonFinal, fmt.Errorf("%w: %w", errHeldLong, errFinal))
+		if en.posted(err, en.kept()) {
+			en.settle(en.d.Terminate, settled)
+		} else {
 			en.leave()
 		}
 		return
@@ -69,17 +72,19 @@ func (en *entry) returnHeld() {
 	en.settle(func(ctx context.Context) error { return en.d.Redeliver(ctx, 0) }, settled)
 }
 
-// returnAtEnd is that at the end of the drain, while letters and back last.
-func (en *entry) returnAtEnd(letters, back context.Context) {
-	if en.d.Final() {
-		err := ErrDraining
-		if en.l.e.broker.DeadLetters {
-			if err = en.sendAway(letters, letters, ReasonFinal, fmt.Errorf("%w: %w", ErrDraining, errFinal)); err == nil {
-				return
+// returnLast gives a last delivery back at the end of the drain, while back lasts: it is
+// dead-lettered, while letters lasts, or told of.
+func (en *entry) returnLast(letters, back context.Context) {
+	err := ErrDraining
+	if en.l.e.broker.DeadLetters {
+		if err = en.postUnclaimed(letters, letters, ReasonFinal, fmt.Errorf("%w: %w", ErrDraining, errFinal)); err == nil {
+			if err := en.d.Terminate(back); err != nil {
+				en.l.e.emit(en, idem.Event{Kind: idem.EventSettleFailed, Err: err})
 			}
+			return
 		}
-		en.emitReturnedLast(err)
 	}
+	en.emitReturnedLast(err)
 	_ = en.d.Redeliver(back, 0)
 }
 
@@ -166,7 +171,7 @@ func (en *entry) spend() idem.Begun {
 // judge acts on the answer to a request for a claim.
 func (en *entry) judge(b idem.Begun) (claimed, again bool) {
 	if !errors.Is(b.Err, idem.ErrInProgress) {
-		en.stall(false)
+		en.unstall()
 	}
 	if b.Err == nil {
 		en.setClaim(b.Claim)
@@ -192,7 +197,7 @@ func (en *entry) judge(b idem.Begun) (claimed, again bool) {
 			en.settleDuplicate(dup)
 			return false, false
 		}
-		en.stall(true)
+		en.stall()
 		en.tellStall()
 		sleep(en.waits, jitter(min(max(busy.RetryAfter, time.Millisecond), askAgain)))
 		return false, true
@@ -213,7 +218,10 @@ func (en *entry) judge(b idem.Begun) (claimed, again bool) {
 	return false, false
 }
 
-var errFinal = errors.New("the broker will not deliver this message again, so it is not started")
+var (
+	errFinal          = errors.New("the broker will not deliver this message again")
+	errLastNotStarted = fmt.Errorf("%w, so it is not started", errFinal)
+)
 
 // admitted looks at a fresh claim: is its message to be handled at all? If not, it
 // is dead-lettered without a start.
@@ -221,7 +229,7 @@ func (en *entry) admitted() (done, again bool) {
 	e, c := en.l.e, en.claim
 	switch {
 	case e.policy.atMostOnce && en.d.Final():
-		return true, en.failedOnce(errFinal)
+		return true, en.failedOnce(errLastNotStarted)
 	case e.policy.atMostOnce && en.l.ctx.Err() != nil && !e.broker.KeepHandlers:
 		return true, en.failedOnce(fmt.Errorf("its handler was not started: %w", context.Cause(en.l.ctx)))
 	case e.policy.atMostOnce && c.Spent() > 0:
@@ -229,7 +237,7 @@ func (en *entry) admitted() (done, again bool) {
 	case !e.policy.atMostOnce && c.Spent() >= e.policy.budget:
 		return true, en.deadLetter(ReasonBudget, fmt.Errorf("%d of %d attempts failed or did not end", c.Spent(), e.policy.budget))
 	case en.d.Final():
-		return true, en.deadLetter(ReasonFinal, errFinal)
+		return true, en.deadLetter(ReasonFinal, errLastNotStarted)
 	}
 	// What was claimed and given back proves nothing; what failed, or was redriven, was
 	// known before.

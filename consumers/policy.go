@@ -201,7 +201,8 @@ func TokenFrom(find func(Message) (string, error)) Option {
 // WorkAhead sets for how many of the next messages claims are made while a handler
 // works; zero is none. By default the engine claims what it expects to start within
 // 50 ms, 384 messages at most. It asks when fewer than half of them are claimed, for all
-// that are missing. After a process is killed, what it had claimed ahead
+// that are missing, and for none while a message of the line (a partition, a consumer) waits
+// for somebody else who holds its token. After a process is killed, what it had claimed ahead
 // waits for the lease with the message that it died in.
 func WorkAhead(n int) Option {
 	return Option{name: "WorkAhead", policy: func(p *Policy) error {

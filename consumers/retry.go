@@ -12,26 +12,28 @@ import (
 // stall is for a worker that cannot go on with its message because somebody else
 // holds it: claims made ahead are given back, or two consumers could each hold the
 // other's next message for ever. None is made until the message is claimed, settled or left.
-func (en *entry) stall(stalled bool) {
-	l := en.l
-	if stalled != en.stalledSince.IsZero() {
-		return
+func (en *entry) stall() {
+	if en.stalledSince.IsZero() {
+		now := time.Now()
+		en.stalledSince, en.stallTold = now, now
+		en.l.addStalled(1)
 	}
-	en.stalledSince = time.Time{}
-	if stalled {
-		en.stalledSince = time.Now()
+}
+
+func (en *entry) unstall() {
+	if !en.stalledSince.IsZero() {
+		en.stalledSince = time.Time{}
+		en.l.addStalled(-1)
 	}
-	en.stallTold = en.stalledSince
+}
+
+func (l *Lane) addStalled(n int) {
 	if l.cond == nil {
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if stalled {
-		l.waiting++
-	} else {
-		l.waiting--
-	}
+	l.stalled += n
 	l.cond.Broadcast()
 }
 

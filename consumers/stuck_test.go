@@ -76,10 +76,15 @@ func TestHandlerOutlivesItsContext(t *testing.T) {
 	for _, loop := range []bool{false, true} {
 		for _, tt := range []struct {
 			outlives time.Duration
+			timeout  time.Duration // of the handler, much later
 			told     int
-		}{{lease / 2, 0}, {10 * lease, 1}} {
+		}{{lease / 2, 0, 0}, {10 * lease, 0, 1}, {10 * lease, time.Hour, 1}} {
 			synctest.Test(t, func(t *testing.T) {
 				r := newRig(t, consumers.Broker{})
+				var opts []consumers.Option
+				if tt.timeout > 0 {
+					opts = append(opts, consumers.HandlerTimeout(tt.timeout))
+				}
 				first := true
 				h := func(ctx context.Context, _ *delivery) error {
 					if !first {
@@ -94,12 +99,12 @@ func TestHandlerOutlivesItsContext(t *testing.T) {
 					return ctx.Err()
 				}
 				if loop {
-					if err := r.engine(r.guard).Handle(t.Context(), r.delivery(1, "a", h)); err != nil {
+					if err := r.engine(r.guard, opts...).Handle(t.Context(), r.delivery(1, "a", h)); err != nil {
 						t.Error(err)
 					}
 				} else {
 					r.b.publish("a")
-					stop := r.start(h)
+					stop := r.start(h, opts...)
 					time.Sleep(30 * lease)
 					r.mustStop(stop)
 				}

@@ -32,9 +32,9 @@ const (
 	EventUnguarded                         // consumers: FailOpen handled a message without a claim: Err
 	EventUnrecorded                        // consumers: an effect could not be recorded as done: Attempt, Err
 	EventShadowed                          // consumers: shadow mode handled a message that it would have dropped or held: Err
-	EventSettleFailed                      // consumers: the broker did not take an ack; it will deliver again: Err
+	EventSettleFailed                      // consumers: the broker did not take an ack, or that a message is still worked on; it will deliver again: Err
 	EventStuck                             // consumers: a handler did not return in time: Wait
-	EventDropped                           // consumers: a message is lost, or may be (at most once), or was terminated by option without a copy: Err
+	EventDropped                           // consumers: a message is lost, or may be (at most once; a last delivery that goes back), or was terminated by option without a copy: Err
 	EventWaiting                           // something holds the consumer up: Err, Wait
 	EventLateError                         // consumers: a handler returned an error after its completion was committed: Attempt, Err
 )
