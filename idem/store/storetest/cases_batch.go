@@ -3,6 +3,7 @@ package storetest
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -258,6 +259,68 @@ var concurrencyCases = []testCase{
 				}
 			}
 			e.claims(2, 1, 0, 0, begin("t", "c2"))
+		},
+	},
+	{
+		"takeover",
+		"Of a Begin that takes a run-out claim over and what that claim's holder, or an operator, does at the same moment one comes first, and the other is answered accordingly: a driver that looks, and writes later, undoes the claim of a handler that is at work.",
+		func(e *env) {
+			const tokens = racers / 2
+			type rival struct {
+				op    store.Op
+				late  store.Status // its answer where the Begin comes first
+				begin store.Status // the Begin's answer where it comes second
+				state store.State  // then
+			}
+			rivals := []rival{
+				{commit("commit", "c1", 1), store.Lost, store.Duplicate, store.Done},
+				{renew("renew", "c1"), store.Lost, store.InProgress, store.Running},
+				{release("release", "c1"), store.Lost, store.Claimed, store.Running},
+				{bury("bury", "c1"), store.Lost, store.Duplicate, store.Dead},
+				{forget("forget", "f1"), store.InProgress, store.Claimed, store.Running},
+			}
+			token := func(r *rival, i int) string { return fmt.Sprint(r.op.Token, i) }
+			b := e.batch()
+			e.brief()(b)
+			for i := range rivals {
+				for k := range tokens {
+					b.Ops = append(b.Ops, begin(token(&rivals[i], k), "c1"))
+				}
+			}
+			e.answers(b, slices.Repeat([]store.Status{store.Claimed}, len(b.Ops))...)
+			e.runOut()
+			for _, r := range rivals {
+				replies := e.race(func(i int) store.Op {
+					op := r.op
+					if op.Token = token(&r, i/2); i%2 == 0 {
+						return begin(op.Token, "c2")
+					}
+					return op
+				})
+				for k := range tokens {
+					begun, other, op := replies[2*k], replies[2*k+1], r.op
+					op.Token = token(&r, k)
+					wantBegun, wantOther, state, claim := store.Claimed, r.late, store.Running, "c2"
+					if begun.Status != store.Claimed || begun.Expiries == 0 {
+						wantBegun, wantOther, state = r.begin, store.OK, r.state
+					}
+					if wantBegun != store.Claimed {
+						claim = "c1"
+					}
+					if begun.Status != wantBegun || other.Status != wantOther {
+						e.failf("Begin was answered %s with %d expiries, and %s at once %s; want %s and %s",
+							statusName(begun.Status), begun.Expiries, show(op), statusName(other.Status), statusName(wantBegun), statusName(wantOther))
+					}
+					rec := e.state(op.Token, state)
+					if known := state != store.Done || !e.caps.NoDoneDetails; known && !names(rec, id(claim)) {
+						e.failf("after a Begin, answered %s, and %s at once, the claim is %s, want %s",
+							statusName(begun.Status), show(op), rec.Claim, id(claim))
+					}
+					if wantBegun == store.Claimed {
+						e.want(store.OK, commit(op.Token, "c2", begun.Attempt))
+					}
+				}
+			}
 		},
 	},
 }
