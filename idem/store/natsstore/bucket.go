@@ -30,7 +30,7 @@ type prefix struct {
 	seq        uint64 // of the descriptor
 	at         rules.Instant
 	acked      uint64 // the highest sequence that was acknowledged
-	tight      bool   // claims were refused for want of room, as last seen
+	tight      bool   // in its last sixteenth, as last seen: no room for claims
 	losses     int    // how often it was found that records were lost
 	notice     string // of the last loss
 }
@@ -168,7 +168,7 @@ func (s *Store) create(ctx context.Context) (*details, error) {
 	if maxBytes == 0 {
 		maxBytes = -1
 	}
-	was := s.wire.sofar()
+	before := s.wire.told()
 	_, err := s.js.CreateStream(ctx, jetstream.StreamConfig{
 		Name:              s.wire.stream,
 		Description:       "idem: records of handled messages",
@@ -192,7 +192,7 @@ func (s *Store) create(ctx context.Context) (*details, error) {
 		if errors.As(err, &api) && api.Code < 500 {
 			return nil, &refusal{cause: fmt.Errorf("creating the bucket: %w", err), cure: "create it by hand, or change the store's options"}
 		}
-		if said := s.wire.unanswered(s.wire.api+"STREAM.CREATE."+s.wire.stream, was, err); isFinal(said) {
+		if said := s.wire.unanswered(s.wire.api+"STREAM.CREATE."+s.wire.stream, before, err); isFinal(said) {
 			return nil, said
 		}
 		return nil, fmt.Errorf("creating the bucket: %w", err)
@@ -291,7 +291,7 @@ func (p *prefix) saw(i *info, generation int, acked uint64, bucket string) (lost
 	// The descriptor stays for ever: no first message is later than it.
 	gone := !i.Created.Equal(p.created) || i.State.Msgs == 0 || i.State.FirstSeq > p.seq ||
 		rules.Instant(i.State.FirstTime.UnixNano()) > p.at
-	// A leader of several may have been cut off, and not know the last writes.
+	// A leader of several may have been cut off, and not know the last writes; a write tells then.
 	short := i.Limits.Replicas <= 1 && i.State.LastSeq < acked
 	if !gone && !short {
 		return false
@@ -334,10 +334,22 @@ func (p *prefix) state() (generation int, acked uint64, tight bool) {
 	return p.generation, p.acked, p.tight
 }
 
-func (p *prefix) stored(seq uint64, generation int) {
+// stored takes in that a write, or a proof, was acknowledged with a sequence. It reports
+// whether the stream went back: else the sequence is higher than acked, the highest that
+// had been acknowledged before the write was sent.
+func (p *prefix) stored(seq uint64, generation int, acked uint64, bucket string) (lost bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.generation == generation {
-		p.acked = max(p.acked, seq)
+	if p.generation != generation {
+		return false
 	}
+	if seq > acked {
+		p.acked = max(p.acked, seq)
+		return false
+	}
+	if p.ready {
+		p.ready = false
+		p.lost(bucket)
+	}
+	return true
 }

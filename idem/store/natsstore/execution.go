@@ -420,7 +420,7 @@ func (x *execution) round(ctx context.Context) error {
 			x.takeDoubtful(sl)
 			continue
 		}
-		x.take(sl, generation)
+		x.take(sl, generation, acked)
 	}
 	if lost {
 		x.startOver()
@@ -479,8 +479,19 @@ func (x *execution) startOver() {
 	}
 }
 
-// takeDoubtful takes in the answer to a write in a round in which the bucket was found to
-// be another: it may have gone to either. So it counts as unanswered, and is looked for.
+// wentBack takes in the sequence of a write, or a proof, and reports whether it tells that
+// the bucket lost what came after it.
+func (x *execution) wentBack(seq uint64, generation int, acked uint64) bool {
+	lost := x.p.stored(seq, generation, acked, x.s.wire.bucket)
+	if lost {
+		x.s.memory.clear()
+	}
+	return lost
+}
+
+// takeDoubtful takes in the answer to a write, or a proof, in a round in which the bucket
+// was found to be another, or to have gone back: the write may have gone to either. So it
+// counts as unanswered, and is looked for.
 func (x *execution) takeDoubtful(sl *slot) {
 	if seq, err := sl.request[0].seq(); err == nil {
 		sl.read.seq = seq - 1
@@ -490,19 +501,24 @@ func (x *execution) takeDoubtful(sl *slot) {
 }
 
 // take takes in the answers to a slot's requests.
-func (x *execution) take(sl *slot, generation int) {
+func (x *execution) take(sl *slot, generation int, acked uint64) {
 	switch sl.step {
 	case reading:
 		x.takeRead(sl)
 	case writing:
-		x.takeWrite(sl, generation)
+		x.takeWrite(sl, generation, acked)
 	case proving:
 		for _, r := range sl.request {
-			if _, err := r.seq(); errors.Is(err, errNoRoom) {
+			seq, err := r.seq()
+			switch {
+			case errors.Is(err, errNoRoom):
 				x.fail(sl, fmt.Errorf("%w, to confirm what was read: %w", store.ErrFull, err))
 				return
-			} else if err != nil {
+			case err != nil:
 				x.again(sl, err)
+				return
+			case x.wentBack(seq, generation, acked):
+				x.takeDoubtful(sl)
 				return
 			}
 		}
@@ -533,11 +549,12 @@ func (x *execution) takeRead(sl *slot) {
 	}
 }
 
-func (x *execution) takeWrite(sl *slot, generation int) {
+func (x *execution) takeWrite(sl *slot, generation int, acked uint64) {
 	seq, err := sl.request[0].seq()
 	switch {
+	case err == nil && x.wentBack(seq, generation, acked):
+		x.takeDoubtful(sl)
 	case err == nil:
-		x.p.stored(seq, generation)
 		x.written(sl, seq)
 	case errors.Is(err, errTooLarge) && sl.tooBig > 0:
 		x.fail(sl, fmt.Errorf("%w: raise max_payload of the server, or --max-value-size of the bucket, or store a smaller result", err))

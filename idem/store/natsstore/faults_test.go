@@ -422,6 +422,46 @@ func TestForgetsTheLast(t *testing.T) {
 	}
 }
 
+// replicating is a connection to a server that says of each bucket that it has three
+// replicas: the clocks and the counts of a server that went back are then not taken for
+// those of all.
+type replicating struct{ net.Conn }
+
+func (c replicating) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	copy(p, bytes.ReplaceAll(p[:n], []byte(`"num_replicas":1`), []byte(`"num_replicas":3`)))
+	return n, err
+}
+
+type replicatingDialer struct{}
+
+func (replicatingDialer) Dial(network, address string) (net.Conn, error) {
+	c, err := net.Dial(network, address)
+	return replicating{c}, err
+}
+
+// Of a bucket with several replicas the acknowledgement of a write tells it, and that of a proof.
+func TestReplicasForgetTheLast(t *testing.T) {
+	for claim, status := range map[string]store.Status{"c1": store.OK, "c2": store.Lost} {
+		srv := natstest.Start(t)
+		s := natsstore.New(srv.JetStream(t, nats.SetCustomDialer(replicatingDialer{})), bucket)
+		want(t, s, "p", store.Claimed, op(store.Begin, "t", "c1"))
+		rollback := srv.Save()
+		for i := range 5 {
+			want(t, s, "p", store.Claimed, op(store.Begin, fmt.Sprint("u", i), "c1"))
+		}
+		rollback()
+		b := batch("p", op(store.Renew, "t", claim))
+		if r := apply(t, s, b)[0]; r.Status != status || b.Losses != 1 || !strings.Contains(b.Notice, "handled again") {
+			t.Errorf("%+v, %d losses, notice %q", r, b.Losses, b.Notice)
+		}
+		want(t, s, "p", store.Claimed, op(store.Begin, "u4", "c1"))
+		if apply(t, s, b); b.Losses != 1 {
+			t.Errorf("%d losses, notice %q", b.Losses, b.Notice)
+		}
+	}
+}
+
 // Claims are refused before the bucket is full, so that completions go through; and
 // what fills it all the same makes completions wait, each by itself.
 func TestFull(t *testing.T) {

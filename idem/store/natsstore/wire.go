@@ -109,7 +109,7 @@ func (w *wire) wave(ctx context.Context, reqs []*request) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	before := w.sofar()
+	before := w.told()
 	var wg sync.WaitGroup
 	for _, r := range reqs[1:] {
 		wg.Go(func() { w.send(ctx, r, before) })
@@ -121,20 +121,20 @@ func (w *wire) wave(ctx context.Context, reqs []*request) {
 	}
 }
 
-// before is how a connection was before something was sent.
-type before struct {
+// told is what a connection had been told when something was sent.
+type told struct {
 	err   error  // the last
 	conns uint64 // one more than its reconnects
 }
 
-func (w *wire) sofar() before {
-	return before{err: w.nc.LastError(), conns: w.nc.Stats().Reconnects + 1}
+func (w *wire) told() told {
+	return told{err: w.nc.LastError(), conns: w.nc.Stats().Reconnects + 1}
 }
 
-func (w *wire) send(ctx context.Context, r *request, was before) {
+func (w *wire) send(ctx context.Context, r *request, before told) {
 	m, err := w.nc.RequestMsgWithContext(ctx, r.msg)
 	if err != nil {
-		r.err = w.unanswered(r.msg.Subject, was, err)
+		r.err = w.unanswered(r.msg.Subject, before, err)
 		return
 	}
 	r.answer = m.Data
@@ -147,7 +147,7 @@ func (w *wire) ask(ctx context.Context, r *request) { w.wave(ctx, []*request{r})
 // does not answer what it forbids, but tells the connection. What it told before is not
 // the reason, but for the inbox, which is subscribed to once in a connection's life: until
 // an answer came through it.
-func (w *wire) unanswered(subject string, was before, err error) error {
+func (w *wire) unanswered(subject string, before told, err error) error {
 	switch {
 	case errors.Is(err, nats.ErrNoResponders):
 		return errNobody
@@ -162,7 +162,7 @@ func (w *wire) unanswered(subject string, was before, err error) error {
 			mapped = jetstream.DefaultAPIPrefix + bare
 		}
 		// Each time that it is told is an error of its own.
-		fresh, deaf := said != was.err, w.heard.Load() != was.conns //nolint:errorlint // see above
+		fresh, deaf := said != before.err, w.heard.Load() != before.conns //nolint:errorlint // see above
 		names := func(s string) bool { return strings.Contains(said.Error(), strconv.Quote(s)) }
 		if fresh && (names(subject) || names(mapped)) ||
 			(fresh || deaf) && strings.Contains(said.Error(), "for Subscription to") && strings.Contains(said.Error(), w.inbox()) {
