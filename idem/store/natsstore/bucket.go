@@ -189,7 +189,11 @@ func (s *Store) create(ctx context.Context) (*details, error) {
 	})
 	if err != nil && !errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 		var api *jetstream.APIError
-		if errors.As(err, &api) && api.Code < 500 {
+		switch errors.As(err, &api); {
+		case api == nil, api.ErrorCode == codeNoPeers: // there may be, when all servers are up
+		case api.ErrorCode == codeNotClustered:
+			return nil, &refusal{cause: fmt.Errorf("creating the bucket: %w", err), cure: "run the servers as a cluster, or drop WithReplicas"}
+		case api.Code < 500:
 			return nil, &refusal{cause: fmt.Errorf("creating the bucket: %w", err), cure: "create it by hand, or change the store's options"}
 		}
 		if said := s.wire.unanswered(s.wire.api+"STREAM.CREATE."+s.wire.stream, before, err); isFinal(said) {

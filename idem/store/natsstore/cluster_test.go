@@ -95,6 +95,9 @@ func TestCluster(t *testing.T) {
 			}
 		}
 	})
+	t.Run("too few servers", func(t *testing.T) { // it may be that some are away
+		refused(t, natsstore.New(js, "five", natsstore.WithReplicas(5)).Apply(brief(t), batch("p")), true, "no suitable peers")
+	})
 	t.Run("failover", func(t *testing.T) { failover(t, c) })
 }
 

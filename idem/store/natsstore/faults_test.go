@@ -462,6 +462,12 @@ func TestReplicasForgetTheLast(t *testing.T) {
 	}
 }
 
+// Replicas that can never be are refused; those that await a server are waited for.
+func TestReplicasWithoutCluster(t *testing.T) {
+	js := natstest.Start(t).JetStream(t)
+	refused(t, natsstore.New(js, bucket, natsstore.WithReplicas(3)).Apply(patient(t), batch("p")), false, "cluster", "WithReplicas")
+}
+
 // Claims are refused before the bucket is full, so that completions go through; and
 // what fills it all the same makes completions wait, each by itself.
 func TestFull(t *testing.T) {

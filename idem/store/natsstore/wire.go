@@ -230,6 +230,8 @@ const (
 	codeSealed        jetstream.ErrorCode = 10109
 	codeNotForAccount                     = jetstream.JSErrCodeJetStreamNotEnabledForAccount
 	codeNotEnabled                        = jetstream.JSErrCodeJetStreamNotEnabled
+	codeNoPeers       jetstream.ErrorCode = 10005
+	codeNotClustered  jetstream.ErrorCode = 10074
 )
 
 // said is the error that an answer holds, as one of those above where it is known.
