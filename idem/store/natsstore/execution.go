@@ -245,7 +245,8 @@ func (x *execution) execute(sl *slot) {
 		}
 		r0, reg0 := r, reg
 		answer, c := ex.Do(op, &r, seen)
-		if c && (sl.noRoom > 1 || claims(op.Kind) && (x.tight || sl.noRoom > 0)) {
+		asks := claims(op.Kind) && (op.Claim == "" || r0.Claim != op.Claim) // for room that it has not taken yet
+		if c && (sl.noRoom > 1 || asks && (x.tight || sl.noRoom > 0)) {
 			r, reg, c = r0, reg0, false
 			answer = store.Reply{Err: x.full(op.Kind)}
 		}

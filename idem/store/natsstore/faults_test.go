@@ -502,6 +502,11 @@ func TestFull(t *testing.T) {
 	if r := apply(t, s, batch("p", op(store.Issue, "i", "")))[0]; !errors.Is(r.Err, store.ErrFull) {
 		t.Errorf("%+v", r)
 	}
+	// The repeat of a Begin whose reply was lost is none.
+	for _, s := range []*natsstore.Store{s, natsstore.New(js, bucket)} {
+		apply(t, s, batch("p")) // sees that there is no room
+		want(t, s, "p", store.Claimed, op(store.Begin, held[0], "c1"))
+	}
 	// Among them a Release and a Begin of one token: the one is done, the other refused.
 	b := batch("p", op(store.Release, held[0], "c1"), op(store.Begin, held[0], "c2"))
 	if r := apply(t, s, b); r[0].Status != store.OK || !errors.Is(r[1].Err, store.ErrFull) {
