@@ -2,6 +2,7 @@ package rules
 
 import (
 	"bytes"
+	"fmt"
 	"time"
 
 	"github.com/idemq/idemq/idem/store"
@@ -32,7 +33,7 @@ type Execution struct {
 // Do executes op on its record and its registration, which were read as [Needs] says,
 // are not expired at x.Now, and may be zero; what is not needed may be nil. If it
 // reports a change, the driver has to write what op needs back before it answers with
-// the reply; otherwise nothing was changed. Slices are shared with op and the reply.
+// the reply; otherwise nothing was changed. Slices are copied, strings are shared.
 func (x *Execution) Do(op *store.Op, r *Record, i *Issued) (reply store.Reply, changed bool) {
 	switch op.Kind {
 	case store.Begin:
@@ -53,8 +54,10 @@ func (x *Execution) Do(op *store.Op, r *Record, i *Issued) (reply store.Reply, c
 		return x.inspect(r, i), false
 	case store.Issue:
 		return x.issue(i)
-	default:
+	case store.Check:
 		return x.check(op, i)
+	default:
+		return store.Reply{Err: fmt.Errorf("there is no operation of kind %d", op.Kind)}, false
 	}
 }
 
