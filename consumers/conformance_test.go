@@ -84,3 +84,13 @@ func (q *memoryQueue) DeadLetters(testing.TB) []consumertest.Message {
 }
 
 func (q *memoryQueue) Patience() time.Duration { return 0 }
+
+func (q *memoryQueue) BreakDeadLetters(testing.TB) (mend func()) {
+	set := func(err error) {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		q.dlqErr = err
+	}
+	set(errBoom)
+	return func() { set(nil) }
+}

@@ -20,7 +20,10 @@ func TestConformance(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			consumertest.Run(t, func(tb testing.TB) consumertest.Queue {
-				return &queue{env: setupOn(tb.(*testing.T), shared.Server(tb)), ofChannel: ofChannel}
+				v := setupOn(tb.(*testing.T), shared.Server(tb))
+				v.dead += "-bounded"
+				v.declare(v.dead, amqp.Table{"x-max-length": int32(10), "x-overflow": "reject-publish"})
+				return &queue{env: v, ofChannel: ofChannel}
 			})
 		})
 	}
@@ -104,3 +107,20 @@ func (q *queue) DeadLetters(testing.TB) []consumertest.Message {
 }
 
 func (q *queue) Patience() time.Duration { return 0 }
+
+// BreakDeadLetters fills the queue.
+func (q *queue) BreakDeadLetters(tb testing.TB) (mend func()) {
+	tb.Helper()
+	for taken := true; taken; {
+		c, err := q.ch.PublishWithDeferredConfirm("", q.dead, false, false, amqp.Publishing{})
+		if err != nil {
+			tb.Fatal(err)
+		}
+		taken = c.Wait()
+	}
+	return func() {
+		if _, err := q.ch.QueuePurge(q.dead, false); err != nil {
+			tb.Error(err)
+		}
+	}
+}

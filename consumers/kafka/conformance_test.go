@@ -2,6 +2,9 @@ package idemkafka_test
 
 import (
 	"context"
+	"net"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -9,6 +12,7 @@ import (
 
 	"github.com/idemq/idemq/consumers"
 	"github.com/idemq/idemq/consumers/consumertest"
+	idemkafka "github.com/idemq/idemq/consumers/kafka"
 	"github.com/idemq/idemq/idem"
 )
 
@@ -19,7 +23,12 @@ func TestConformance(t *testing.T) {
 			t.Parallel()
 			consumertest.Run(t, func(tb testing.TB) consumertest.Queue {
 				tb.Helper()
-				return &queue{setup(tb.(*testing.T), 1), way}
+				v := setup(tb.(*testing.T), 1)
+				w := v.writer()
+				w.WriteBackoffMin, w.WriteBackoffMax = time.Millisecond, 10*time.Millisecond
+				broken := &breakable{RoundTripper: w.Transport}
+				w.Transport = broken
+				return &queue{env: v, way: way, poster: w, to: broken}
 			})
 		})
 	}
@@ -28,7 +37,27 @@ func TestConformance(t *testing.T) {
 // queue implements consumertest.Queue.
 type queue struct {
 	*env
-	way string
+	way    string
+	poster *kafka.Writer // of dead letters
+	to     *breakable    // its transport
+}
+
+// breakable fails on demand.
+type breakable struct {
+	kafka.RoundTripper
+	broken atomic.Bool
+}
+
+func (b *breakable) RoundTrip(ctx context.Context, addr net.Addr, r kafka.Request) (kafka.Response, error) {
+	if b.broken.Load() {
+		return nil, syscall.ECONNREFUSED
+	}
+	return b.RoundTripper.RoundTrip(ctx, addr, r)
+}
+
+func (q *queue) BreakDeadLetters(testing.TB) (mend func()) {
+	q.to.broken.Store(true)
+	return func() { q.to.broken.Store(false) }
 }
 
 func (q *queue) Publish(_ testing.TB, m consumertest.Message) {
@@ -41,7 +70,7 @@ func (q *queue) Publish(_ testing.TB, m consumertest.Message) {
 
 func (q *queue) Consume(ctx context.Context, g *idem.Guard, h consumertest.Handler, deadLetters bool, opts ...consumers.Option) error {
 	if deadLetters {
-		opts = append(opts, q.deadLetter())
+		opts = append(opts, idemkafka.DeadLetter(q.poster, q.dead))
 	}
 	c, end, err := q.consumer(q.way, q.config(), g, func(ctx context.Context, msg kafka.Message) error {
 		return h(ctx, flat(msg))

@@ -20,11 +20,8 @@ func TestConformance(t *testing.T) {
 	consumertest.Run(t, func(tb testing.TB) consumertest.Queue {
 		tb.Helper()
 		q := &queue{js: natstest.Start(tb).JetStream(tb)}
-		for name, subject := range map[string]string{"WORK": "work", "DEAD": "dead"} {
-			if _, err := q.js.CreateStream(tb.Context(), jetstream.StreamConfig{Name: name, Subjects: []string{subject}}); err != nil {
-				tb.Fatal(err)
-			}
-		}
+		q.create(tb, "WORK", "work")
+		q.create(tb, "DEAD", "dead")
 		var err error
 		q.source, err = q.js.CreateConsumer(tb.Context(), "WORK", jetstream.ConsumerConfig{
 			Durable: "worker", AckPolicy: jetstream.AckExplicitPolicy, MaxDeliver: -1, AckWait: conformanceAckWait,
@@ -43,6 +40,13 @@ type queue struct {
 	js     jetstream.JetStream
 	source jetstream.Consumer
 	last   uint64
+}
+
+func (q *queue) create(tb testing.TB, stream, subject string) {
+	tb.Helper()
+	if _, err := q.js.CreateStream(tb.Context(), jetstream.StreamConfig{Name: stream, Subjects: []string{subject}}); err != nil {
+		tb.Fatal(err)
+	}
 }
 
 func (q *queue) Publish(tb testing.TB, m consumertest.Message) {
@@ -109,3 +113,11 @@ func (q *queue) DeadLetters(tb testing.TB) []consumertest.Message {
 }
 
 func (q *queue) Patience() time.Duration { return conformanceAckWait * 3 / 2 }
+
+func (q *queue) BreakDeadLetters(tb testing.TB) (mend func()) {
+	tb.Helper()
+	if err := q.js.DeleteStream(tb.Context(), "DEAD"); err != nil {
+		tb.Fatal(err)
+	}
+	return func() { q.create(tb, "DEAD", "dead") }
+}
