@@ -131,8 +131,8 @@ var spendCases = []testCase{
 		"fingerprint",
 		"Spend keeps its fingerprint, and another payload's Begin or Spend is then a Conflict; its own repeat is none.",
 		func(e *env) {
-			if e.caps.NoFingerprints || e.caps.NoDoneDetails {
-				e.Skip("the driver keeps no fingerprint of a done token")
+			if e.caps.NoFingerprints {
+				e.Skip("the driver keeps no fingerprints")
 			}
 			e.claims(1, 0, 0, 0, spend("t", "c1", fingerprint("x")))
 			e.unchanged("t", func() {

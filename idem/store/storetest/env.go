@@ -77,19 +77,23 @@ func (e *env) apply(b *store.Batch) []store.Reply {
 	return b.Replies
 }
 
-// patience is how often a batch is sent again of which something is not known.
+// patience is how often a batch is sent of which something is not known.
 const patience = 20
 
-// apply executes b, again and again while a reply says that nothing is known of its
-// operation: that is safe under the same claim ids.
+// apply executes b, again and again while it says that nothing is known of an operation,
+// or of all: that is safe under the same claim ids.
 func apply(s store.Store, b *store.Batch) (err error) {
 	away := func(r store.Reply) bool { return errors.Is(r.Err, store.ErrUnavailable) }
-	for range patience {
-		if err = s.Apply(context.Background(), b); err != nil || !slices.ContainsFunc(b.Replies, away) {
+	for try := range patience {
+		if try > 0 {
+			<-time.After(min(10*time.Millisecond<<(try-1), 100*time.Millisecond))
+		}
+		err = s.Apply(context.Background(), b)
+		if !errors.Is(err, store.ErrUnavailable) && (err != nil || !slices.ContainsFunc(b.Replies, away)) {
 			return err
 		}
 	}
-	return nil
+	return err
 }
 
 // try executes one operation and returns its reply.

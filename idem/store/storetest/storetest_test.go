@@ -2,7 +2,9 @@ package storetest_test
 
 import (
 	"context"
+	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -11,23 +13,28 @@ import (
 	"github.com/idemq/idemq/idem/store/storetest"
 )
 
-// forgetful is a driver that declares what it lacks, and lacks it: of a done
-// token it knows nothing more, and it has no fingerprints.
-type forgetful struct{ store.Store }
-
-func (forgetful) Capabilities() store.Capabilities {
-	return store.Capabilities{NoDoneDetails: true, NoFingerprints: true}
+// forgetful is a driver that declares what it lacks, and lacks it.
+type forgetful struct {
+	store.Store
+	lacks store.Capabilities
 }
+
+func (f forgetful) Capabilities() store.Capabilities { return f.lacks }
 
 func (f forgetful) Apply(ctx context.Context, b *store.Batch) error {
 	given := b.Ops
 	b.Ops = make([]store.Op, len(given))
 	for i, op := range given {
-		op.Fingerprint = ""
+		if f.lacks.NoFingerprints {
+			op.Fingerprint = ""
+		}
 		b.Ops[i] = op
 	}
 	err := f.Store.Apply(ctx, b)
 	b.Ops = given
+	if !f.lacks.NoDoneDetails {
+		return err
+	}
 	for i := range b.Replies {
 		r := &b.Replies[i]
 		if r.Status == store.Duplicate && !r.Dead {
@@ -40,7 +47,7 @@ func (f forgetful) Apply(ctx context.Context, b *store.Batch) error {
 	return err
 }
 
-func harness() storetest.Harness {
+func harness(lacks store.Capabilities) storetest.Harness {
 	var mu sync.Mutex
 	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 	return storetest.Harness{
@@ -49,7 +56,7 @@ func harness() storetest.Harness {
 				mu.Lock()
 				defer mu.Unlock()
 				return now
-			}))}
+			})), lacks}
 		},
 		Wait: func(_ testing.TB, d time.Duration) {
 			mu.Lock()
@@ -62,8 +69,42 @@ func harness() storetest.Harness {
 
 // The suite asks a driver for nothing that it declared it cannot do.
 func TestCapabilityGaps(t *testing.T) {
-	t.Run("Run", func(t *testing.T) { storetest.Run(t, harness()) })
-	t.Run("Histories", func(t *testing.T) { storetest.Histories(t, harness()) })
+	for name, lacks := range map[string]store.Capabilities{
+		"done details": {NoDoneDetails: true},
+		"fingerprints": {NoFingerprints: true},
+		"both":         {NoDoneDetails: true, NoFingerprints: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			storetest.Run(t, harness(lacks))
+			storetest.Histories(t, harness(lacks))
+		})
+	}
+}
+
+// hiccups is a driver whose server is away for a moment, again and again.
+type hiccups struct {
+	store.Store
+	calls *atomic.Int32
+}
+
+func (h hiccups) Apply(ctx context.Context, b *store.Batch) error {
+	switch h.calls.Add(1) % 40 {
+	case 0:
+		return fmt.Errorf("a test: %w", store.ErrUnavailable)
+	case 20: // what is executed is not told
+		_ = h.Store.Apply(ctx, b)
+		return fmt.Errorf("a test: %w", store.ErrUnavailable)
+	default:
+		return h.Store.Apply(ctx, b)
+	}
+}
+
+// What the suite is not answered it asks again, as guards do.
+func TestUnavailable(t *testing.T) {
+	h := harness(store.Capabilities{})
+	open := h.Open
+	h.Open = func(tb testing.TB) store.Store { return hiccups{open(tb), new(atomic.Int32)} }
+	storetest.Run(t, h)
 }
 
 // damaged is a driver with records that cannot be read.
@@ -95,7 +136,7 @@ func (d damaged) Apply(ctx context.Context, b *store.Batch) error {
 
 // The cases of damaged records pass on a driver that answers them rightly.
 func TestCorruption(t *testing.T) {
-	h := harness()
+	h := harness(store.Capabilities{NoDoneDetails: true, NoFingerprints: true})
 	records := map[[3]string]error{}
 	open := h.Open
 	h.Open = func(tb testing.TB) store.Store { return damaged{open(tb), records} }
