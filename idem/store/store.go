@@ -29,7 +29,8 @@
 //
 // # Time
 //
-// All time is the store's own clock. A caller's clock never decides anything.
+// All time is the store's own clock, kept to the millisecond or finer. A caller's clock
+// never decides anything.
 package store
 
 import (
@@ -51,6 +52,9 @@ type Store interface {
 	// not reached or gave no answer; any other error is a refusal by a store that
 	// was reached. What is wrong with one operation only is that Reply's Err and
 	// leaves its neighbours alone.
+	//
+	// When ctx ends before, Apply returns soon, with an error that wraps [ErrUnavailable].
+	// How soon a client of the store's lets it return is for [Bounded] to say.
 	//
 	// A store of several servers answers item by item (Reply's Err) where one of them
 	// is away or refuses, also where the batch has nothing for the others: an error of
@@ -78,8 +82,11 @@ type Store interface {
 // Capabilities lists what a driver may lack. The zero value is a driver that
 // can do everything.
 type Capabilities struct {
-	// NoDoneDetails: of a done token only that it is done is known; not when it
-	// was completed, on which attempt, or with which result.
+	// NoDoneDetails: of a done token only that it is done is known, and its fingerprint,
+	// but for NoFingerprints; not when it was completed, by which claim, on which attempt,
+	// or with which result. So a Commit on what another claim completed may be OK, and it
+	// may be remembered for longer than the retention. Attempt and Redrive need not survive
+	// a Forget of it, which need not fence, nor know its own repeat.
 	NoDoneDetails bool
 	// NoFingerprints: a fingerprint is neither kept nor compared.
 	NoFingerprints bool
@@ -114,20 +121,20 @@ func (f Finding) String() string {
 
 // Batch is a number of operations under common terms, and their replies.
 type Batch struct {
-	// Prefix separates applications that share a store. Any bytes.
+	// Prefix separates applications that share a store. Any bytes, at most 255.
 	Prefix string
 	// Owner is the instance name of the claims that this batch makes; empty for
-	// none. Any bytes.
+	// none. Any bytes, at most 255.
 	Owner string
 	// Incarnation orders the processes that bear one Owner.
 	Incarnation uint64
-	// Lease is how long a claim is held without renewal.
+	// Lease is how long a claim is held without renewal. Guards send the Renew, Commit,
+	// Release and Bury of a claim with the Lease and the Retention of its Begin. With others
+	// the answers are the same, but a driver may keep what is completed for either retention.
 	Lease time.Duration
 	// Retention is how long done and dead records are kept, counted from their
 	// completion; a driver may keep them for up to a thousandth longer. In-progress,
 	// released and forgotten records are kept at least as long after their last change.
-	// A claim is completed in a batch with the Lease and the Retention with which it was
-	// made.
 	Retention time.Duration
 	// CheckWithin is how long an issued token may wait for its Check.
 	CheckWithin time.Duration
@@ -141,7 +148,7 @@ type Batch struct {
 	// the room that is there.
 	Replies []Reply
 	// Now is set by Apply: the store's clock when the batch was executed; zero where
-	// each reply is an error.
+	// there are operations, and each reply is an error.
 	Now time.Time
 	// Notice is set by Apply when the store found out that it lost records that
 	// it had acknowledged: a sentence that says what was seen. Else empty.
@@ -158,8 +165,10 @@ type Kind uint8
 
 // The operations. "Live" is a claim in progress whose lease has not run out.
 const (
-	// Begin asks for a claim.
+	// Begin asks for a claim. The first that fits:
 	//
+	//   - released, or forgotten, under this very claim id: Lost; a claim does not
+	//     come back.
 	//   - absent, released, forgotten: Claimed. The attempt goes up by one.
 	//   - in progress under this claim id, run out or not: Claimed, the lease
 	//     starts anew, nothing is counted.
@@ -172,8 +181,6 @@ const (
 	//   - in progress under another id that has run out: taken over: expiries and
 	//     spent go up by one, the attempt by one, Claimed.
 	//   - done: Duplicate. Dead: Duplicate with Dead.
-	//   - released, or forgotten, under this very claim id: Lost; a claim does not
-	//     come back.
 	//
 	// A Redrive higher than the record's, on a record that is absent, released,
 	// forgotten, dead or run out (or to be taken over), is taken over into the record
@@ -231,15 +238,16 @@ const (
 	//   - all else: Lost.
 	Bury
 
-	// Spend is the one-phase form for at-most-once: done before the handler runs.
+	// Spend is the one-phase form for at-most-once: done before the handler runs. The
+	// first that fits:
 	//
+	//   - forgotten under this claim id: Lost.
 	//   - absent, forgotten: done, Claimed; the attempt goes up by one.
 	//   - dead, with a higher Redrive: the same, and the Redrive is taken over.
 	//   - released, or in progress and run out: the same; Spent of the reply tells
 	//     whether an earlier handler may have started (run out adds one), unless a
 	//     higher Redrive set it to zero.
 	//   - done by Spend under this claim id: Claimed, nothing changes.
-	//   - forgotten under this claim id: Lost.
 	//   - in progress and live: InProgress with RetryAfter.
 	//   - done, dead: Duplicate.
 	//
@@ -247,12 +255,12 @@ const (
 	Spend
 
 	// Forget makes a token as if it had never been seen, but for the attempt and
-	// Redrive, which stay: state Forgotten, spent and expiries zero.
+	// Redrive, which stay: state Forgotten, spent and expiries zero. The first that fits:
 	//
-	//   - live: InProgress with RetryAfter.
-	//   - absent: OK, nothing is kept.
 	//   - forgotten under this claim id already, whatever came of the record
 	//     since: OK, nothing changes.
+	//   - live: InProgress with RetryAfter.
+	//   - absent: OK, nothing is kept.
 	//   - all else: forgotten, OK. Claims made before are fenced: their attempts
 	//     are not higher than the record's at this moment.
 	Forget
@@ -298,7 +306,7 @@ type Op struct {
 	Fingerprint string // Begin, Spend: of the payload, without '|', at most 64 bytes; empty is none
 
 	Counted bool   // Release: spends budget
-	Result  []byte // Commit: kept with the completion
+	Result  []byte // Commit: kept with the completion; a driver takes 64 KiB, or more
 }
 
 // MaxRedrive is the highest redrive number: to there each is exact in every store.
@@ -317,12 +325,14 @@ const (
 	// Duplicate: done or dead. At, Attempt, Dead, Redrive and Result are set as
 	// far as the driver knows them.
 	Duplicate
-	// InProgress: somebody else's claim is live. RetryAfter is set, and positive.
+	// InProgress: somebody else's claim is live. RetryAfter, which is positive, is what is
+	// left of its lease, or of the time until it can be taken over.
 	InProgress
-	// NeedAlone: Spent, Expiries and Redrive are as they would have been.
+	// NeedAlone: the claim would have brought Expiries to MaxExpiries, and was not made.
+	// Spent, Expiries and Redrive are what they would have been.
 	NeedAlone
-	// Superseded: a higher incarnation of the same owner holds the token.
-	// RetryAfter is set.
+	// Superseded: a higher incarnation of the same owner holds the token. RetryAfter,
+	// which is positive, is what is left of its lease.
 	Superseded
 	// Unknown: the token was never issued.
 	Unknown
@@ -335,11 +345,13 @@ const (
 // Reply is the answer to one operation.
 type Reply struct {
 	Status Status
-	// Err is set instead of Status where this record alone cannot be worked on:
-	// it wraps [ErrUnreadable], [ErrNewer] or [ErrFull]; or [ErrUnavailable] or
-	// [ErrRefused] where the part of the store that keeps it was not reached, or
-	// refused, others worked, and nothing is known of this operation. Any other error
-	// is final: it will be the same again.
+	// Err is set instead of Status where this record alone cannot be worked on. It wraps
+	//
+	//   - [ErrUnreadable], [ErrNewer] or [ErrFull];
+	//   - [ErrUnavailable] or [ErrRefused], where the part of the store that keeps the
+	//     record was not reached, or refused, and others worked: nothing is known of this
+	//     operation;
+	//   - or none of them: the error is final, and will be the same again.
 	Err error
 
 	Attempt  int
@@ -414,7 +426,7 @@ var (
 	// Reply it is waited for like ErrUnavailable, and never counts for FailOpen.
 	ErrRefused = errors.New("refused by a part of the store")
 	// ErrFull: the store has no room for a claim now (Redis at maxmemory).
-	// Completions and releases still go through.
+	// Completions and releases still go through, as far as a driver can reserve room.
 	ErrFull = errors.New("store full")
 	// ErrUnreadable: what stands in the record's place is not a record.
 	ErrUnreadable = errors.New("unreadable record")
