@@ -53,7 +53,7 @@ type Store interface {
 	// was reached. What is wrong with one operation only is that Reply's Err and
 	// leaves its neighbours alone.
 	//
-	// When ctx ends before, Apply returns soon, with an error that wraps [ErrUnavailable].
+	// Where ctx ends first, Apply returns soon, with an error that wraps [ErrUnavailable].
 	// How soon a client of the store's lets it return is for [Bounded] to say.
 	//
 	// A store of several servers answers item by item (Reply's Err) where one of them

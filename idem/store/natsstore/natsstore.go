@@ -38,8 +38,9 @@
 // client cannot see. A crash of the machine, not of the process, can lose what was
 // acknowledged since, and what it forgets can happen again. With three replicas it takes
 // the crash of two machines. A bucket in memory forgets with its server. A store that
-// sees the bucket come back without what it knew says so in store.Batch's Notice and Losses, in
-// every batch from then on: each guard on the store tells it once.
+// sees the bucket come back without what it knew, if it has several replicas by its next
+// write, says so in store.Batch's Notice and Losses, in every batch from then on: each
+// guard on the store tells it once.
 //
 // A bucket with a limit (MaxBytes) refuses claims with store.ErrFull when the last
 // sixteenth of it is begun, so that completions still go through; what fills that too,
