@@ -262,7 +262,7 @@ var cases = []struct {
 					defer mu.Unlock()
 					tokens[m.Body] = append(tokens[m.Body], c.Token())
 					if m.Body == "one" && !mended {
-						return errors.New("not yet")
+						return idem.RetryAfter(errors.New("not yet"), 0) // which spends no budget
 					}
 					return nil
 				}
