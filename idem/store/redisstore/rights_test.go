@@ -40,8 +40,8 @@ func documented(t *testing.T) map[string][]string {
 			what = line[strings.LastIndex(line, " ")+1:]
 		}
 	}
-	if len(lists) != 5 {
-		t.Fatalf("docs/redis.md lists %v", slices.Collect(maps.Keys(lists)))
+	if what := slices.Sorted(maps.Keys(lists)); !slices.Equal(what, []string{"Preflight", "cluster", "compact", "replicas", "store"}) {
+		t.Fatalf("docs/redis.md lists %v", what)
 	}
 	return lists
 }
