@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"go.uber.org/goleak"
 
 	"github.com/idemq/idemq/idem/store"
@@ -198,5 +200,35 @@ func TestOneNodeAway(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A client may read from replicas, which can lag: what the descriptor is, the primary is asked.
+func TestDescriptorIsThePrimarys(t *testing.T) {
+	cluster := replicated(t)
+	apply(t, redisstore.New(cluster.Client(t)), batch("p"))
+	home := cluster.Owner(t, cluster.Slot(t, "p:{0}:%d"))
+	if n, err := home.Client(t).Wait(t.Context(), 1, 0).Result(); err != nil || n != 1 {
+		t.Fatal(n, err)
+	}
+	do(t, home.Client(t), "ACL", "SETUSER", "default", "-psync", "-sync") // the replica serves on, and learns nothing more
+	do(t, home.Client(t), "CLIENT", "KILL", "TYPE", "replica")
+	do(t, home.Client(t), "FLUSHALL")
+
+	reader := redis.NewClusterClient(&redis.ClusterOptions{Addrs: cluster.Addrs(), ReadOnly: true, ContextTimeoutEnabled: true, DisableIdentity: true})
+	t.Cleanup(func() { _ = reader.Close() })
+	testenv.Await(t, "the client to read from the replica", func() bool {
+		reader.ReloadState(t.Context())
+		return reader.Get(t.Context(), "p:{0}:%d").Val() != ""
+	})
+	s := redisstore.New(reader, redisstore.WithTags(7))
+	if _, err := s.Verify(t.Context(), "p"); err != nil {
+		t.Errorf("Verify was told of what the primary has lost: %v", err)
+	}
+	if err := s.Apply(t.Context(), batch("p")); err != nil {
+		t.Errorf("the replica was asked: %v", err)
+	}
+	if v := home.Client(t).Get(t.Context(), "p:{0}:%d").Val(); !strings.Contains(v, "|7|") {
+		t.Errorf("the primary's descriptor is %q", v)
 	}
 }

@@ -145,7 +145,7 @@ func (s *Store) descriptor(epoch string) descriptor {
 // there was none, or one of records to take over.
 func (s *Store) describe(ctx context.Context, p *prefix) error {
 	key := p.keys.descriptor()
-	v, err := s.client.Get(ctx, key).Result() // not the script: a server that takes no writes answers too
+	v, err := s.read(ctx, p) // a server that takes no writes answers too
 	if errors.Is(err, redis.Nil) {
 		v, err = s.eval(ctx, descriptorScript, key, s.descriptor(rand.Text()).String()).Text()
 	}
@@ -157,6 +157,12 @@ func (s *Store) describe(ctx context.Context, p *prefix) error {
 		v, err = s.eval(ctx, descriptorScript, key, s.descriptor(d.epoch).String(), v).Text()
 	}
 	return s.partly(s.failure(ctx, p, fmt.Sprintf("reading the descriptor %q", key), err))
+}
+
+// read returns a prefix's descriptor, or redis.Nil. It asks by a script: a client may be set to
+// send a GET to replicas, which can lag.
+func (s *Store) read(ctx context.Context, p *prefix) (string, error) {
+	return s.eval(ctx, readScript, p.keys.descriptor()).Text()
 }
 
 // known returns what is known of a prefix, without asking Redis.

@@ -49,6 +49,7 @@ var (
 	compactScripts = newScripts(compactSource + recordsSource)
 
 	descriptorScript  = newScript(descriptorSource)
+	readScript        = newScript("#!lua flags=no-writes\nreturn redis.call('GET', KEYS[1])")
 	incarnationScript = newScript(incarnationSource)
 	rightsScript      = newScript(rightsSource)
 )

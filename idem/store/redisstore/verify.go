@@ -37,7 +37,7 @@ func (s *Store) Verify(ctx context.Context, prefix string) (findings []store.Fin
 	if err != nil {
 		return nil, err
 	}
-	switch v, err := s.client.Get(ctx, p.keys.descriptor()).Result(); {
+	switch v, err := s.read(ctx, p); {
 	case errors.Is(err, redis.Nil): // made at first use
 	case err != nil:
 		return nil, s.failure(ctx, p, fmt.Sprintf("reading the descriptor %q", p.keys.descriptor()), err)
