@@ -128,6 +128,9 @@ func (x *execution) finish(ctx context.Context, calls []*call) error {
 			if cmd != nil {
 				err = cmd.Err()
 			}
+			if err != nil {
+				x.p.replaceSpare()
+			}
 			switch {
 			case cmd != nil && err == nil:
 				if err := x.take(c, cmd); err != nil {

@@ -347,6 +347,39 @@ func TestANewcomerHidesNoLoss(t *testing.T) {
 	}
 }
 
+// A process whose call set a tag's epoch, and whose answer was lost, does not set the same one
+// again on a server that came back empty: others have seen it there.
+func TestALostAnswerHidesNoLoss(t *testing.T) {
+	server := redistest.Start(t, private...)
+	proxy := redistest.NewProxy(t, server.Addr())
+	o := server.Options()
+	o.Addr, o.MaxRetries = proxy.Addr(), -1
+	far := redis.NewClient(o)
+	t.Cleanup(func() { _ = far.Close() })
+	unlucky, other := redisstore.New(far), redisstore.New(server.Client(t))
+	apply(t, other, batch("q", op(store.Begin, "t", "a")))                // the script is loaded
+	if _, err := unlucky.Incarnation(t.Context(), "p", "n"); err != nil { // the descriptor, and no epoch, is made
+		t.Fatal(err)
+	}
+
+	begin := batch("p", op(store.Begin, "t", "a"))
+	proxy.SwallowReply("evalsha")
+	if err := unlucky.Apply(t.Context(), begin); !errors.Is(err, store.ErrUnavailable) {
+		t.Fatal(err)
+	}
+	<-proxy.Swallowed()
+	if apply(t, other, begin); begin.Losses != 0 {
+		t.Fatalf("at first: %s", begin.Notice)
+	}
+	do(t, server.Client(t), "FLUSHALL")
+	if apply(t, unlucky, begin); begin.Losses != 0 {
+		t.Errorf("who has seen nothing lost nothing: %s", begin.Notice)
+	}
+	if apply(t, other, begin); begin.Losses == 0 {
+		t.Error("the loss was hidden")
+	}
+}
+
 func TestVerifyChangesNothing(t *testing.T) {
 	c := redistest.Start(t, private...).Client(t)
 	if _, err := redisstore.New(c).Verify(context.Background(), "p"); err != nil {

@@ -33,7 +33,7 @@ type prefix struct {
 	ready bool           // the descriptor agrees
 	later time.Time      // it agreed before a loss, and what keeps it is away: when to ask again
 	once  bool           // it has agreed
-	spare string         // the epoch that a tag gets which has none: nobody has seen it there
+	spare string         // the epoch that a tag gets which has none: see replaceSpare
 	seen  map[int]string // each tag's epoch, as last seen
 	asked map[int]any    // each tag's epoch key, a string, made once
 	terms terms          // of the last batch
@@ -239,6 +239,15 @@ func (p *prefix) epochs(tag int) (seen, fresh string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.seen[tag], p.spare
+}
+
+// replaceSpare is for after a call that may have set the spare epoch, and did not tell: others may
+// have seen it there, and would not notice that the tag came back empty if it were set again. One
+// that a call told of is replaced by saw.
+func (p *prefix) replaceSpare() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.spare = rand.Text()
 }
 
 // epochKey is keys.epoch, as an argument of a command.
