@@ -29,16 +29,16 @@ type prefix struct {
 
 	describing chan struct{} // filled while the descriptor is asked for
 
-	mu    sync.Mutex
-	ready bool           // the descriptor agrees
-	later time.Time      // it agreed before a loss, and what keeps it is away: when to ask again
-	once  bool           // it has agreed
-	spare string         // the epoch that a tag gets which has none: see replaceSpare
-	seen  map[int]string // each tag's epoch, as last seen
-	asked map[int]any    // each tag's epoch key, a string, made once
-	terms terms          // of the last batch
-	lost  int            // how often one has changed
-	loss  string         // what is to be said of the last time
+	mu     sync.Mutex
+	ready  bool           // the descriptor agrees
+	agreed bool           // it did at least once
+	later  time.Time      // until when one that agreed before is not asked for again, its node being away or refusing
+	spare  string         // the epoch that a tag gets which has none: see replaceSpare
+	seen   map[int]string // each tag's epoch, as last seen
+	asked  map[int]any    // each tag's epoch key, a string, made once
+	terms  terms          // of the last batch
+	lost   int            // how often one has changed
+	loss   string         // what is to be said of the last time
 }
 
 func newPrefix(name string, tags int) *prefix {
@@ -185,11 +185,11 @@ func (s *Store) prefix(ctx context.Context, name string) (*prefix, error) {
 		return nil, s.err
 	}
 	p := s.known(name)
-	ready, described := p.isReady()
+	ready, agreed := p.isReady()
 	if ready {
 		return p, nil
 	}
-	if described && s.several {
+	if agreed && s.several {
 		var cancel context.CancelFunc
 		ctx, cancel = share(ctx)
 		defer cancel()
@@ -198,7 +198,7 @@ func (s *Store) prefix(ctx context.Context, name string) (*prefix, error) {
 	case p.describing <- struct{}{}:
 		defer func() { <-p.describing }()
 	case <-ctx.Done():
-		if described && s.several {
+		if agreed && s.several {
 			return p, nil
 		}
 		return nil, explain(fmt.Sprintf("waiting for the descriptor %q", p.keys.descriptor()), ctx.Err())
@@ -207,7 +207,7 @@ func (s *Store) prefix(ctx context.Context, name string) (*prefix, error) {
 		return p, nil
 	}
 	if err := s.describe(ctx, p); err != nil {
-		if described && s.several && (errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrRefused)) {
+		if agreed && s.several && (errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrRefused)) {
 			p.putOff()
 			return p, nil
 		}
@@ -215,18 +215,18 @@ func (s *Store) prefix(ctx context.Context, name string) (*prefix, error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.ready, p.once = true, true
+	p.ready, p.agreed = true, true
 	return p, nil
 }
 
 // isReady tells whether the descriptor need not be asked for, and whether it ever agreed.
-func (p *prefix) isReady() (ready, described bool) {
+func (p *prefix) isReady() (ready, agreed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.ready || time.Now().Before(p.later), p.once
+	return p.ready || time.Now().Before(p.later), p.agreed
 }
 
-// putOff has the descriptor be asked for later.
+// putOff has a descriptor that agreed before be asked for later.
 func (p *prefix) putOff() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
