@@ -15,6 +15,7 @@ type incarnation struct {
 	number atomic.Uint64 // zero: not drawn yet
 	turn   chan struct{} // holds one: whoever draws
 	failed atomic.Int64  // when it could not be had last, and was done without, in nanoseconds; zero: never
+	told   string        // why it was refused, as last told; of whoever draws
 }
 
 // draw returns the number. Where what keeps it is out of reach, or is a part of the store that
@@ -62,7 +63,7 @@ func (i *incarnation) drawAgain(o *Options) {
 		ctx, cancel := context.WithTimeout(context.Background(), lastRetry)
 		defer cancel()
 		if _, err := i.ask(ctx, o); err != nil {
-			i.failed.Store(time.Now().UnixNano())
+			i.without(o, err)
 		}
 	}()
 }
@@ -76,11 +77,23 @@ func (i *incarnation) ask(ctx context.Context, o *Options) (uint64, error) {
 	n, err := o.store.Incarnation(ctx, o.prefix, o.instance)
 	switch {
 	case errors.Is(err, store.ErrUnavailable), errors.Is(err, store.ErrRefused):
-		i.failed.Store(time.Now().UnixNano())
+		i.without(o, err)
 		return 0, nil
 	case err != nil:
 		return 0, err
 	}
 	i.number.Store(n)
 	return n, nil
+}
+
+// without notes that the number is done without, and tells why, once, if that does not pass by
+// itself: nothing else shows that the name is not in use.
+func (i *incarnation) without(o *Options, err error) {
+	i.failed.Store(time.Now().UnixNano())
+	if errors.Is(err, store.ErrUnavailable) || err.Error() == i.told {
+		return
+	}
+	i.told = err.Error()
+	o.observers.emit(Event{Kind: EventRefused, Err: fmt.Errorf(
+		"idem: the store does not number instance %q; until it does, claims bear no name, and a new process waits for the end of their leases: %w", o.instance, err)})
 }

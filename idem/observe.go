@@ -20,7 +20,7 @@ const (
 	EventCommitted                         // a completion was recorded: Attempt
 	EventReleased                          // a claim was given back: Attempt
 	EventBuried                            // a dead-lettering was recorded: Attempt
-	EventRefused                           // unknown token, conflict, bad record, superseded: Err
+	EventRefused                           // unknown token, conflict, bad record, superseded; without Token: bad signature, no number for WithInstance: Err
 	EventLeaseLost                         // a claim's lease ran out or was taken: Attempt
 	EventStoreDown                         // the store gave no answer, or refused: Err; once per outage
 	EventStoreUp                           // the store answers again: Wait, how long it was away

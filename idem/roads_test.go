@@ -227,15 +227,22 @@ func (u *undrawn) Incarnation(ctx context.Context, prefix, name string) (uint64,
 // and has its name as soon as that is back.
 func TestInstanceIsNumberedLate(t *testing.T) {
 	for name, why := range map[string][]error{
-		"away":                    {store.ErrUnavailable, store.ErrUnavailable},
-		"hangs":                   {nil, nil},
-		"refuses":                 {store.ErrRefused, store.ErrRefused},
-		"away, and refuses later": {store.ErrUnavailable, errBoom},
+		"away":                           {store.ErrUnavailable, store.ErrUnavailable},
+		"hangs":                          {nil, nil},
+		"refuses":                        {store.ErrRefused, store.ErrRefused},
+		"away, and refuses later":        {store.ErrUnavailable, errBoom},
+		"refuses, and then says another": {store.ErrRefused, errBoom},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := &undrawn{Store: memstore.New(), why: why}
-				g := idem.New(idem.WithStore(s), idem.WithLease(9*time.Second), idem.WithInstance("pod-0")).Group("g")
+				var refusals []error
+				told := idem.ObserverFunc(func(e idem.Event) {
+					if e.Kind == idem.EventRefused {
+						refusals = append(refusals, e.Err)
+					}
+				})
+				g := idem.New(idem.WithStore(s), idem.WithLease(9*time.Second), idem.WithInstance("pod-0"), idem.WithObserver(told)).Group("g")
 				start := time.Now()
 				for i := range 20 {
 					asked := time.Now()
@@ -261,6 +268,15 @@ func TestInstanceIsNumberedLate(t *testing.T) {
 					t.Errorf("after %d draws the owner is %q", s.draws, owner)
 				}
 				c.Abandon()
+				var want []error // each once; what passes by itself is not told
+				for _, err := range slices.Compact(slices.Clone(why)) {
+					if err != nil && !errors.Is(err, store.ErrUnavailable) {
+						want = append(want, err)
+					}
+				}
+				if !slices.EqualFunc(refusals, want, errors.Is) {
+					t.Errorf("told of %v, want %v", refusals, want)
+				}
 			})
 		})
 	}
