@@ -3,6 +3,7 @@ package torture
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/idemq/idemq/e2e/history"
@@ -79,6 +80,7 @@ func (w *watcher) settle(ctx context.Context) (stuck string, err error) {
 // until looks until done, and says so if there is no progress for long.
 func (w *watcher) until(ctx context.Context, what string, done func() bool) (stuck string, err error) {
 	best, since := -1, time.Now()
+	var read time.Time // the history, which is long
 	for !done() {
 		if err := w.look(ctx); err != nil {
 			return "", err
@@ -86,7 +88,8 @@ func (w *watcher) until(ctx context.Context, what string, done func() bool) (stu
 		if best < 0 || w.owed < best {
 			best, since = w.owed, time.Now()
 		}
-		if r := w.round; w.nudges && r.nudges < maxNudges && time.Since(since) > nudgeAfter {
+		if r := w.round; w.nudges && r.nudges < maxNudges && time.Since(since) > nudgeAfter && time.Since(read) > nudgeAfter {
+			read = time.Now()
 			done, err := r.allDone()
 			if err != nil {
 				return "", err
@@ -106,25 +109,29 @@ func (w *watcher) until(ctx context.Context, what string, done func() bool) (stu
 
 // allDone reports whether processes know of every message that was published that it is done.
 func (r *Round) allDone() (bool, error) {
-	events, err := history.ReadDir(r.Dir)
+	files, err := filepath.Glob(filepath.Join(r.Dir, "*"+history.Suffix))
 	if err != nil {
 		return false, err
 	}
-	open := map[uint32]bool{}
-	for i := range events {
-		if e := &events[i]; e.Kind == history.Published {
-			open[e.Token] = true
+	published, done := map[uint32]bool{}, map[uint32]bool{}
+	for _, f := range files {
+		for e, err := range history.Read(f) {
+			if err != nil {
+				return false, err
+			}
+			switch op, status := store.Kind(e.Op), store.Status(e.Status); {
+			case e.Kind == history.Published:
+				published[e.Token] = true
+			case e.Kind != history.Answered || e.Has(history.Failed):
+			case status == store.OK && (op == store.Commit || op == store.Bury), status == store.Duplicate && op == store.Begin:
+				done[e.Token] = true
+			}
 		}
 	}
-	for i := range events {
-		e := &events[i]
-		if e.Kind != history.Answered || e.Has(history.Failed) {
-			continue
-		}
-		switch op, status := store.Kind(e.Op), store.Status(e.Status); {
-		case status == store.OK && (op == store.Commit || op == store.Bury), status == store.Duplicate && op == store.Begin:
-			delete(open, e.Token)
+	for token := range published {
+		if !done[token] {
+			return false, nil
 		}
 	}
-	return len(open) == 0, nil
+	return true, nil
 }

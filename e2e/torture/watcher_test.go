@@ -18,12 +18,16 @@ type owing struct {
 	kind  string
 	owed  []int
 	asked int
+	each  func() // done when it is asked
 }
 
 func (b *owing) Kind() string { return b.kind }
 
 func (b *owing) Owed(context.Context) (int, error) {
 	b.asked++
+	if b.each != nil {
+		b.each()
+	}
 	if len(b.owed) > 1 {
 		defer func() { b.owed = b.owed[1:] }()
 	}
@@ -98,4 +102,36 @@ func TestNudges(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What processes know is read again after a while, not at each look: it is long.
+func TestHistoryIsReadNowAndThen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &owing{kind: "kafka-reader", owed: []int{7}}
+		w := watch(t, b)
+		rec, err := history.Create(filepath.Join(w.round.Dir, "x"+history.Suffix))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = rec.Close() }()
+		rec.Add(history.Event{Kind: history.Published, At: 1, Token: 1})
+		began := time.Now()
+		var done bool
+		var nudged time.Duration
+		b.each = func() {
+			switch took := time.Since(began); {
+			case !done && took > nudgeAfter+time.Second:
+				rec.Add(history.Event{Kind: history.Answered, At: 2, Token: 1, Op: uint8(store.Commit), Status: uint8(store.OK)})
+				done = true
+			case w.round.nudges == 1 && nudged == 0:
+				nudged = took
+			}
+		}
+		if _, err := w.settle(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if nudged < 2*nudgeAfter || nudged > 2*nudgeAfter+4*lookEvery {
+			t.Errorf("nudged after %v", nudged)
+		}
+	})
 }
