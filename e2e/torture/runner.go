@@ -167,15 +167,20 @@ func (r *runner) round(t testing.TB, p place, seed uint64) {
 		r.lab.drop(p)
 		return &Result{
 			Site: p.String(), Seed: seed, Settings: settings, Length: r.o.Round.String(), Time: time.Now().UTC().Truncate(time.Second),
-			Again: again, Library: r.library, Failures: []string{fmt.Sprintf("there is no verdict: %v", why)},
+			Failures: []string{fmt.Sprintf("there is no verdict: %v", why)},
 		}
 	}
 	kept := false
+	keep := func(res *Result) error {
+		kept = true
+		res.Again, res.Library = again, r.library
+		return r.keep(res)
+	}
 	defer func() {
 		if kept || t.Skipped() {
 			return
 		}
-		if err := r.keep(none("a server did not do what it was told to, or the harness failed")); err != nil {
+		if err := keep(none("a server did not do what it was told to, or the harness failed")); err != nil {
 			t.Error(err)
 		}
 	}()
@@ -195,9 +200,7 @@ func (r *runner) round(t testing.TB, p place, seed uint64) {
 	if err != nil {
 		res = none(err)
 	}
-	res.Again, res.Library = again, r.library
-	kept = true
-	if err := r.keep(res); err != nil {
+	if err := keep(res); err != nil {
 		t.Fatal(err)
 	}
 	if err != nil {

@@ -39,7 +39,7 @@ func TestFixedSeeds(t *testing.T) {
 			}
 		}
 	}
-	if len(fresh) != runs*len(all)/2 || len(fixed) < len(all)*9/10 {
+	if len(fresh) != runs*(len(all)/2) || len(fixed) < len(all)*9/10 {
 		t.Errorf("%d fresh seeds in %d runs, fixed ones of %d of %d sites", len(fresh), runs, len(fixed), len(all))
 	}
 }
