@@ -54,7 +54,8 @@ func (s *Store) sweepSometimes(ctx context.Context, b *store.Batch) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sweep.running = false
-	if s.sweep.limit = min(2*limit, sweepLimit); err != nil { // the same rows come first again
+	s.sweep.limit = min(2*limit, sweepLimit)
+	if err != nil { // the same rows come first again
 		s.sweep.limit = max(sweepFew, limit/2)
 	}
 	if n >= limit {
@@ -85,10 +86,15 @@ func (s *Store) Sweep(ctx context.Context, limit int) (int, error) {
 	return total, nil
 }
 
+// sweepOnce deletes the rows of renewed claims last: one of them that is held is waited for.
 func (s *Store) sweepOnce(ctx context.Context, clock int64, limit int, all bool) (total int, err error) {
-	if err := s.endLeases(ctx); err != nil {
-		return 0, err
+	if total, err = s.sweepTables(ctx, clock, limit, all); err != nil {
+		return total, err
 	}
+	return total, s.endLeases(ctx, limit)
+}
+
+func (s *Store) sweepTables(ctx context.Context, clock int64, limit int, all bool) (total int, err error) {
 	which := []string{"records", "issued", "leases"}
 	if !all {
 		which = which[:1]
@@ -169,33 +175,23 @@ func (s *Store) sweepTable(ctx context.Context, tx Tx, which string, clock int64
 	return len(keys), err
 }
 
-// endLeases deletes the rows of renewed claims that are over, which this process knows.
-func (s *Store) endLeases(ctx context.Context) error {
+// endLeases deletes the rows of some renewed claims that are over, which this process knows.
+// Where that fails they are forgotten: somebody may hold one of them for good. The sweep of
+// leases passes over that one and finds the others, once their time has passed.
+func (s *Store) endLeases(ctx context.Context, limit int) error {
 	s.mu.Lock()
-	ended, epoch := s.ended, s.epoch
-	s.ended = nil
+	n := min(limit, maxOps, len(s.ended))
+	ended := s.ended[:n:n]
+	s.ended = s.ended[n:]
 	s.mu.Unlock()
-	for len(ended) > 0 {
-		batch := ended[:min(maxOps, len(ended))]
-		slices.SortFunc(batch, func(a, b lease) int { return compareKeys(a.key, b.key) })
-		t := table{columns: []string{"gid", "token", "claim"}}
-		for _, l := range batch {
-			t.rows = append(t.rows, []any{l.gid, []byte(l.token), l.claim})
-		}
-		if _, err := s.exec(ctx, s.db, "end_leases", values{"rows": t}); err != nil {
-			s.keepEnded(ended, epoch)
-			return err
-		}
-		ended = ended[len(batch):]
+	if n == 0 {
+		return nil
 	}
-	return nil
-}
-
-// keepEnded puts back what was not deleted.
-func (s *Store) keepEnded(ended []lease, epoch string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.epoch == epoch {
-		s.ended = append(s.ended, ended[:min(len(ended), maxEnded-len(s.ended))]...)
+	slices.SortFunc(ended, func(a, b lease) int { return compareKeys(a.key, b.key) })
+	t := table{columns: []string{"gid", "token", "claim"}}
+	for _, l := range ended {
+		t.rows = append(t.rows, []any{l.gid, []byte(l.token), l.claim})
 	}
+	_, err := s.exec(ctx, s.db, "end_leases", values{"rows": t})
+	return err
 }
