@@ -460,6 +460,8 @@ func TestInsertThatIsHeld(t *testing.T) {
 			}
 			apply(t, s, begin("committed", "c"), time.Minute)
 			apply(t, s, store.Op{Kind: store.Issue, Token: "issued"}, time.Minute)
+			spent := store.Op{Kind: store.Spend, Group: "g", Token: "spent", Claim: "c1"}
+			apply(t, s, spent, time.Minute)
 			tx, err := db.BeginTx(t.Context(), &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 			if err != nil {
 				t.Fatal(err)
@@ -511,12 +513,21 @@ func TestInsertThatIsHeld(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			batch := terms(slices.Concat(many, renewed)...)
+			// What is there already, of a batch that comes again above all, is answered as it is.
+			there := []store.Op{spent, begin("renewed0", "c"), begin("spent", "another"), {Kind: store.Issue, Token: "issued"}}
+			batch := terms(slices.Concat(many, renewed, there)...)
 			ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
 			defer cancel()
 			if err := s.Apply(ctx, batch); err != nil {
 				t.Errorf("beside %d rows that are being inserted: %v", len(many), err)
 			}
+			answers := batch.Replies[len(many)+len(renewed):]
+			for i, want := range []store.Status{store.Claimed, store.Claimed, store.Duplicate, store.OK} {
+				if r := answers[i]; r.Err != nil || r.Status != want {
+					t.Errorf("kind %d of token %s, which is there: %+v, want %v", there[i].Kind, there[i].Token, r, want)
+				}
+			}
+			batch.Replies = batch.Replies[:len(many)+len(renewed)]
 			for i, r := range batch.Replies {
 				if want := map[bool]store.Status{true: store.InProgress, false: store.OK}[i < len(many)]; r.Err != nil || r.Status != want {
 					t.Errorf("kind %d of token %s, of many: %+v", batch.Ops[i].Kind, batch.Ops[i].Token, r)

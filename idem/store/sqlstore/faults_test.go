@@ -184,6 +184,8 @@ func TestFullDisk(t *testing.T) {
 			db := open(t, on.driver, on.start(t, dir))
 			s := on.store(t, db)
 			apply(t, s, begin("a", "c1"), time.Minute)
+			spent := store.Op{Kind: store.Spend, Group: "g", Token: "spent", Claim: "c1"}
+			apply(t, s, spent, time.Minute)
 			hog := dir + "/hog"
 			if out, err := exec.Command("dd", "if=/dev/zero", "of="+hog, "bs=4k").CombinedOutput(); err == nil {
 				t.Fatalf("the disk did not fill: %s", out)
@@ -203,6 +205,21 @@ func TestFullDisk(t *testing.T) {
 			t.Log(said)
 			if !errors.Is(said, store.ErrUnavailable) && !errors.Is(said, store.ErrFull) {
 				t.Errorf("the error is %v", said)
+			}
+			var again store.Reply
+			await(t, "claims to find no room", func() bool {
+				b := terms(spent)
+				for i := range 400 {
+					b.Ops = append(b.Ops, begin(fmt.Sprintf("%0200d-%d", i, time.Now().UnixNano()), "c1"))
+				}
+				if s.Apply(t.Context(), b) != nil || !errors.Is(b.Replies[1].Err, store.ErrFull) {
+					return false
+				}
+				again = b.Replies[0]
+				return true
+			})
+			if again.Status != store.Claimed || again.Err != nil {
+				t.Errorf("a claim of before, asked for again beside them: %+v", again)
 			}
 			if err := os.Remove(hog); err != nil {
 				t.Fatal(err)

@@ -84,6 +84,7 @@ type execution struct {
 	patience time.Duration // with these rows
 	handlers bool          // the transaction is a handler's
 
+	rows    *needs // of the operations, once they are known
 	records map[key]*row
 	issued  map[key]*issuedRow
 	held    map[key]bool // rows that others hold
@@ -206,15 +207,20 @@ func (s *Store) kind2(err error) kind {
 	return s.kind(err)
 }
 
-// withoutClaims answers what makes new records, and executes the rest.
+// withoutClaims answers what makes new records, and executes the rest: of a record that is
+// there too, since it may be the caller's own claim, whose answer was lost. Where there is no
+// room, only if it stays as it is.
 func (x *execution) withoutClaims(ctx context.Context, cause error, answer func(*store.Op) store.Reply) error {
 	var rest []int
+	noRoom := x.s.kind(cause) == full
 	for i := range x.ops {
 		switch x.ops[i].Kind {
 		case store.Begin, store.Spend, store.Issue:
-		default:
-			rest = append(rest, i)
+			if stored, changed := x.found(i); !stored || changed && noRoom {
+				continue
+			}
 		}
+		rest = append(rest, i)
 	}
 	if len(rest) == len(x.ops) {
 		return cause
@@ -236,11 +242,26 @@ func (x *execution) withoutClaims(ctx context.Context, cause error, answer func(
 	return nil
 }
 
+// found tells whether the record of an operation, or the registration that it makes, was
+// there, and whether the operations have changed it.
+func (x *execution) found(i int) (stored, changed bool) {
+	if x.rows == nil {
+		return false, false
+	}
+	if x.ops[i].Kind == store.Issue {
+		r := x.issued[x.rows.issued[i]]
+		return r != nil && r.stored, r != nil && r.changed
+	}
+	r := x.records[x.rows.records[i]]
+	return r != nil && r.stored, r != nil && r.changed
+}
+
 func (x *execution) run(ctx context.Context) error {
 	need, err := x.need(ctx)
 	if err != nil {
 		return err
 	}
+	x.rows = need
 	if !need.writes {
 		return x.read(ctx, need)
 	}
