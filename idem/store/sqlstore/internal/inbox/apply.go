@@ -126,7 +126,7 @@ func (s *Store) apply(ctx context.Context, b *store.Batch, ops []store.Op, repli
 		return s.apply(ctx, b, ops[half:], replies[half:], until)
 	}
 	if inserting {
-		replies[0] = s.heldReply(&ops[0])
+		replies[0] = s.insertingReply(&ops[0], b)
 		return epoch, nil
 	}
 	tooLarge := s.tooLargeError(&ops[0], err)
@@ -190,7 +190,7 @@ func (s *Store) applyAtOnce(ctx context.Context, b *store.Batch, ops []store.Op,
 			err = x.withoutClaims(ctx, err, func(*store.Op) store.Reply { return store.Reply{Err: noRoom} })
 		}
 		if late := !until.IsZero() && time.Now().After(until); late && errors.Is(err, errInserting) {
-			err = x.withoutClaims(ctx, err, s.heldReply)
+			err = x.withoutClaims(ctx, err, func(op *store.Op) store.Reply { return s.insertingReply(op, b) })
 		}
 		if errors.Is(err, errInserting) && time.Since(start) > limit {
 			return err
@@ -596,18 +596,24 @@ func (x *execution) execute(n *needs) {
 	}
 }
 
+// insertingReply is the answer to an operation whose row somebody else is inserting, or may be:
+// each batch that asks again pays for the search.
+func (s *Store) insertingReply(op *store.Op, b *store.Batch) store.Reply {
+	return s.heldReply(op, max(heldRetry, b.Lease/3))
+}
+
 // heldReply is the answer to an operation whose row somebody else holds.
-func (s *Store) heldReply(op *store.Op) store.Reply {
+func (s *Store) heldReply(op *store.Op, after time.Duration) store.Reply {
 	switch op.Kind {
 	case store.Begin, store.Spend, store.Forget:
-		return store.Reply{Status: store.InProgress, RetryAfter: heldRetry}
+		return store.Reply{Status: store.InProgress, RetryAfter: after}
 	}
 	return store.Reply{Err: fmt.Errorf("%s: token %q: %w: %w", s.config.Package, op.Token, store.ErrUnavailable, errHeld)}
 }
 
 func (x *execution) do(op *store.Op, k, ik key) store.Reply {
 	if x.held[k] && op.Kind != store.Inspect || x.heldToo[ik] {
-		return x.s.heldReply(op)
+		return x.s.heldReply(op, heldRetry)
 	}
 	var rec rules.Record
 	var iss rules.Issued
