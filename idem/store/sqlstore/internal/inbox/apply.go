@@ -106,10 +106,11 @@ var errFaster = errors.New("another transaction was faster")
 // errInserting: somebody else inserts a row that is needed, and does not commit.
 var errInserting = errors.New("another transaction is inserting a record that is needed")
 
-// apply executes operations in one transaction; where that is too large for the server, or
-// somebody else inserts a row of it, which nobody can see, in several, to find that row:
-// until then, which the first try sets, and after that nothing new is claimed beside it. What
-// cannot be executed by itself is answered so.
+// apply executes operations in one transaction. Where that is more than the server takes, or
+// somebody else is inserting one of its rows (which cannot be seen, only waited for), it
+// halves them until that row stands alone and is answered as held. The first insert that is
+// waited for in vain sets until: after that time no half is divided for its claims; those of
+// rows that are not there are answered as in progress, and the rest is executed.
 func (s *Store) apply(ctx context.Context, b *store.Batch, ops []store.Op, replies []store.Reply, until time.Time) (epoch string, err error) {
 	epoch, err = s.applyAtOnce(ctx, b, ops, replies, until)
 	inserting := errors.Is(err, errInserting)
@@ -312,7 +313,9 @@ func (x *execution) need(ctx context.Context) (*needs, error) {
 			}
 			k := key{gid, op.Token}
 			if op.Kind == store.Renew && x.s.isCommitting(lease{k, op.Claim}) {
-				continue // Lost, as after COMMIT: of a claim that it is ending a guard makes nothing of that
+				// Answered as Lost, as it would be after COMMIT. The guard that is committing the claim
+				// ignores it (claim.wasEnding); waiting for the row would be told as an outage.
+				continue
 			}
 			n.records[i] = k
 			if op.Kind == store.Inspect {
@@ -365,10 +368,10 @@ func (x *execution) read(ctx context.Context, n *needs) error {
 	return nil
 }
 
-// limit is how long the server waits for a row: in MySQL seconds, and none where there is no
-// time for one; else milliseconds. In a handler's transaction it is zero there, which leaves
-// it to the setting, as PostgreSQL would keep another one until the end of COMMIT.
-func (x *execution) limit(ctx context.Context) int64 {
+// lockWait is how long the server may wait for a row: milliseconds in PostgreSQL, seconds in
+// MySQL. Zero in MySQL: do not wait. Zero in PostgreSQL: leave the setting, since in a handler's
+// transaction ours would stay until its end.
+func (x *execution) lockWait(ctx context.Context) int64 {
 	switch {
 	case x.s.config.Dialect != MySQL && x.handlers:
 		return 0
@@ -387,7 +390,7 @@ func (x *execution) await(ctx context.Context, tx Tx) error {
 	if len(x.wait) == 0 {
 		return nil
 	}
-	wait := x.limit(ctx)
+	wait := x.lockWait(ctx)
 	if wait == 0 {
 		return nil // the next try comes soon
 	}
@@ -696,7 +699,7 @@ func (x *execution) writeRows(ctx context.Context, tx Conn, which string, column
 	if len(fresh)+len(known) == 0 {
 		return nil
 	}
-	wait := x.limit(ctx)
+	wait := x.lockWait(ctx)
 	if s.config.Dialect != Postgres {
 		if len(fresh) > 0 {
 			if _, err := s.exec(ctx, tx, "insert"+which, values{"wait": wait, "rows": table{rows: fresh}}); err != nil {

@@ -433,7 +433,10 @@ func (h *Handler) ask(ctx context.Context, b *store.Batch) error {
 			case err != nil:
 				return err
 			case !r.stored:
-				return cmp.Or(h.s.isFree(ctx, tx, r, b), errAbsent)
+				if err := h.s.awaitInserter(ctx, tx, r, b); err != nil {
+					return err
+				}
+				return errAbsent
 			case r.record.Claim == op.Claim && r.record.State == store.Done:
 				b.Replies[0].Status = store.OK
 			case r.record.Claim == op.Claim && r.record.State == store.Running:
@@ -450,8 +453,8 @@ func (h *Handler) ask(ctx context.Context, b *store.Batch) error {
 	})
 }
 
-// isFree waits until nobody is inserting a row, by inserting it: the caller rolls back.
-func (s *Store) isFree(ctx context.Context, tx Tx, r *row, b *store.Batch) error {
+// awaitInserter waits until nobody is inserting a row, by inserting it: the caller rolls back.
+func (s *Store) awaitInserter(ctx context.Context, tx Tx, r *row, b *store.Batch) error {
 	x := &execution{s: s, patience: within(ctx, patience)}
 	return x.writeRows(ctx, tx, "", recordColumns, [][]any{r.values(b.Lease)}, nil)
 }
