@@ -121,9 +121,9 @@ type Broker struct {
 	HandlerGrace time.Duration
 	// HoldLimit bounds how long a delivery is waited with: through backoffs, for whoever
 	// has it in progress, for the store. Then its claim is given back, spending no
-	// budget, and it is redelivered (a last delivery: dead-lettered). A handler that runs is not interrupted, and what was
-	// held as long before its turn came is tried all the same, for a lease. Zero is no
-	// limit.
+	// budget, and it is redelivered; a last delivery is dead-lettered. A handler that runs
+	// is not interrupted, and what was held as long before its turn came is tried all the
+	// same, for a lease. Zero is no limit.
 	HoldLimit time.Duration
 }
 

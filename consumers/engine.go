@@ -322,8 +322,9 @@ func (e *Engine) Room(ctx context.Context) (int, error) {
 // Handle handles and settles one delivery, and returns when that is done: for loops
 // that belong to the user. Nil says that the message may be passed over: it is done, or
 // dead-lettered (should the broker not have taken the ack, it comes again and is
-// dropped), or was sent back (Broker.HoldLimit). The error says why it may not: ctx ended, or something happened that no
-// message may be skipped for. idem.Done is false of it, whatever ended ctx or the handler returned.
+// dropped), or was sent back (Broker.HoldLimit). The error says why it may not: ctx ended,
+// or something happened that no message may be skipped for. idem.Done is false of it,
+// whatever ended ctx or the handler returned.
 func (e *Engine) Handle(ctx context.Context, d Delivery) error {
 	if ctx.Err() != nil {
 		return &unsettledError{context.Cause(ctx)}

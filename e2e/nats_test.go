@@ -613,7 +613,7 @@ func TestRedisCommands(t *testing.T) {
 	stop()
 	calls := s.scripts() - before
 	t.Logf("one at a time: %d script calls for %d messages, %.3f each", calls, len(all), float64(calls)/float64(len(all)))
-	if calls > 2*len(all)+2 {
+	if calls > 2*len(all)+4 { // a few are the start's
 		t.Errorf("%d script calls for %d messages, want a claim and a completion each", calls, len(all))
 	}
 	l.wantOnce(t, all)

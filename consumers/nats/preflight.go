@@ -27,12 +27,12 @@ type streams interface {
 // Preflight reads the settings of the JetStream consumer anew, asks the store, and
 // returns what weakens the promise: AckWait or BackOff shorter than the guard renews its
 // leases in, a finite MaxDeliver within the budget, a MaxAckPending below Concurrency, what
-// has the server forget the consumer; and what the store finds (Guard.Preflight). Where DeadLetter was given a whole
-// jetstream.JetStream of the same server, it also looks at the stream: whether it keeps
-// messages for longer than the guard remembers them, and whether the dead-letter stream is
-// less safe than it, and at the connection: whether it reconnects for ever. Without that
-// neither can be asked. docs/preflight.md lists all
-// findings.
+// has the server forget the consumer; and what the store finds (Guard.Preflight).
+//
+// Where DeadLetter was given a whole jetstream.JetStream of the same server, it also looks
+// at the connection (whether it reconnects for ever) and at the streams: whether messages
+// are kept for longer than the guard remembers them, and dead letters less safely than
+// messages. Without that none of these can be asked. docs/preflight.md lists all findings.
 //
 // The error is what would end Run: a JetStream consumer that is not there, or that
 // NewConsumer would refuse, a dead-letter subject that no stream stores, what
