@@ -13,6 +13,7 @@ import (
 
 	"github.com/idemq/idemq/consumers"
 	"github.com/idemq/idemq/idem"
+	"github.com/idemq/idemq/internal/natsconn"
 )
 
 // streams is what a dead-letter publisher can be asked if it is a whole
@@ -214,18 +215,15 @@ func (c *Consumer) streamFindings(ctx context.Context, info *jetstream.ConsumerI
 // reconnectFindings looks at the connection that DeadLetter was given, which is mostly that
 // of the JetStream consumer too.
 func reconnectFindings(o nats.Options) []idem.Finding {
-	if o.AllowReconnect && o.MaxReconnect < 0 {
+	what := natsconn.GivesUp(&o)
+	if what == "" {
 		return nil
-	}
-	what := fmt.Sprintf("The NATS client gives a server up after %d attempts to reconnect, and closes when none is left.", o.MaxReconnect)
-	if !o.AllowReconnect {
-		what = "The NATS client does not reconnect."
 	}
 	return []idem.Finding{{
 		ID:          "nats-reconnects",
 		What:        what,
 		Consequence: "After an outage that is longer Run ends, and nothing is handled until the process is started again.",
-		Cure:        "Connect with nats.MaxReconnects(-1).",
+		Cure:        natsconn.ReconnectsForEver,
 	}}
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/idemq/idemq/idem/store"
+	"github.com/idemq/idemq/internal/natsconn"
 )
 
 // Verify implements store.Store. It looks at the server's version, the bucket's
@@ -85,17 +86,14 @@ func (s *Store) ofClient() (found []store.Finding) {
 		})
 	}
 	o := &s.wire.nc.Opts
-	if o.AllowReconnect && o.MaxReconnect < 0 {
+	what := natsconn.GivesUp(o)
+	if what == "" {
 		return found
-	}
-	what := fmt.Sprintf("The NATS client gives a server up after %d attempts to reconnect, and closes when none is left.", o.MaxReconnect)
-	if !o.AllowReconnect {
-		what = "The NATS client does not reconnect."
 	}
 	return append(found, store.Finding{
 		ID: "nats-kv-reconnects", What: what,
 		Consequence: "After an outage that is longer, nothing can be claimed or completed until the process is started again.",
-		Cure:        "Connect with nats.MaxReconnects(-1).",
+		Cure:        natsconn.ReconnectsForEver,
 	})
 }
 
