@@ -14,6 +14,8 @@ import (
 	"github.com/shirou/gopsutil/v4/cpu"
 	"github.com/shirou/gopsutil/v4/host"
 	"github.com/shirou/gopsutil/v4/mem"
+
+	"github.com/idemq/idemq/internal/testenv"
 )
 
 // Options are what a comparison is asked for.
@@ -250,25 +252,8 @@ func describe(t *testing.T, o Options) *Result {
 	if h, err := host.Info(); err == nil {
 		res.System = strings.TrimSpace(fmt.Sprintf("%s %s, kernel %s", h.Platform, h.PlatformVersion, h.KernelVersion))
 	}
-	res.Library = commit(".")
+	res.Library = testenv.Commit(".")
 	return res
-}
-
-// commit is that of a checkout, -dirty where files differ from it that are no pages: these the
-// program writes itself. Outside of one it is empty.
-func commit(dir string) string {
-	git := func(args ...string) (string, error) {
-		out, err := exec.Command("git", append([]string{"-C", dir}, args...)...).Output()
-		return strings.TrimSpace(string(out)), err
-	}
-	at, err := git("describe", "--always", "--abbrev=12")
-	if err != nil {
-		return ""
-	}
-	if changed, err := git("status", "--porcelain", "--", ":/", ":(top,exclude)docs"); err != nil || changed != "" {
-		at += "-dirty"
-	}
-	return at
 }
 
 // clientModules are the clients of the rows in Go.

@@ -7,7 +7,6 @@ import (
 	"hash/fnv"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,6 +15,7 @@ import (
 	"time"
 
 	"github.com/idemq/idemq/e2e/torture/role"
+	"github.com/idemq/idemq/internal/testenv"
 )
 
 // Options say what a run of many rounds is. What is zero has a default.
@@ -83,7 +83,7 @@ func Run(t *testing.T, o Options) []Result {
 	if err := os.WriteFile(filepath.Join(o.Dir, ".gitignore"), []byte("*\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	r := &runner{o: o, lab: newLab(t), began: time.Now(), places: all, running: map[*Round]bool{}, library: revision()}
+	r := &runner{o: o, lab: newLab(t), began: time.Now(), places: all, running: map[*Round]bool{}, library: testenv.Commit(".")}
 	t.Logf("seed %d: %d sites, %d at a time, %v of faults a round", o.Seed, len(all), o.Parallel, o.Round)
 
 	ended := make(chan struct{})
@@ -272,13 +272,4 @@ func (r *runner) progress() string {
 	}
 	return fmt.Sprintf("%v: %d rounds over, %d running; %d messages, %d faults; of the rounds that are over %d lost, %d doubled in a window, %d elsewhere, %d rounds failed",
 		time.Since(r.began).Round(time.Second), len(r.results), len(r.running), messages, faults, sum.Lost, sum.windows(), sum.Elsewhere, sum.failed)
-}
-
-// revision names the state of the library's source, where git knows it.
-func revision() string {
-	out, err := exec.Command("git", "describe", "--always", "--dirty", "--abbrev=12").Output()
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSpace(string(out))
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/idemq/idemq/e2e/history"
 	"github.com/idemq/idemq/e2e/torture/role"
 	"github.com/idemq/idemq/internal/redistest"
+	"github.com/idemq/idemq/internal/testenv"
 )
 
 // SoakOptions say what a soak is: several brokers at once for long, with one Redis. What
@@ -165,7 +166,7 @@ func newSoak(t *testing.T, o SoakOptions) *soak {
 		Command:   fmt.Sprintf("make soak DURATION=%s SEED=%d", brief(o.Duration), o.Seed),
 		Retention: min(soakRetention, max(o.Duration/6, leastRetention)), Judged: min(soakJudged, o.Duration/2),
 		Sampled: min(soakSample, o.Duration/60), FaultsAt: min(soakFault, max(o.Duration/12, leastFault)),
-		Library: revision(), Go: runtime.Version(), CPUs: runtime.NumCPU(), Memory: memory.Total, Handled: map[string]int{},
+		Library: testenv.Commit("."), Go: runtime.Version(), CPUs: runtime.NumCPU(), Memory: memory.Total, Handled: map[string]int{},
 	}}
 }
 
